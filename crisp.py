@@ -1,0 +1,23 @@
+"""crisp: a Kubernetes CRI runtime.
+
+This module is the only name that an installation adds to site-packages. The rooms (`proto`, `kernel`, `shim`,
+`imagesvc`, `runtime`) lie beside it in a checkout and inside it in a wheel; either way they are put at the front of the
+path of crisp's own processes here, and nobody else's `import proto` ever meets them.
+"""
+
+import os
+import sys
+
+__version__ = "0.1.0"
+
+
+def main() -> None:
+    """Entry point of the `crisp` command."""
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    from runtime.cli import main as cli  # noqa: PLC0415  the path has to be set first
+
+    cli()
+
+
+if __name__ == "__main__":
+    main()
