@@ -1,0 +1,236 @@
+"""What all pods of the builtin network share on the host: the bridge, forwarding, and the nftables table.
+
+`SharedHost.ensure` compares it with what it should be and mends it. All of it blocks, and runs in one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import os
+import socket
+from collections.abc import Collection, Sequence
+from ipaddress import ip_interface
+from typing import Final
+
+import structlog
+
+from proto.errors import Code, CrispError
+from runtime.network import rtnetlink
+from runtime.network.config import Network, NetworkConfig
+from runtime.network.leases import mac_of
+from runtime.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
+from runtime.network.nftables import HostPort, Table, load, ruleset
+from runtime.network.rtnetlink import Interface, Link
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_MTU: Final = 1500
+SYSCTLS: Final = "/proc/sys/net"
+
+
+def gateway_of(network: Network) -> Interface:
+    """The bridge's address in a pod subnet."""
+    return ip_interface(f"{network.network_address + 1}/{network.prefixlen}")
+
+
+def usable_networks(config: NetworkConfig) -> tuple[Network, ...]:
+    """The configured subnets whose family this kernel has. Raises FAILED_PRECONDITION if that leaves none."""
+    networks = tuple(n for n in config.networks() if n.version == 4 or os.path.isdir(f"{SYSCTLS}/ipv6"))
+    if not networks:
+        raise CrispError(
+            Code.FAILED_PRECONDITION, "network.subnets has IPv6 only, and this kernel has IPv6 switched off"
+        )
+    return networks
+
+
+class SharedHost:
+    """The shared half of the builtin network."""
+
+    def __init__(self, config: NetworkConfig, networks: Sequence[Network]) -> None:
+        self._config = config
+        self._networks = networks
+        self._ports: set[HostPort] = set()
+        """What the table's maps should hold."""
+        self.route = NetlinkSocket(NETLINK_ROUTE)
+        self._filter = NetlinkSocket(NETLINK_NETFILTER)
+        self._table = Table(self._filter, config.table)
+        self._bridge = 0
+        self._rules: tuple[int, int] | None = None
+        """Handle and number of rules of the table that was loaded last."""
+        self._generation = 0
+        """At which the table was last found complete."""
+        self.mtu = DEFAULT_MTU
+
+    @property
+    def bridge(self) -> int:
+        """The bridge's index."""
+        return self._bridge
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self.route.close()
+        self._filter.close()
+
+    def start(self, ports: Collection[HostPort]) -> None:
+        """Make everything, with the host ports that are open already."""
+        self._ports = set(ports)
+        self.ensure()
+
+    def ensure(self) -> None:
+        """Make or mend what is missing. If all is well, it costs two netlink requests and reading two
+        sysctls."""
+        self._ensure_bridge()
+        self._ensure_forwarding()
+        self._ensure_table()
+
+    def _ensure_bridge(self) -> None:
+        link = rtnetlink.link_at(self.route, self._bridge) if self._bridge else None
+        if link is not None and link.up and link.name == self._config.bridge:
+            return
+        self.mtu = self._uplink_mtu()
+        link = rtnetlink.find_link(self.route, self._config.bridge)
+        if link is None:
+            self._refuse_overlap()
+            mac = mac_of(gateway_of(self._networks[0]).ip)
+            self.route.request(rtnetlink.new_bridge(self._config.bridge, mac, self.mtu))
+            link = rtnetlink.find_link(self.route, self._config.bridge)
+        if link is None or link.kind != "bridge":
+            raise CrispError(
+                Code.FAILED_PRECONDITION,
+                f"interface {self._config.bridge} exists and is not a bridge: "
+                "configure another name in network.bridge",
+            )
+        self._set_up_bridge(link)
+
+    def _set_up_bridge(self, link: Link) -> None:
+        name = link.name
+        for network in self._networks:
+            if network.version == 6:
+                set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0")
+                set_sysctl(f"ipv6/conf/{name}/accept_ra", "0")
+            else:
+                # Lets the node's own 127.0.0.1 reach host ports; the table's chain `guard` keeps pods from
+                # abusing it.
+                set_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
+        gateways = [rtnetlink.add_address(link.index, gateway_of(network)) for network in self._networks]
+        self.route.request(rtnetlink.set_up(link.index, mtu=self.mtu), *gateways)
+        self._bridge = link.index
+
+    def _uplink_mtu(self) -> int:
+        """The MTU of the interface with the default route, so that pods' packets fit it."""
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for route in rtnetlink.list_routes(self.route, family):
+                if route.destination.prefixlen == 0 and route.link:
+                    uplink = rtnetlink.link_at(self.route, route.link)
+                    if uplink is not None and uplink.mtu:
+                        return uplink.mtu
+        return DEFAULT_MTU
+
+    def _refuse_overlap(self) -> None:
+        """Do not take addresses away from a network that the host already reaches."""
+        for network in self._networks:
+            family = socket.AF_INET if network.version == 4 else socket.AF_INET6
+            for route in rtnetlink.list_routes(self.route, family):
+                theirs = route.destination
+                if theirs.prefixlen >= network.prefixlen and int(theirs.network_address) in range(
+                    int(network.network_address), int(network.broadcast_address) + 1
+                ):
+                    raise CrispError(
+                        Code.FAILED_PRECONDITION,
+                        f"pod subnet {network} overlaps the host's route to {theirs}: "
+                        "configure other network.subnets",
+                    )
+
+    def _ensure_forwarding(self) -> None:
+        for network in self._networks:
+            if network.version == 4:
+                set_sysctl("ipv4/ip_forward", "1")
+            elif read_sysctl("ipv6/conf/all/forwarding") != "1":
+                self._keep_router_advertisements()
+                set_sysctl("ipv6/conf/all/forwarding", "1")
+
+    @staticmethod
+    def _keep_router_advertisements() -> None:
+        """With forwarding on, accept_ra=1 means no, and a host would lose its default route when that
+        expires; 2 means yes even so."""
+        for path in glob.glob(f"{SYSCTLS}/ipv6/conf/*/accept_ra"):
+            key = os.path.relpath(path, SYSCTLS)
+            if read_sysctl(key) == "1":
+                set_sysctl(key, "2")
+
+    def _ensure_table(self) -> None:
+        generation = self._table.generation()
+        if self._rules is not None and generation == self._generation:
+            return
+        if self._rules is not None and self._is_whole():
+            self._generation = generation
+            return
+        if self._rules is not None:
+            log.warning(
+                "somebody removed the pod network's nftables rules: loading them again",
+                table=self._config.table,
+            )
+        load(ruleset(self._config, self._networks, self._ports))
+        self._generation = self._table.generation()
+        handle = self._table.handle()
+        if handle is None:
+            self._rules = None
+            raise CrispError(
+                Code.UNAVAILABLE, f"nftables table {self._config.table} was removed while it was being loaded"
+            )
+        self._rules = handle, self._table.rule_count()
+
+    def _is_whole(self) -> bool:
+        handle = self._table.handle()
+        if handle is None or (handle, self._table.rule_count()) != self._rules:
+            return False
+        return self._table.elements() == {(port.map, port.key(), port.data()) for port in self._ports}
+
+    def add_ports(self, ports: Collection[HostPort]) -> None:
+        """Open host ports."""
+        self._table.add(ports)
+        self._ports.update(ports)
+
+    def remove_ports(self, ports: Collection[HostPort]) -> None:
+        """Close host ports, those that are open."""
+        opened = self._ports.intersection(ports)
+        self._ports -= opened
+        try:
+            self._table.remove(opened)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            self._ensure_table()
+
+    def destroy(self) -> None:
+        """Remove the bridge and the table. Forwarding stays on: others may rely on it by now."""
+        self._table.delete()
+        self._rules = None
+        [outcome] = self.route.outcomes([rtnetlink.delete_link(self._config.bridge)])
+        if outcome is not None and outcome.errno != errno.ENODEV:
+            raise outcome
+        self._bridge = 0
+
+
+def read_sysctl(key: str) -> str:
+    """A value below net, empty if the kernel has no such key."""
+    with contextlib.suppress(FileNotFoundError), open(f"{SYSCTLS}/{key}", encoding="ascii") as file:
+        return file.read().strip()
+    return ""
+
+
+def set_sysctl(key: str, value: str) -> None:
+    """Set a value below net unless it is that already, as /proc/sys may be read-only. Raises
+    FAILED_PRECONDITION."""
+    if read_sysctl(key) == value:
+        return
+    try:
+        with open(f"{SYSCTLS}/{key}", "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError as error:
+        name = f"net.{key.replace('/', '.')}"
+        raise CrispError(
+            Code.FAILED_PRECONDITION, f"cannot set sysctl {name}={value}: {os.strerror(error.errno or 0)}"
+        ) from None
