@@ -1,0 +1,308 @@
+"""Control groups: one interface over v1 (a mount for each controller), hybrid and pure v2.
+
+A *group* is named by its path relative to a hierarchy's root ("kubepods/burstable/podX/ID"). On v1 the same path exists
+once under each controller; on hybrid hosts (v1 controllers, and a cgroup2 mount beside them) the v1 controllers
+hold the limits, and the cgroup2 mount serves to track and kill processes, which v1 cannot do atomically.
+
+    mode     limits, statistics, OOM counts      killing                          emptiness
+    V2       the one cgroup2 mount               cgroup.kill, else kill in loop   cgroup.events populated
+    V1       /sys/fs/cgroup/<controller>         freeze, SIGKILL each pid, thaw   cgroup.procs of the whole tree
+    HYBRID   as V1                               as V1, or a tracking group       as V1, or as V2
+
+Everything here is level-triggered: call again until it says what you want to hear.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import os
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from kernel import mounts
+
+ROOT = "/sys/fs/cgroup"
+
+# The v1 hierarchy whose membership speaks for all: the freezer's if there, for killing goes through it.
+_PRIMARY = ("freezer", "pids", "memory", "cpu")
+
+
+class Mode(enum.Enum):
+    """How this host mounts control groups."""
+
+    V1 = "v1"
+    HYBRID = "hybrid"
+    V2 = "v2"
+
+
+class Hierarchies(NamedTuple):
+    """Where this host's control groups are mounted."""
+
+    mode: Mode
+    controllers: dict[str, str]
+    """Controller (and `name=systemd`) -> mount point; on v2 all have the same one."""
+    unified: str
+    """The cgroup2 mount point, "" if there is none."""
+
+    def roots(self) -> tuple[str, ...]:
+        """The distinct mount points that hold a group's directories, the primary one first."""
+        if self.mode is Mode.V2:
+            return (self.unified,)
+        order = [name for name in _PRIMARY if name in self.controllers] + sorted(self.controllers)
+        return tuple(dict.fromkeys(self.controllers[name] for name in order))
+
+    def group(self, path: str) -> Group:
+        """The group at `path` relative to the root."""
+        return Group(self, path.strip("/"))
+
+
+def detect(entries: list[mounts.Mount] | None = None) -> Hierarchies:
+    """Read the mode and the controllers from the mount table."""
+    controllers: dict[str, str] = {}
+    unified = ""
+    for entry in mounts.mountinfo() if entries is None else entries:
+        point = os.fsdecode(entry.mount_point)
+        if not (point == ROOT or point.startswith(ROOT + "/")):
+            continue
+        if entry.fstype == b"cgroup2":
+            unified = point
+        elif entry.fstype == b"cgroup":
+            known = [option.decode() for option in entry.super_options if _is_controller(option)]
+            controllers.update(dict.fromkeys(known, point))
+    if controllers:
+        return Hierarchies(Mode.HYBRID if unified else Mode.V1, controllers, unified)
+    names = _read(os.path.join(unified, "cgroup.controllers")).split() if unified else []
+    return Hierarchies(Mode.V2, {name.decode(): unified for name in names}, unified)
+
+
+def _is_controller(option: bytes) -> bool:
+    """Tell a v1 hierarchy's controllers from its other mount options."""
+    return option not in {b"rw", b"ro", b"xattr", b"clone_children", b"noprefix"} and not option.startswith(
+        b"release_agent="
+    )
+
+
+def expand_slice(name: str) -> str:
+    """The nested path of a systemd slice: `a-b.slice` lies in `a.slice` (systemd.slice(5))."""
+    stem = name.removesuffix(".slice")
+    if stem == "-":
+        return ""
+    parts = stem.split("-")
+    return "/".join("-".join(parts[: depth + 1]) + ".slice" for depth in range(len(parts)))
+
+
+def parent_path(parent: str) -> str:
+    """A pod's cgroup parent, as the kubelet sends it, as a relative path without a leading slash.
+
+    The cgroupfs driver sends a path ("/kubepods/besteffort/podUID"); the systemd driver sends a slice's name
+    ("kubepods-besteffort-podUID.slice"), possibly below other directories.
+    """
+    head, _, last = parent.strip("/").rpartition("/")
+    if not last.endswith(".slice"):
+        return parent.strip("/")
+    expanded = expand_slice(last)
+    return f"{head}/{expanded}" if head and not expanded.startswith(head.split("/")[0]) else expanded
+
+
+def oci_path(parent: str, container: str, systemd: bool) -> str:
+    """The OCI `cgroupsPath` of a container: `slice:prefix:name` for the systemd driver, else an absolute path."""
+    if systemd:
+        slice_name = parent.strip("/").rpartition("/")[2] or "system.slice"
+        return f"{slice_name}:crisp:{container}"
+    return f"/{parent_path(parent)}/{container}".replace("//", "/")
+
+
+def container_path(parent: str, container: str, systemd: bool) -> str:
+    """Where the container of `oci_path` lies, relative to the hierarchies' roots."""
+    scope = f"crisp-{container}.scope" if systemd else container
+    return f"{parent_path(parent)}/{scope}".strip("/")
+
+
+def of_process(pid: int, hierarchies: Hierarchies) -> str:
+    """The path of the group of `pid`, "" for the root group or a process that is gone."""
+    for line in _read(f"/proc/{pid}/cgroup").splitlines():
+        number, names, path = line.decode(errors="surrogateescape").split(":", 2)
+        if number == "0" if hierarchies.mode is Mode.V2 else _PRIMARY[0] in names.split(","):
+            return path.strip("/")
+    return ""
+
+
+class Group:
+    """One group in every hierarchy that has it. Methods read the kernel each time and cache nothing."""
+
+    __slots__ = ("hierarchies", "path")
+
+    def __init__(self, hierarchies: Hierarchies, path: str) -> None:
+        self.hierarchies = hierarchies
+        self.path = path
+
+    def directory(self, controller: str = "") -> str:
+        """The group's directory under `controller`; the primary hierarchy's if "" or without that controller."""
+        root = self.hierarchies.controllers.get(controller) or self.hierarchies.roots()[0]
+        return os.path.join(root, self.path)
+
+    def exists(self) -> bool:
+        """Whether any hierarchy has the group."""
+        return any(os.path.isdir(os.path.join(root, self.path)) for root in self.hierarchies.roots())
+
+    def procs(self) -> set[int]:
+        """The processes in the group and the groups below it."""
+        return tree_procs(self.directory())
+
+    def populated(self) -> bool:
+        """Whether a process lives in the group or below it."""
+        return tree_populated(self.directory())
+
+    def kill(self) -> bool:
+        """Send SIGKILL to everything in the group and below it; True if it was empty already."""
+        return kill_tree(self.directory())
+
+    def oom_kills(self) -> int:
+        """How many of the group's processes the OOM killer has ended; 0 if the kernel does not say.
+
+        v2: memory.events.local, so that a service manager's own inner limits don't count as the container's.
+        """
+        if self.hierarchies.mode is not Mode.V2:
+            return read_flat(os.path.join(self.directory("memory"), "memory.oom_control")).get("oom_kill", 0)
+        local = read_flat(os.path.join(self.directory(), "memory.events.local"))
+        found = local or read_flat(os.path.join(self.directory(), "memory.events"))
+        return found.get("oom_kill", 0)
+
+    def create(self) -> None:
+        """Make the group in every hierarchy; a new v1 cpuset gets its parent's CPUs and memory nodes."""
+        for root in self.hierarchies.roots():
+            path = root
+            for part in self.path.split("/"):
+                path = os.path.join(path, part)
+                try:
+                    os.mkdir(path)
+                except FileExistsError:
+                    continue
+                _inherit_cpuset(path)
+
+    def enter(self, pid: int) -> None:
+        """Move process `pid` into the group, in every hierarchy."""
+        for root in self.hierarchies.roots():
+            write(os.path.join(root, self.path, "cgroup.procs"), str(pid))
+
+    def remove(self) -> bool:
+        """Remove the group and the groups below it everywhere; False while the kernel calls one of them busy."""
+        return all([remove_tree(os.path.join(root, self.path)) for root in self.hierarchies.roots()])
+
+
+# --- one directory of one hierarchy ----------------------------------------------------------------------------
+
+
+def walk(directory: str) -> Iterator[str]:
+    """The directories at and below `directory`, children before parents."""
+    try:
+        with os.scandir(directory) as entries:
+            names = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        yield from walk(name)
+    yield directory
+
+
+def tree_procs(directory: str) -> set[int]:
+    """The processes in `directory` and below."""
+    found: set[int] = set()
+    for path in walk(directory):
+        found.update(int(pid) for pid in _read(os.path.join(path, "cgroup.procs")).split())
+    # A process of another pid namespace that we cannot see is listed as 0.
+    found.discard(0)
+    return found
+
+
+def tree_populated(directory: str) -> bool:
+    """Whether any process lives in `directory` or below."""
+    events = read_flat(os.path.join(directory, "cgroup.events"))
+    return bool(events["populated"]) if "populated" in events else bool(tree_procs(directory))
+
+
+def kill_tree(directory: str) -> bool:
+    """SIGKILL everything in `directory` and below; True if there was nothing to kill."""
+    if not tree_populated(directory):
+        return True
+    try:
+        write(os.path.join(directory, "cgroup.kill"), "1")
+    except FileNotFoundError:  # v1, or v2 before Linux 5.14
+        _freeze(directory, True)
+        for pid in tree_procs(directory):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        _freeze(directory, False)
+    else:
+        _freeze(directory, False)  # a frozen v2 group dies anyway; a frozen group must not be left behind
+    return not tree_populated(directory)
+
+
+def remove_tree(directory: str) -> bool:
+    """rmdir `directory` and what is below; False if one of them is busy."""
+    for path in walk(directory):
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+            raise
+    return True
+
+
+def read_flat(path: str) -> dict[str, int]:
+    """A "flat keyed" file: one `key number` a line; empty if it is not there."""
+    found: dict[str, int] = {}
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(b" ")
+        if value.isdigit():
+            found[key.decode()] = int(value)
+    return found
+
+
+def write(path: str, value: str) -> None:
+    """Write a control file; FileNotFoundError if the group or the file is not there, for nothing is created."""
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def _freeze(directory: str, frozen: bool) -> None:
+    """Freeze or thaw, whichever interface is there; a hierarchy without a freezer goes without."""
+    for name, value in (
+        ("freezer.state", "FROZEN" if frozen else "THAWED"),
+        ("cgroup.freeze", str(int(frozen))),
+    ):
+        try:
+            write(os.path.join(directory, name), value)
+        except OSError:
+            continue
+
+
+def _inherit_cpuset(directory: str) -> None:
+    """A fresh v1 cpuset is empty and takes no process until it has CPUs and memory nodes."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        path = os.path.join(directory, name)
+        inherited = _read(os.path.join(os.path.dirname(directory), name)).strip()
+        if inherited and os.path.exists(path) and not _read(path).strip() and "cpuset" in directory:
+            write(path, inherited.decode())
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # the group went while its file was open
+            return b""
+        raise

@@ -1,0 +1,117 @@
+"""Namespaces: pinned as files, joined, and user namespaces with their mappings.
+
+A pinned namespace is a bind mount of /proc/PID/ns/KIND on an empty file; it lives until `unpin`, whether or not a
+process is in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from kernel import mounts, syscalls
+
+FLAGS: dict[str, int] = {
+    "net": syscalls.CLONE_NEWNET,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "uts": syscalls.CLONE_NEWUTS,
+    "user": syscalls.CLONE_NEWUSER,
+    "pid": syscalls.CLONE_NEWPID,
+    "mnt": syscalls.CLONE_NEWNS,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+}
+
+
+class IdMap(NamedTuple):
+    """`size` ids from `inside` on are `outside` and following in the parent namespace."""
+
+    inside: int
+    outside: int
+    size: int
+
+
+def unshare(kinds: Sequence[str]) -> None:
+    """Move this process into new namespaces of `kinds`; with "pid", its children."""
+    flags = 0
+    for kind in kinds:
+        flags |= FLAGS[kind]
+    syscalls.unshare(flags)
+
+
+def join(path: str, kind: str) -> None:
+    """Move this thread into the namespace pinned at `path`."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.setns(fd, FLAGS[kind])
+    finally:
+        os.close(fd)
+
+
+def pin(path: str, kind: str, pid: int | str = "self") -> None:
+    """Pin a namespace of `pid` at `path`, which is created; for "pid" it is the namespace of its next children."""
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+    link = "pid_for_children" if kind == "pid" and pid == "self" else kind
+    try:
+        syscalls.mount(f"/proc/{pid}/ns/{link}", path, flags=syscalls.MS_BIND)
+    except OSError:
+        os.unlink(path)
+        raise
+
+
+def unpin(path: str) -> None:
+    """Let go of the namespace pinned at `path` and remove the file; nothing happens if it is not there."""
+    while mounts.detach(path):
+        continue
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def is_pinned(path: str) -> bool:
+    """Whether `path` is a namespace and not an empty file that a crash left."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        # Only a namespace file answers NS_GET_USERNS and friends; its file system's name is cheaper to ask for.
+        return (
+            os.readlink(f"/proc/self/fd/{fd}") == path
+            and os.fstat(fd).st_dev == os.stat("/proc/self/ns/net").st_dev
+        )
+    finally:
+        os.close(fd)
+
+
+def write_mappings(pid: int, uids: Sequence[IdMap], gids: Sequence[IdMap]) -> None:
+    """Write the id mappings of the fresh user namespace of `pid`; only its parent namespace can, and only once."""
+    for name, entries in (("uid_map", uids), ("gid_map", gids)):
+        text = "".join(f"{entry.inside} {entry.outside} {entry.size}\n" for entry in entries)
+        fd = os.open(f"/proc/{pid}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            # The kernel takes the mapping in one write or not at all.
+            os.write(fd, text.encode())
+        except OSError as error:
+            raise OSError(
+                error.errno or errno.EINVAL, f"{name} {text.strip()!r}: {error.strerror}"
+            ) from error
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def inside(path: str, kind: str) -> Iterator[None]:
+    """Run the body with this thread in the namespace at `path`: net, ipc or uts, in a thread that nothing else uses."""
+    before = os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        join(path, kind)
+        try:
+            yield
+        finally:
+            syscalls.setns(before, FLAGS[kind])
+    finally:
+        os.close(before)
