@@ -161,7 +161,7 @@ class BuiltinNetwork:
                 self._configure_pod(inside, lease)
             self._shape(lease, bandwidth)
             self._host.add_ports(ports)
-        except NetlinkError as error:
+        except OSError as error:
             raise CrispError(
                 Code.INTERNAL,
                 f"cannot connect sandbox {request.sandbox_id} to the pod network: {error.strerror}",

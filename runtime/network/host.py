@@ -110,6 +110,9 @@ class SharedHost:
             if network.version == 6:
                 set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0")
                 set_sysctl(f"ipv6/conf/{name}/accept_ra", "0")
+                # Without a link-local address the kernel asks for no neighbours on behalf of others:
+                # detection would hold up what is forwarded to the first pod for two seconds.
+                set_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
             else:
                 # Lets the node's own 127.0.0.1 reach host ports; the table's chain `guard` keeps pods from
                 # abusing it.

@@ -108,9 +108,9 @@ def _link_header(index: int = 0, *, up: bool = False) -> bytes:
 
 
 def new_bridge(name: str, mac: str, mtu: int) -> Message:
-    """Make a bridge that forwards at once: no spanning tree, and no snooping, which would delay multicast (so
-    NDP) of new ports. A fixed `mac`, or it would follow its ports' and change under the pods' neighbour
-    caches."""
+    """Make a bridge, down, that forwards at once when it is up: no spanning tree, and no snooping, which
+    would delay multicast (so NDP) of new ports. A fixed `mac`, or it would follow its ports' and change under
+    the pods' neighbour caches."""
     data = nested(
         IFLA_INFO_DATA,
         u32(IFLA_BR_FORWARD_DELAY, 0),
@@ -118,7 +118,7 @@ def new_bridge(name: str, mac: str, mtu: int) -> Message:
         u8(IFLA_BR_MCAST_SNOOPING, 0),
     )
     body = (
-        _link_header(up=True)
+        _link_header()
         + text(IFLA_IFNAME, name)
         + attribute(IFLA_ADDRESS, mac_bytes(mac))
         + u32(IFLA_MTU, mtu)

@@ -10,7 +10,8 @@ from proto.errors import invalid
 
 @dataclass(frozen=True, slots=True)
 class StreamingConfig:
-    """Where exec, attach and port-forward are served. Whoever reaches it still needs a token to do anything."""
+    """Where exec, attach and port-forward are served. Whoever reaches it still needs a token to do
+    anything."""
 
     address: str = "127.0.0.1"
     """IP address to listen on; the kubelet dials it from the same host."""
