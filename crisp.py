@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 def main() -> None:
     """Entry point of the `crisp` command."""
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    from runtime.cli import main as cli  # noqa: PLC0415  the path has to be set first
+    from runtime.cli.main import main as cli  # noqa: PLC0415  the path has to be set first
 
     cli()
 

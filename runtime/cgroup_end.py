@@ -1,0 +1,37 @@
+"""Ending a cgroup: kill what is in it, see that it is empty, remove it. Level-triggered: it looks until it is so."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from kernel.cgroups import Group
+from proto.errors import Code, CrispError
+from runtime import limits
+
+LOOK_SECONDS: Final = 0.005
+
+
+def end(group: Group) -> None:
+    """Kill everything in the group and remove it; nothing to do is success. Blocks, so call it in the executor.
+
+    Raises DEADLINE_EXCEEDED naming the processes that do not die: they hang in the kernel.
+    """
+    deadline = time.monotonic() + limits.KILL_SECONDS
+    while not (group.kill() and group.remove()):
+        if time.monotonic() > deadline:
+            stuck = ", ".join(describe(pid) for pid in sorted(group.procs()))
+            raise CrispError(Code.DEADLINE_EXCEEDED, f"cgroup {group.path} does not end: {stuck or 'it is busy'}")
+        time.sleep(LOOK_SECONDS)
+
+
+def describe(pid: int) -> str:
+    """A process that does not die: its name, state, and the kernel function it hangs in."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            fields = dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
+        with open(f"/proc/{pid}/wchan", encoding="utf-8") as file:
+            where = file.read()
+    except OSError:
+        return f"process {pid}"
+    return f"process {pid} ({fields.get('Name')}, state {fields.get('State')}, in {where or 'user space'})"

@@ -1,0 +1,104 @@
+"""`crisp image`: what lies on this node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from runtime.cli.output import errors, short, show, size, table
+from runtime.client import Client
+
+
+@click.group("image")
+def group() -> None:
+    """Images: list, fetch, move, make, remove."""
+
+
+@group.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def ls(socket_path: str, as_json: bool) -> None:
+    """List images."""
+    from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
+
+    with errors(), Client(socket_path) as client:
+        images = client.images.ListImages(cri.ListImagesRequest()).images
+    rows = [{"id": i.id, "names": [*i.repo_tags] or [*i.repo_digests], "size": i.size, "pinned": i.pinned} for i in images]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table(
+        ("ID", "SIZE", "NAME"),
+        [(short(r["id"]), size(r["size"]), name) for r in rows for name in (r["names"] or ["(none)"])],
+    )
+
+
+@group.command("pull")
+@click.argument("reference")
+@click.option("--user", help="NAME:PASSWORD for the registry; NAME alone asks for the password.")
+@click.pass_obj
+def pull(socket_path: str, reference: str, user: str | None) -> None:
+    """Fetch an image from its registry."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+
+    request = admin.PullImageRequest(reference=reference)
+    if user is not None:
+        name, colon, password = user.partition(":")
+        request.credentials.username = name
+        request.credentials.password = password if colon else click.prompt("Password", hide_input=True, err=True)
+    with errors(), Client(socket_path) as client:
+        for image_id in show(client.admin.PullImage(request)):
+            click.echo(image_id)
+
+
+@group.command("import")
+@click.argument("archive", type=click.Path(exists=True, path_type=Path))
+@click.pass_obj
+def import_(socket_path: str, archive: Path) -> None:
+    """Read an OCI or docker archive (a tar file, compressed or not)."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+
+    with errors(), Client(socket_path) as client:
+        for image_id in show(client.admin.ImportImages(admin.ImportImagesRequest(path=str(archive.absolute())))):
+            click.echo(image_id)
+
+
+@group.command("export")
+@click.argument("archive", type=click.Path(path_type=Path))
+@click.argument("references", nargs=-1, required=True)
+@click.option("--format", "kind", type=click.Choice(["oci", "docker"]), default="oci", show_default=True)
+@click.pass_obj
+def export(socket_path: str, archive: Path, references: tuple[str, ...], kind: str) -> None:
+    """Write images to an archive."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+
+    request = admin.ExportImagesRequest(references=references, path=str(archive.absolute()), format=kind)
+    with errors(), Client(socket_path) as client:
+        show(client.admin.ExportImages(request))
+
+
+@group.command("add-rootfs")
+@click.argument("name")
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.pass_obj
+def add_rootfs(socket_path: str, name: str, directory: Path) -> None:
+    """Make an image of a plain directory, without copying it."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+
+    request = admin.AddRootfsRequest(name=name, directory=str(directory.resolve()))
+    with errors(), Client(socket_path) as client:
+        click.echo(client.admin.AddRootfs(request).image_id)
+
+
+@group.command("rm")
+@click.argument("references", nargs=-1, required=True)
+@click.pass_obj
+def rm(socket_path: str, references: tuple[str, ...]) -> None:
+    """Remove images with all their names."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    with errors(), Client(socket_path) as client:
+        for reference in references:
+            client.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=reference)))

@@ -1,0 +1,103 @@
+"""What the command writes: a progress bar on a terminal, plain lines otherwise; tables; errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import click
+import grpc
+
+from proto.errors import CrispError
+
+if TYPE_CHECKING:
+    from proto import admin_pb2 as admin
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """End the command with an error."""
+    click.echo(f"crisp: {message}", err=True)
+    raise SystemExit(code)
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Turn errors of calls into one line and exit code 1."""
+    try:
+        yield
+    except CrispError as error:
+        fail(error.message)
+    except grpc.RpcError as error:
+        fail(error.details() or error.code().name)
+
+
+def show(steps: Iterable[admin.ImageProgress]) -> list[str]:
+    """Follow a longer piece of work to its end; the ids of the images it made."""
+    return _bars(steps) if sys.stderr.isatty() else _lines(steps)
+
+
+def _lines(steps: Iterable[admin.ImageProgress]) -> list[str]:
+    last: dict[str, str] = {}
+    for step in steps:
+        if step.done:
+            return list(step.image_ids)
+        if last.get(step.item) != step.stage:
+            last[step.item] = step.stage
+            size = f" {step.total} bytes" if step.total else ""
+            click.echo(f"{short(step.item)}: {step.stage}{size}", err=True)
+    return []
+
+
+def _bars(steps: Iterable[admin.ImageProgress]) -> list[str]:
+    from rich.console import Console  # noqa: PLC0415  only where a person looks on
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+
+    columns = (
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[stage]:<12}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bars = {}
+        for step in steps:
+            if step.done:
+                return list(step.image_ids)
+            if step.item not in bars:
+                bars[step.item] = progress.add_task(short(step.item), total=step.total or None, stage=step.stage)
+            progress.update(bars[step.item], completed=step.current, total=step.total or None, stage=step.stage)
+    return []
+
+
+def short(text: str) -> str:
+    """A digest's first twelve digits; anything else as it is."""
+    return text.removeprefix("sha256:")[:12] if text.startswith("sha256:") else text
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Columns as wide as their widest cell."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    for row in (header, *rows):
+        click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def size(count: int) -> str:
+    """Bytes for people."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def age(nanoseconds: int, now: int) -> str:
+    """How long ago, for people."""
+    seconds = max(0, (now - nanoseconds) // 1_000_000_000)
+    for limit, unit, length in ((120, "s", 1), (7200, "min", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds // length} {unit}"
+    return f"{seconds // 86400} d"

@@ -1,0 +1,67 @@
+"""`crisp serve`: the daemon in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import gc
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from runtime.cli.output import errors
+
+if TYPE_CHECKING:
+    from runtime.config import Config
+    from runtime.node import Node
+
+
+@click.command("serve")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="Configuration file.")
+@click.option("--socket", "socket_path", type=click.Path(path_type=Path), help="Socket to serve CRI on.")
+@click.option("--root", type=click.Path(path_type=Path), help="State that survives a reboot.")
+@click.option("--state", type=click.Path(path_type=Path), help="State that does not.")
+def command(config_path: Path | None, socket_path: Path | None, root: Path | None, state: Path | None) -> None:
+    """Serve CRI until SIGTERM or Ctrl-C; containers go on without the daemon."""
+    from runtime import config, daemon, logs  # noqa: PLC0415  the other commands need none of it
+
+    with errors():
+        settings = _override(config.load(config_path), socket_path, root, state)
+        logs.configure(settings.log)
+        running = asyncio.run(daemon.serve(settings, _announce))
+    if running and sys.stderr.isatty():
+        plural = "s go" if running > 1 else " goes"
+        click.echo(
+            f"crisp has ended; {running} container{plural} on without it. Start it again to manage them.",
+            err=True,
+        )
+
+
+def _override(settings: Config, socket_path: Path | None, root: Path | None, state: Path | None) -> Config:
+    """Options win over the file; a state directory of its own brings a socket of its own."""
+    given = {"root": root, "state": state, "socket": socket_path}
+    if state is not None and socket_path is None:
+        given["socket"] = state / "crisp.sock"
+    return dataclasses.replace(settings, **{key: value.absolute() for key, value in given.items() if value})
+
+
+def _announce(node: Node) -> None:
+    """Say what runs here and what to type next."""
+    gc.collect()
+    gc.freeze()  # what start-up made lives as long as the daemon
+    if not sys.stderr.isatty():
+        return
+    host, handlers = node.host, ", ".join(f"{n} {h.features.version}" for n, h in node.handlers.named() if n)
+    option = "" if str(node.config.socket) == "/run/crisp/crisp.sock" else f" --socket {node.config.socket}"
+    click.echo(
+        f"crisp serves CRI on unix://{node.config.socket}\n"
+        f"  runs on    cgroup {host.hierarchies.mode.value}, OCI runtimes {handlers}, bridge {node.config.network.bridge}\n"
+        f"  keeps      {node.paths.root} (images, records), {node.paths.state} (running pods)\n"
+        f"  try        crisp{option} run --rootfs DIR -- /bin/sh -c 'echo hello'\n"
+        f"             crisp{option} image pull REFERENCE\n"
+        f"             crisp{option} ps\n"
+        f"  Ctrl-C ends the daemon; containers go on.",
+        err=True,
+    )

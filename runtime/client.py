@@ -1,0 +1,43 @@
+"""Client side of the socket, for the `crisp` command: what it does goes through the same door as the kubelet's calls."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+import grpc
+
+from proto import admin_pb2_grpc, api_pb2_grpc
+from proto.errors import Code, CrispError
+from runtime import limits
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+DEFAULT_SOCKET: Final = "/run/crisp/crisp.sock"
+
+
+class Client:
+    """A connection to a daemon; use it as a context manager."""
+
+    def __init__(self, socket_path: str) -> None:
+        """Connect; UNAVAILABLE if there is no socket."""
+        if not os.path.exists(socket_path):
+            raise CrispError(
+                Code.UNAVAILABLE,
+                f"no daemon at {socket_path}: start one with `crisp serve`, or name its --socket",
+            )
+        self._channel = grpc.insecure_channel(
+            f"unix://{os.path.abspath(socket_path)}",
+            options=(("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES),),
+        )
+        self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)
+        self.images = api_pb2_grpc.ImageServiceStub(self._channel)
+        self.admin = admin_pb2_grpc.AdminStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._channel.close()

@@ -1,0 +1,200 @@
+"""CreateContainer: record → host paths → OCI configuration → shim → rootfs, user and `create` in the shim → made.
+
+Failpoints: container.recorded, container.shim, container.made. A failure is undone by the same code that RemoveContainer
+uses; until the container is made no list shows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from kernel import cgroups
+from proto import api_pb2 as cri
+from proto.errors import Code, CrispError, failed_precondition, invalid
+from runtime import container_remove, container_watch, limits, sandbox_run, stop_signals
+from runtime.failpoints import failpoint
+from runtime.host_paths import find_sources
+from runtime.lifecycle import ContainerState, SandboxState
+from runtime.node import Container, new_id
+from runtime.oci import spec
+from runtime.oci.process import UserRequest, user
+from runtime.records import CLOCK, ContainerRecord
+from runtime.shim_client import ShimClient
+
+if TYPE_CHECKING:
+    from imagesvc.images import Image
+    from runtime.node import Node, Sandbox
+
+
+async def create(node: Node, request: cri.CreateContainerRequest) -> str:
+    """Make a container, or join the call that makes it; the id.
+
+    Asked again with the same sandbox, name and attempt for a container that is made, the answer is that container.
+    """
+    sandbox = node.sandbox(request.pod_sandbox_id)
+    metadata = request.config.metadata
+    if not metadata.name:
+        raise invalid("the container's metadata lacks a name")
+    if not request.config.image.image:
+        raise invalid(f"container {metadata.name} names no image")
+    key = ("container", sandbox.record.id, metadata.name, metadata.attempt)
+    return await node.joiner.run(key, lambda: _create(node, sandbox, request.config))
+
+
+async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig) -> str:
+    for known in sandbox.containers.values():
+        metadata = known.record.config.metadata
+        if (metadata.name, metadata.attempt) == (config.metadata.name, config.metadata.attempt):
+            return _existing(known, config)
+    image = node.images.resolve(config.image.image)
+    if image is None:
+        raise CrispError(Code.NOT_FOUND, f"image {config.image.image} is not on this node: pull it first")
+    async with sandbox.lock:
+        container = _register(node, sandbox, config, image)
+    async with container.lock:
+        try:
+            await node.store.containers.put(container.record.id, container.record.document())
+            failpoint("container.recorded")
+            await _make(node, container, image)
+            container.record.made_at = CLOCK.now()
+            await node.store.containers.put(container.record.id, container.record.document())
+        except BaseException:
+            container.record.made_at = 0
+            await asyncio.shield(asyncio.ensure_future(container_remove.discard(node, container)))
+            raise
+        container_watch.watch(node, container)
+    node.events.container_created(container)
+    return container.record.id
+
+
+def _existing(container: Container, config: cri.ContainerConfig) -> str:
+    record = container.record
+    if record.state is not ContainerState.CREATING and record.config == config:
+        return record.id
+    raise CrispError(
+        Code.ALREADY_EXISTS,
+        f"container {config.metadata.name} attempt {config.metadata.attempt} exists as {record.id} with another "
+        "configuration: remove it, or ask for a higher attempt",
+    )
+
+
+def _register(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, image: Image) -> Container:
+    """Enter the container in memory; from here on the sandbox cannot go without it."""
+    if sandbox.record.state is not SandboxState.READY:
+        raise failed_precondition(f"sandbox {sandbox.record.id} is {sandbox.record.state.value}, not ready")
+    container_id = new_id()
+    record = ContainerRecord(
+        id=container_id,
+        sandbox_id=sandbox.record.id,
+        config=config,
+        image_id=image.id,
+        log_path=_log_path(node, sandbox, config, container_id),
+        created_at=CLOCK.now(),
+        handler=node.handlers.get(sandbox.record.handler).name,
+        cgroup=cgroups.container_path(sandbox.record.cgroup_parent, container_id, node.host.systemd_cgroups),
+        stop_signal=stop_signals.choose(config.stop_signal, image.config.stop_signal),
+        resources=config.linux.resources,
+    )
+    container = Container(record, sandbox)
+    node.images.acquire(image, container_id)
+    node.containers[container_id] = container
+    sandbox.containers[container_id] = container
+    return container
+
+
+def _log_path(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, container_id: str) -> str:
+    """Never empty: the kubelet globs for what stands here plus `*`, and removes the hits."""
+    directory = sandbox.record.config.log_directory
+    if not directory or not config.log_path:
+        return str(node.paths.writable_layer(container_id) / "container.log")
+    if ".." in PurePosixPath(config.log_path).parts:
+        raise invalid(f"log path {config.log_path!r} leaves the pod's log directory")
+    return os.path.join(directory, config.log_path)
+
+
+async def _make(node: Node, container: Container, image: Image) -> None:
+    record = container.record
+    bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
+    for directory in (bundle, layer / "upper", layer / "work"):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (layer / "upper").chmod(0o755)
+    (bundle / "rootfs").mkdir(exist_ok=True)
+    document = await _specification(node, container, image)
+    (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    handler = node.handlers.get(container.sandbox.record.handler)
+    await node.fork_server.spawn_shim(
+        {
+            "id": record.id,
+            "bundle": str(bundle),
+            "runtime": handler.shim_arguments(),
+            "cgroup": record.cgroup,
+            "shim_cgroup": node.config.cgroup.shims or None,
+            "max_line": node.config.containers.max_log_line_size,
+        }
+    )
+    failpoint("container.shim")
+    container.shim = await ShimClient.connect(str(bundle))
+    reply = await container.shim.create(
+        rootfs=_rootfs(node, container, image),
+        user=_user(container, image).document(),
+        mkdirs=sorted(image.config.volumes),
+        stdin=record.config.stdin,
+        stdin_once=record.config.stdin_once,
+        tty=record.config.tty,
+        timeout=limits.CONTAINER_CREATE_SECONDS,
+    )
+    record.uid, record.gid, record.groups = reply["uid"], reply["gid"], list(reply["groups"])
+    failpoint("container.made")
+
+
+def _user(container: Container, image: Image) -> UserRequest:
+    return user(container.record.config, image.config)
+
+
+def _rootfs(node: Node, container: Container, image: Image) -> dict[str, Any]:
+    layer = node.paths.writable_layer(container.record.id)
+    return {
+        "lowerdirs": node.images.lower_dirs(image),
+        "upper": str(layer / "upper"),
+        "work": str(layer / "work"),
+        "volatile": True,
+    }
+
+
+async def _specification(node: Node, container: Container, image: Image) -> dict[str, Any]:
+    record, sandbox = container.record, container.sandbox.record
+    handler = node.handlers.get(sandbox.handler)
+    return spec.build(
+        spec.Inputs(
+            container_id=record.id,
+            config=record.config,
+            sandbox_id=sandbox.id,
+            sandbox=sandbox.config,
+            image=image.config,
+            sandbox_directory=node.paths.sandbox(sandbox.id),
+            cgroups_path=cgroups.oci_path(sandbox.cgroup_parent, record.id, node.host.systemd_cgroups),
+            sources=await find_sources(node, record.config.mounts),
+            target_pid=_target_pid(node, container),
+            hostname=sandbox_run.hostname(sandbox),
+            daemon=node.config,
+            handler=handler.config,
+            features=handler.features,
+            host=node.host,
+        )
+    )
+
+
+def _target_pid(node: Node, container: Container) -> int:
+    options = container.record.config.linux.security_context.namespace_options
+    if options.pid != cri.TARGET:
+        return 0
+    target = node.container(options.target_id)
+    if target.sandbox is not container.sandbox:
+        raise invalid(f"target container {options.target_id} belongs to another pod")
+    if target.record.state is not ContainerState.RUNNING or target.shim is None:
+        raise failed_precondition(f"target container {options.target_id} does not run")
+    return target.shim.pid

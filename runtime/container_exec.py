@@ -1,0 +1,86 @@
+"""Processes that are started in a running container: ExecSync, and what the streaming server runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Final
+
+from proto.errors import Code, CrispError, failed_precondition, invalid
+from runtime import limits
+from runtime.lifecycle import ContainerState
+
+if TYPE_CHECKING:
+    from runtime.node import Container, Node
+    from runtime.shim_client import ExecSession, ShimClient
+
+READ_BYTES: Final = 256 * 1024
+
+
+def running(node: Node, reference: str) -> tuple[Container, ShimClient]:
+    """A container that runs, with its shim; FAILED_PRECONDITION if it does not run."""
+    container = node.container(reference)
+    if container.record.state is not ContainerState.RUNNING or container.shim is None:
+        raise failed_precondition(f"container {container.record.id} is {container.record.state.value}, not running")
+    return container, container.shim
+
+
+async def exec_sync(node: Node, reference: str, command: list[str], timeout: int) -> tuple[bytes, bytes, int]:
+    """Run a command; stdout and stderr (at most 16 MiB each) and its exit code.
+
+    `timeout` in seconds, 0 for none. Raises DEADLINE_EXCEEDED after killing the whole process tree.
+    """
+    if not command:
+        raise invalid("ExecSync without a command")
+    _, shim = running(node, reference)
+    session = await shim.exec(command, tty=False, stdin=False, stdout=True, stderr=True)
+    assert session.stdout is not None
+    assert session.stderr is not None
+    stdout, stderr = Capture(session.stdout), Capture(session.stderr)
+    try:
+        code = await _wait(session, command[0], timeout)
+        # The exit code wins over what a grandchild that holds the pipes may still write.
+        await asyncio.wait((stdout.ended, stderr.ended), timeout=limits.EXEC_DRAIN_SECONDS)
+        return bytes(stdout.data), bytes(stderr.data), code
+    finally:
+        stdout.stop()
+        stderr.stop()
+        session.close()
+
+
+async def _wait(session: ExecSession, name: str, timeout: int) -> int:
+    try:
+        return await asyncio.wait_for(session.wait(), timeout or None)
+    except TimeoutError:
+        await session.kill()
+        raise CrispError(Code.DEADLINE_EXCEEDED, f"command {name!r} timed out: timeout of {timeout} s exceeded") from None
+
+
+class Capture:
+    """Reads a pipe to its end, keeps the first 16 MiB and drops the rest, so that the writer is never held up."""
+
+    def __init__(self, fd: int) -> None:
+        self.data = bytearray()
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._fd = fd
+        os.set_blocking(fd, False)
+        asyncio.get_running_loop().add_reader(fd, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            chunk = os.read(self._fd, READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        if not chunk:
+            self.stop()
+            return
+        room = limits.EXEC_SYNC_BYTES - len(self.data)
+        self.data += chunk[: max(room, 0)]
+
+    def stop(self) -> None:
+        """Read no more; the fd stays its session's."""
+        if not self.ended.done():
+            asyncio.get_running_loop().remove_reader(self._fd)
+            self.ended.set_result(None)

@@ -1,0 +1,73 @@
+"""RemoveContainer, and the undoing of a container that was not made.
+
+As in sandbox_teardown: every step can be repeated after a crash anywhere in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import TYPE_CHECKING
+
+from kernel import mounts
+from proto.errors import Code, CrispError
+from runtime import cgroup_end, container_stop, limits
+from runtime.failpoints import failpoint
+
+if TYPE_CHECKING:
+    from runtime.node import Container, Node
+
+
+async def remove(node: Node, reference: str) -> None:
+    """Remove a container, killing it if it runs. Success if there is none."""
+    try:
+        container = node.container(reference)
+    except CrispError as error:
+        if error.code is Code.NOT_FOUND:
+            return
+        raise
+    await remove_container(node, container)
+
+
+async def remove_container(node: Node, container: Container) -> None:
+    """As `remove`, for a container at hand."""
+    await container_stop.kill(node, container)
+    async with container.lock:
+        if container.record.id not in node.containers:
+            return
+        if container.watcher is not None:
+            try:
+                await asyncio.wait_for(container.gone.wait(), limits.KILL_SECONDS)
+            except TimeoutError:
+                raise CrispError(
+                    Code.DEADLINE_EXCEEDED, f"the shim of container {container.record.id} does not leave"
+                ) from None
+        failpoint("container.removing")
+        await discard(node, container)
+    node.events.container_deleted(container)
+
+
+async def discard(node: Node, container: Container) -> None:
+    """Make the container disappear: shim, cgroup, directories, hold on the image, record."""
+    record = container.record
+    if container.shim is not None and container.watcher is None:
+        container.shim.close()
+        container.shim = None
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(node.blocking, _discard_blocking, node, container)
+    failpoint("container.unlinked")
+    await node.store.containers.delete(record.id)
+    node.images.release(record.id)
+    node.containers.pop(record.id, None)
+    container.sandbox.containers.pop(record.id, None)
+
+
+def _discard_blocking(node: Node, container: Container) -> None:
+    record = container.record
+    cgroup_end.end(node.host.hierarchies.group(record.cgroup))
+    bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
+    mounts.detach_all(str(bundle))
+    for directory in (bundle, layer):
+        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            raise CrispError(Code.INTERNAL, f"cannot remove {directory}: something is still mounted there")

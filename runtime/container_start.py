@@ -1,0 +1,39 @@
+"""StartContainer."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from proto.errors import CrispError, failed_precondition
+from runtime import lifecycle
+from runtime.failpoints import failpoint
+from runtime.lifecycle import Event, SandboxState
+
+if TYPE_CHECKING:
+    from runtime.node import Node
+
+
+async def start(node: Node, reference: str) -> None:
+    """Run a created container; its log file exists on return.
+
+    A container that cannot be started is not left CREATED: it is EXITED with the reason StartError, as the kubelet expects.
+    """
+    container = node.container(reference)
+    async with container.lock:
+        record = container.record
+        lifecycle.check(record.state, Event.START, record.id)
+        if container.sandbox.record.state is not SandboxState.READY:
+            raise failed_precondition(f"sandbox {record.sandbox_id} is not ready any more")
+        if container.shim is None:
+            raise failed_precondition(f"container {record.id} has no shim any more: {record.message}")
+        os.makedirs(os.path.dirname(record.log_path), exist_ok=True)
+        try:
+            started_at = await container.shim.start(log_path=record.log_path)
+        except CrispError:
+            await container.shim.kill()
+            raise
+        record.started_at = max(started_at, record.created_at + 1)
+        await node.store.containers.put(record.id, record.document())
+        failpoint("container.started")
+    node.events.container_started(container)

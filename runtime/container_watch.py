@@ -1,0 +1,90 @@
+"""Watching containers: one task per living container waits for its shim to tell of the exit, or for the shim to be gone.
+
+    shim tells of the exit ──▶ finished_at, exit code and reason are recorded, `exited` is set
+    shim's socket closes   ──▶ `gone` is set: what the container had of the kernel is given back
+
+If the socket closes and there is no exit record, the shim was killed. Then its container is ended too, at once, and the
+record says why: nobody else could tell its exit code or keep its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from proto.errors import CrispError
+from runtime import cgroup_end
+from runtime.lifecycle import ContainerState
+from runtime.records import CLOCK
+from runtime.shim_client import read_exit_record
+
+if TYPE_CHECKING:
+    from runtime.node import Container, Node
+
+log = structlog.get_logger(__name__)
+
+LOST_EXIT_CODE: Final = 255
+"""Of a container whose real exit code nobody knows."""
+
+
+def watch(node: Node, container: Container) -> None:
+    """Start the watcher of a container whose shim is connected."""
+    container.watcher = asyncio.create_task(_watch(node, container), name=f"watch {container.record.id[:13]}")
+
+
+async def _watch(node: Node, container: Container) -> None:
+    shim = container.shim
+    assert shim is not None
+    try:
+        document = await shim.wait_exit()
+    except CrispError:
+        document = None
+    if document is None:
+        document = read_exit_record(str(node.paths.bundle(container.record.id)))
+    if document is None:
+        await lost(node, container, "its shim was killed")
+    else:
+        await settle(node, container, document)
+        await shim.wait_closed()
+    shim.close()
+    container.shim = None
+    container.gone.set()
+
+
+async def settle(node: Node, container: Container, document: dict[str, Any]) -> None:
+    """Enter an exit record into the container's record."""
+    record = container.record
+    if not record.finished_at:
+        record.started_at = record.started_at or document.get("started_at") or 0
+        record.exit_code = document["exit_code"]
+        record.reason, record.message = _reason(document)
+        record.finished_at = max(document["finished_at"], record.started_at + 1, record.created_at + 1)
+        await node.store.containers.put(record.id, record.document())
+        node.events.container_stopped(container)
+    container.exited.set()
+
+
+def _reason(document: dict[str, Any]) -> tuple[str, str]:
+    if document.get("oom_killed"):
+        return "OOMKilled", ""
+    if document["exit_code"] == 0:
+        return "Completed", ""
+    return "Error", document.get("reason", "")
+
+
+async def lost(node: Node, container: Container, why: str) -> None:
+    """End a container that has no shim any more, and say so in its record."""
+    record = container.record
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(node.blocking, cgroup_end.end, node.host.hierarchies.group(record.cgroup))
+    if record.state in (ContainerState.RUNNING, ContainerState.CREATED, ContainerState.UNKNOWN):
+        log.error("container lost", container=record.id, why=why)
+        record.exit_code = LOST_EXIT_CODE
+        record.reason = "Error"
+        record.message = f"the container was ended because {why}; its exit code is not known"
+        record.finished_at = max(CLOCK.now(), record.started_at + 1)
+        await node.store.containers.put(record.id, record.document())
+        node.events.container_stopped(container)
+    container.exited.set()

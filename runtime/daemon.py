@@ -1,0 +1,165 @@
+"""The daemon: puts the rooms together, recovers, serves, and ends without disturbing the pods.
+
+Order of start: lock → directories → fork server → state → images → network → handlers → recovery → streaming → gRPC. What
+was started is ended in the reverse order, by one exit stack, also if a later step fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import grp
+import os
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kernel import mounts
+from proto import admin_pb2, api_pb2
+from proto.errors import Code, CrispError, failed_precondition, invalid
+from runtime import handler_probe, host, limits, recovery
+from runtime.events import EventBus
+from runtime.lifecycle import ContainerState
+from runtime.node import Node, new_executor
+from runtime.paths import Paths
+from runtime.rpc_admin import AdminService
+from runtime.rpc_images import ImageService as ImageRpcs
+from runtime.rpc_runtime import RuntimeService
+from runtime.server import Boundary
+from runtime.shim_client import ForkServer
+from runtime.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from runtime.config import Config
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(config: Config, ready: Callable[[Node], None]) -> int:
+    """Run until SIGTERM or SIGINT; how many containers go on without the daemon."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    async with AsyncExitStack() as stack:
+        node = await start(config, stack)
+        ready(node)
+        await stopping.wait()
+        log.info("stopping")
+        return sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
+    raise AssertionError("unreachable")
+
+
+async def start(config: Config, stack: AsyncExitStack) -> Node:
+    """Start everything; `stack` ends it."""
+    paths = Paths(config.root, config.state)
+    stack.callback(os.close, lock(paths.lock))
+    _make_directories(paths)
+    fork_server = await ForkServer.start()
+    stack.push_async_callback(fork_server.close)
+    node = await _assemble(config, paths, fork_server, stack)
+    await recovery.recover(node)
+    await _serve(node, stack)
+    return node
+
+
+async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack: AsyncExitStack) -> Node:
+    # Imported here so that the fork server starts while these load.
+    from imagesvc.service import ImageService  # noqa: PLC0415
+
+    from runtime.image_records import ImageRecords  # noqa: PLC0415
+    from runtime.network.builtin import BuiltinNetwork  # noqa: PLC0415
+
+    store = Store(paths.database)
+    stack.callback(store.close)
+    blocking = new_executor()
+    stack.callback(blocking.shutdown, wait=False, cancel_futures=True)
+    measured = host.measure(config.cgroup.driver)
+    images = ImageService(config.images, config.root, ImageRecords(store))
+    await images.start()
+    stack.push_async_callback(images.close)
+    network = BuiltinNetwork(config.network, store.leases)
+    await network.start()
+    stack.push_async_callback(network.close)
+    return Node(
+        config=config,
+        paths=paths,
+        host=measured,
+        store=store,
+        handlers=await handler_probe.find(config, paths, measured),
+        fork_server=fork_server,
+        network=network,
+        images=images,
+        events=EventBus(),
+        blocking=blocking,
+    )
+
+
+async def _serve(node: Node, stack: AsyncExitStack) -> None:
+    stack.push_async_callback(_close_shims, node)
+    stack.push_async_callback(node.joiner.settle, limits.SHUTDOWN_SECONDS)
+    boundary = Boundary()
+    boundary.add(api_pb2.DESCRIPTOR.services_by_name["RuntimeService"], RuntimeService(node))
+    boundary.add(api_pb2.DESCRIPTOR.services_by_name["ImageService"], ImageRpcs(node))
+    boundary.add(admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(node))
+    node.config.socket.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    await boundary.start(str(node.config.socket), _group_id(node.config.socket_group))
+    stack.callback(_unlink, node.config.socket)
+    stack.push_async_callback(boundary.stop)
+
+
+async def _close_shims(node: Node) -> None:
+    """Let go of the shims; they and their containers go on."""
+    watchers = [c.watcher for c in node.containers.values() if c.watcher is not None]
+    for watcher in watchers:
+        watcher.cancel()
+    await asyncio.gather(*watchers, return_exceptions=True)
+    for container in node.containers.values():
+        if container.shim is not None:
+            container.shim.close()
+
+
+def lock(path: Path) -> int:
+    """Take the daemon's lock; FAILED_PRECONDITION if another daemon uses these directories."""
+    path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise failed_precondition(f"another crisp uses {path.parent}: stop it, or give this one its own --state") from None
+    return fd
+
+
+def _make_directories(paths: Paths) -> None:
+    try:
+        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (paths.sandboxes, paths.bundles, paths.state / "runtimes"):
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        paths.writable_layers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Rootfs mounts of the shims must not reach the host's mount namespace.
+        mounts.ensure_private_mount(str(paths.bundles))
+    except PermissionError as error:
+        raise CrispError(Code.PERMISSION_DENIED, f"{error.filename}: {error.strerror}; crisp serve runs as root") from None
+    except OSError as error:
+        raise failed_precondition(f"cannot prepare {error.filename}: {error.strerror}") from None
+
+
+def _group_id(name: str) -> int | None:
+    if not name:
+        return None
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise invalid(f"socket_group: no group {name!r}") from None
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()

@@ -1,0 +1,37 @@
+"""Every bound of the daemon, named, with its unit. Bounds of one wire format stand beside its codec."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIB: Final = 1024 * 1024
+
+GRPC_MESSAGE_BYTES: Final = 16 * MIB
+"""The kubelet reads at most this much in one message."""
+
+EXEC_SYNC_BYTES: Final = 16 * MIB
+"""What ExecSync keeps of each stream; the command keeps running and the rest is read and dropped."""
+
+EXEC_DRAIN_SECONDS: Final = 1.0
+"""How long ExecSync waits, after the exit, for a pipe that a grandchild holds open."""
+
+BLOCKING_THREADS: Final = 8
+"""Threads for system calls that can block."""
+
+HOST_PATH_SECONDS: Final = 30.0
+"""How long the helper may take to look at a path of the user's, which can lie on a dead NFS."""
+
+SANDBOX_SECONDS: Final = 60.0
+"""How long the making of a sandbox's namespaces may take."""
+
+CONTAINER_CREATE_SECONDS: Final = 240.0
+"""How long the OCI runtime may take for a create."""
+
+KILL_SECONDS: Final = 10.0
+"""How long SIGKILL may take to end a whole cgroup before the stop call reports what is stuck."""
+
+SHUTDOWN_SECONDS: Final = 5.0
+"""How long a daemon that was asked to end waits for calls that are under way."""
+
+DEFAULT_NOFILE: Final = (1024, 524288)
+"""Soft and hard limit of open files in a container, as systemd sets it for services."""

@@ -1,0 +1,112 @@
+"""The node as the daemon sees it: configuration, the other rooms, and all sandboxes and containers in memory.
+
+The verbs on sandboxes and containers are functions in modules of their own that take the Node. Lists and status calls read
+these dictionaries and take no lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from proto.errors import invalid, not_found
+from runtime import limits
+from runtime.joining import Joiner
+from runtime.records import ContainerRecord, SandboxRecord
+
+if TYPE_CHECKING:
+    from imagesvc.service import ImageService
+
+    from runtime.config import Config
+    from runtime.events import EventBus
+    from runtime.handlers import Handlers
+    from runtime.host import Host
+    from runtime.network.podnetwork import PodNetwork
+    from runtime.paths import Paths
+    from runtime.shim_client import ForkServer, ShimClient
+    from runtime.store import Store
+    from runtime.streaming.server import StreamingServer
+
+
+@dataclass(slots=True, eq=False)
+class Sandbox:
+    """A sandbox in memory."""
+
+    record: SandboxRecord
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the verbs that change the sandbox."""
+    containers: dict[str, Container] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Container:
+    """A container in memory."""
+
+    record: ContainerRecord
+    sandbox: Sandbox
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the verbs that change the container."""
+    shim: ShimClient | None = None
+    """Connected while the shim lives."""
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once finished_at or lost_at is."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the shim has left: nothing of the container is in the kernel any more."""
+    watcher: asyncio.Task[None] | None = None
+
+
+@dataclass(slots=True)
+class Node:
+    """Everything that the verbs need."""
+
+    config: Config
+    paths: Paths
+    host: Host
+    store: Store
+    handlers: Handlers
+    fork_server: ForkServer
+    network: PodNetwork
+    images: ImageService
+    events: EventBus
+    blocking: ThreadPoolExecutor
+    streaming: StreamingServer | None = None
+    joiner: Joiner = field(default_factory=Joiner)
+    sandboxes: dict[str, Sandbox] = field(default_factory=dict)
+    containers: dict[str, Container] = field(default_factory=dict)
+    pod_cidr: str = ""
+    """As the kubelet handed it over."""
+
+    def sandbox(self, reference: str) -> Sandbox:
+        """The sandbox with this id or unique beginning of an id; NOT_FOUND if there is none."""
+        return self.sandboxes[_find(self.sandboxes, reference, "sandbox")]
+
+    def container(self, reference: str) -> Container:
+        """The container with this id or unique beginning of an id; NOT_FOUND if there is none."""
+        return self.containers[_find(self.containers, reference, "container")]
+
+
+def _find(objects: Iterable[str], reference: str, kind: str) -> str:
+    if not reference:
+        raise invalid(f"no {kind} id given")
+    if reference in objects:
+        return reference
+    matches = [key for key in objects if key.startswith(reference)]
+    if len(matches) > 1:
+        raise invalid(f"{kind} id {reference} is the beginning of {len(matches)} ids: give more of it")
+    if not matches:
+        raise not_found(f"no {kind} with id {reference}")
+    return matches[0]
+
+
+def new_id() -> str:
+    """A random id: 64 hexadecimal digits, which is what the kubelet recognises in cgroup names."""
+    return secrets.token_hex(32)
+
+
+def new_executor() -> ThreadPoolExecutor:
+    """The one pool for blocking system calls."""
+    return ThreadPoolExecutor(limits.BLOCKING_THREADS, thread_name_prefix="blocking")

@@ -1,0 +1,79 @@
+"""cgroup limits of the OCI configuration (OCI runtime spec, config-linux.md "Control groups").
+
+A host that lacks a controller gets no limit for it: the pod runs, and the log says so once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from proto import api_pb2 as cri
+from proto.errors import invalid
+
+if TYPE_CHECKING:
+    from runtime.host import Host
+
+log = structlog.get_logger(__name__)
+
+_said: set[str] = set()
+
+
+def withheld(what: str) -> None:
+    """Log once that the host cannot do something that a pod asked for."""
+    if what not in _said:
+        _said.add(what)
+        log.warning("this host withholds something; pods run without it", what=what)
+
+
+def build(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
+    """The `resources` object without devices."""
+    resources: dict[str, Any] = {}
+    if cpu := _cpu(asked):
+        resources["cpu"] = cpu
+    if memory := _memory(asked, host):
+        resources["memory"] = memory
+    if asked.hugepage_limits:
+        if host.has_hugetlb:
+            resources["hugepageLimits"] = [
+                {"pageSize": page.page_size, "limit": page.limit} for page in asked.hugepage_limits
+            ]
+        else:
+            withheld("hugepage limits: no hugetlb controller")
+    if asked.unified:
+        if host.cgroup_v2:
+            resources["unified"] = dict(asked.unified)
+        else:
+            withheld("unified resources: the host has no pure cgroup v2")
+    return resources
+
+
+def _cpu(asked: cri.LinuxContainerResources) -> dict[str, Any]:
+    for name in ("cpu_period", "cpu_shares"):
+        if getattr(asked, name) < 0:
+            raise invalid(f"{name} must not be negative")
+    cpu: dict[str, Any] = {}
+    if asked.cpu_shares:
+        cpu["shares"] = asked.cpu_shares
+    if asked.cpu_quota:
+        cpu["quota"] = asked.cpu_quota
+    if asked.cpu_period:
+        cpu["period"] = asked.cpu_period
+    if asked.cpuset_cpus:
+        cpu["cpus"] = asked.cpuset_cpus
+    if asked.cpuset_mems:
+        cpu["mems"] = asked.cpuset_mems
+    return cpu
+
+
+def _memory(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
+    memory: dict[str, Any] = {}
+    if asked.memory_limit_in_bytes:
+        memory["limit"] = asked.memory_limit_in_bytes
+    if asked.memory_swap_limit_in_bytes:
+        if host.has_swap_accounting:
+            memory["swap"] = asked.memory_swap_limit_in_bytes
+        elif asked.memory_swap_limit_in_bytes != asked.memory_limit_in_bytes:
+            withheld("swap limits: the kernel does not account swap")
+    return memory

@@ -1,0 +1,188 @@
+"""The OCI configuration of a container, put together (OCI runtime spec, config.md).
+
+The version that is written is the oldest that has all fields used, because crun 1.8 refuses newer ones than it knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from proto import api_pb2 as cri
+from proto.errors import invalid
+from runtime.oci import devices, mounts, process, resources, seccomp
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from imagesvc.images import OciConfig
+    from runtime.config import Config, HandlerConfig
+    from runtime.handlers import Features
+    from runtime.host import Host
+    from runtime.oci.mounts import Source
+
+OCI_VERSION: Final = "1.0.2"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """All that the configuration is made from; nothing is looked up while it is made, but device nodes."""
+
+    container_id: str
+    config: cri.ContainerConfig
+    sandbox_id: str
+    sandbox: cri.PodSandboxConfig
+    image: OciConfig
+    sandbox_directory: Path
+    cgroups_path: str
+    sources: Mapping[str, Source]
+    """By host path."""
+    target_pid: int
+    """Init of the container whose PID namespace is shared; 0 if none is."""
+    hostname: str
+    daemon: Config
+    handler: HandlerConfig
+    features: Features
+    host: Host
+
+
+def build(inputs: Inputs) -> dict[str, Any]:
+    """The content of config.json, without `process.user`, which the shim adds."""
+    config, context = inputs.config, inputs.config.linux.security_context
+    options = context.namespace_options
+    if context.privileged and not inputs.sandbox.linux.security_context.privileged:
+        raise invalid(f"container {config.metadata.name} is privileged, but its sandbox is not")
+    spec: dict[str, Any] = {
+        "ociVersion": OCI_VERSION,
+        "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
+        "process": process.build(config, inputs.image, inputs.hostname, inputs.daemon.containers, inputs.host),
+        "mounts": _mounts(inputs),
+        "annotations": _annotations(inputs),
+        "linux": _linux(inputs, options),
+    }
+    _apply_selinux(spec, context, inputs.host)
+    _apply_apparmor(spec, context, inputs.host)
+    return spec
+
+
+def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
+    context = inputs.config.linux.security_context
+    options = context.namespace_options
+    host_network, host_ipc = options.network == cri.NODE, options.ipc == cri.NODE
+    defaults = mounts.default_mounts(
+        privileged=context.privileged, cgroup_v2=inputs.host.cgroup_v2, mqueue=inputs.host.has_mqueue
+    )
+    if inputs.sandbox.linux.security_context.namespace_options.HasField("userns_options"):
+        replaced = mounts.host_view_mounts(network=host_network, ipc=host_ipc)
+        defaults = [replaced.get(mount["destination"], mount) for mount in defaults]
+    defaults += mounts.pod_files(inputs.sandbox_directory, host_ipc=host_ipc, readonly=context.readonly_rootfs)
+    clients = [
+        mounts.client_mount(mount, inputs.sources[mount.host_path], rro=inputs.features.recursive_read_only)
+        for mount in inputs.config.mounts
+    ]
+    return mounts.arrange(defaults, clients)
+
+
+def _annotations(inputs: Inputs) -> dict[str, str]:
+    metadata = inputs.sandbox.metadata
+    return {
+        "io.kubernetes.cri.container-type": "container",
+        "io.kubernetes.cri.sandbox-id": inputs.sandbox_id,
+        "io.kubernetes.cri.sandbox-name": metadata.name,
+        "io.kubernetes.cri.sandbox-namespace": metadata.namespace,
+        "io.kubernetes.cri.sandbox-uid": metadata.uid,
+        "io.kubernetes.cri.container-name": inputs.config.metadata.name,
+    }
+
+
+def _linux(inputs: Inputs, options: cri.NamespaceOption) -> dict[str, Any]:
+    context = inputs.config.linux.security_context
+    limits = resources.build(inputs.config.linux.resources, inputs.host)
+    nodes, limits["devices"] = _devices(inputs)
+    linux: dict[str, Any] = {
+        "namespaces": _namespaces(inputs, options),
+        "cgroupsPath": inputs.cgroups_path,
+        "resources": limits,
+        "devices": nodes,
+    }
+    if not context.privileged:
+        linux["maskedPaths"] = list(context.masked_paths)
+        linux["readonlyPaths"] = list(context.readonly_paths)
+    if any("rshared" in mount["options"] for mount in _mounts(inputs)):
+        linux["rootfsPropagation"] = "rshared"
+    elif any("rslave" in mount["options"] for mount in _mounts(inputs)):
+        linux["rootfsPropagation"] = "rslave"
+    capabilities = frozenset(process.capabilities(inputs.config, inputs.host)["bounding"])
+    profile = inputs.daemon.containers.seccomp_profile
+    rules = seccomp.select(
+        context,
+        capabilities,
+        available=inputs.host.has_seccomp,
+        profile=Path(profile) if profile else seccomp.DEFAULT_PROFILE,
+    )
+    if rules is not None:
+        linux["seccomp"] = rules
+    return linux
+
+
+def _namespaces(inputs: Inputs, options: cri.NamespaceOption) -> list[dict[str, str]]:
+    pins = inputs.sandbox_directory / "ns"
+    namespaces: list[dict[str, str]] = [{"type": "mount"}]
+    if options.network != cri.NODE:
+        namespaces.append({"type": "network", "path": str(pins / "net")})
+        namespaces.append({"type": "uts", "path": str(pins / "uts")})
+    if options.ipc != cri.NODE:
+        namespaces.append({"type": "ipc", "path": str(pins / "ipc")})
+    if options.pid == cri.POD:
+        namespaces.append({"type": "pid", "path": str(pins / "pid")})
+    elif options.pid == cri.CONTAINER:
+        namespaces.append({"type": "pid"})
+    elif options.pid == cri.TARGET:
+        namespaces.append({"type": "pid", "path": f"/proc/{inputs.target_pid}/ns/pid"})
+    if inputs.host.cgroup_v2 and not inputs.config.linux.security_context.privileged:
+        namespaces.append({"type": "cgroup"})
+    return namespaces
+
+
+def _devices(inputs: Inputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    context = inputs.config.linux.security_context
+    if context.privileged:
+        nodes, rules = devices.privileged(nodes=not inputs.handler.privileged_without_host_devices)
+        if not inputs.config.devices:
+            return nodes, rules
+        extra, _ = devices.requested(inputs.config.devices, None)
+        taken = {node["path"] for node in extra}
+        return [node for node in nodes if node["path"] not in taken] + extra, rules
+    owner = None
+    if inputs.daemon.containers.device_ownership_from_security_context and context.HasField("run_as_user"):
+        owner = (context.run_as_user.value, context.run_as_group.value)
+    return devices.requested(inputs.config.devices, owner)
+
+
+def _apply_selinux(spec: dict[str, Any], context: cri.LinuxContainerSecurityContext, host: Host) -> None:
+    options = context.selinux_options
+    if not host.has_selinux or not (options.user or options.role or options.type or options.level):
+        return  # on a host without SELinux the kubelet's options have no meaning, as in every runtime
+    spec["process"]["selinuxLabel"] = ":".join(
+        (
+            options.user or "system_u",
+            options.role or "system_r",
+            options.type or "container_t",
+            options.level or "s0",
+        )
+    )
+
+
+def _apply_apparmor(spec: dict[str, Any], context: cri.LinuxContainerSecurityContext, host: Host) -> None:
+    """RuntimeDefault and Unconfined hold trivially without AppArmor; a Localhost profile cannot."""
+    kind, reference = cri.SecurityProfile.RuntimeDefault, ""
+    if context.HasField("apparmor"):
+        kind, reference = context.apparmor.profile_type, context.apparmor.localhost_ref
+    elif context.apparmor_profile.startswith("localhost/"):
+        kind, reference = cri.SecurityProfile.Localhost, context.apparmor_profile.removeprefix("localhost/")
+    if kind != cri.SecurityProfile.Localhost or context.privileged:
+        return
+    if not host.has_apparmor:
+        raise invalid(f"AppArmor profile {reference!r} was asked for, but the host has no AppArmor")
+    spec["process"]["apparmorProfile"] = reference

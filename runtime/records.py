@@ -1,0 +1,139 @@
+"""What crisp remembers of a sandbox and of a container: facts, as stored in state.db.
+
+The CRI configuration is kept as the client sent it (labels and annotations must come back byte for byte). Times are
+nanoseconds since the epoch, 0 until they happened.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from proto import api_pb2 as cri
+from runtime.lifecycle import ContainerState, SandboxState
+
+
+class _Clock:
+    """Creation times: nanoseconds since the epoch that strictly increase, also when the clock is set back.
+
+    The kubelet decides by them which of two sandboxes or containers of a pod is newer.
+    """
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def now(self) -> int:
+        self._last = max(self._last + 1, time.time_ns())
+        return self._last
+
+    def seen(self, moment: int) -> None:
+        """A record from an earlier life of the daemon has this time: stay above it."""
+        self._last = max(self._last, moment)
+
+
+CLOCK = _Clock()
+
+
+def _pack(value: Any) -> Any:
+    if hasattr(value, "SerializeToString"):
+        return base64.b64encode(value.SerializeToString(deterministic=True)).decode("ascii")
+    return value
+
+
+@dataclass(slots=True)
+class SandboxRecord:
+    """Facts about a sandbox."""
+
+    id: str
+    config: cri.PodSandboxConfig
+    handler: str
+    created_at: int
+    ready_at: int = 0
+    stopped_at: int = 0
+    cgroup_parent: str = ""
+    owns_cgroup_parent: bool = False
+    cgroup: str = ""
+    """Of the pause process, relative to the hierarchies' roots."""
+    ips: list[str] = field(default_factory=list)
+    network: dict[str, Any] = field(default_factory=dict)
+    pause_pid: int = 0
+    message: str = ""
+    """Why the sandbox stopped, if nobody asked for it."""
+
+    @property
+    def state(self) -> SandboxState:
+        """Derived from the times."""
+        if self.stopped_at:
+            return SandboxState.STOPPED
+        return SandboxState.READY if self.ready_at else SandboxState.CREATING
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {f.name: _pack(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def parse(cls, document: dict[str, Any]) -> Self:
+        """From JSON; keys of another version that are unknown here are ignored."""
+        known = _known(cls, document)
+        known["config"] = cri.PodSandboxConfig.FromString(base64.b64decode(document["config"]))
+        return cls(**known)
+
+
+@dataclass(slots=True)
+class ContainerRecord:
+    """Facts about a container."""
+
+    id: str
+    sandbox_id: str
+    config: cri.ContainerConfig
+    image_id: str
+    log_path: str
+    """Absolute, or empty if the client wants no log; never set later (the kubelet globs for it)."""
+    created_at: int
+    cgroup: str = ""
+    """Relative to the hierarchies' roots."""
+    handler: str = ""
+    stop_signal: int = 15
+    made_at: int = 0
+    """When the OCI runtime's create was done."""
+    started_at: int = 0
+    finished_at: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    lost_at: int = 0
+    uid: int = 0
+    gid: int = 0
+    groups: list[int] = field(default_factory=list)
+    resources: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)
+    """As last asked for, by create or by update."""
+
+    @property
+    def state(self) -> ContainerState:
+        """Derived from the times."""
+        if self.finished_at:
+            return ContainerState.EXITED
+        if self.lost_at:
+            return ContainerState.UNKNOWN
+        if self.started_at:
+            return ContainerState.RUNNING
+        return ContainerState.CREATED if self.made_at else ContainerState.CREATING
+
+    def document(self) -> dict[str, Any]:
+        """As JSON."""
+        return {f.name: _pack(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def parse(cls, document: dict[str, Any]) -> Self:
+        """From JSON; keys of another version that are unknown here are ignored."""
+        known = _known(cls, document)
+        known["config"] = cri.ContainerConfig.FromString(base64.b64decode(document["config"]))
+        known["resources"] = cri.LinuxContainerResources.FromString(base64.b64decode(document["resources"]))
+        return cls(**known)
+
+
+def _known(cls: type, document: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    return {key: value for key, value in document.items() if key in names}

@@ -1,0 +1,177 @@
+"""Start-up is recovery: records are compared with the kernel, and what differs is finished or undone.
+
+What it relies on:
+
+1. Every kernel object and directory derives its name from an id that was recorded before the object was made. So what no
+   record explains was being undone, or belongs to a record that was deleted: it is removed.
+2. A record without `ready_at` or `made_at` belongs to a call that never returned: it is undone, and a client that
+   asks again with the same attempt gets a new one.
+3. A shim holds the lock on its bundle as long as it lives. A free lock and no exit record mean that the shim was killed:
+   its container is ended, because nobody could tell its exit code or keep its log.
+4. /run is empty after a reboot. Sandboxes are then stopped, containers exited; both stay listed until they are removed.
+5. A record that cannot be read is set aside in the log, its id counts as known, and nothing of it is removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kernel import cgroups, mounts, namespaces
+from proto import api_pb2 as cri
+from proto.errors import CrispError
+from runtime import cgroup_end, container_remove, container_watch, sandbox_teardown
+from runtime.lifecycle import ContainerState, SandboxState
+from runtime.node import Container, Sandbox
+from runtime.records import CLOCK, ContainerRecord, SandboxRecord
+from runtime.shim_client import ShimClient, read_exit_record, shim_alive
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from runtime.node import Node
+
+log = structlog.get_logger(__name__)
+
+PARALLEL: int = 32
+"""Containers that are adopted at once."""
+
+
+async def recover(node: Node) -> None:
+    """Bring records and kernel together; afterwards the daemon may serve."""
+    unreadable = _load(node)
+    gate = asyncio.Semaphore(PARALLEL)
+
+    async def adopt(container: Container) -> None:
+        async with gate:
+            await _container(node, container)
+
+    await asyncio.gather(*(adopt(container) for container in list(node.containers.values())))
+    for sandbox in list(node.sandboxes.values()):
+        await _sandbox(node, sandbox)
+    known = set(node.sandboxes) | unreadable
+    await node.network.sweep(known)
+    await asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node, unreadable)
+    running = sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
+    log.info("recovered", sandboxes=len(node.sandboxes), containers=len(node.containers), running=running)
+
+
+def _load(node: Node) -> set[str]:
+    """Records into memory; the ids of those that cannot be read."""
+    unreadable: set[str] = set()
+    for key, document in node.store.sandboxes.items():
+        try:
+            record = SandboxRecord.parse(document)
+        except (KeyError, TypeError, ValueError) as error:
+            log.error("sandbox record cannot be read", sandbox=key, error=str(error))
+            unreadable.add(key)
+            continue
+        CLOCK.seen(record.created_at)
+        node.sandboxes[key] = Sandbox(record)
+    for key, document in node.store.containers.items():
+        try:
+            container = ContainerRecord.parse(document)
+            sandbox = node.sandboxes[container.sandbox_id]
+        except (KeyError, TypeError, ValueError) as error:
+            log.error("container record cannot be read", container=key, error=str(error))
+            unreadable.add(key)
+            continue
+        CLOCK.seen(container.created_at)
+        node.containers[key] = sandbox.containers[key] = Container(container, sandbox)
+    for key, value in node.store.settings.items():
+        if key == "pod_cidr":
+            node.pod_cidr = value
+    return unreadable
+
+
+async def _container(node: Node, container: Container) -> None:
+    record = container.record
+    bundle = str(node.paths.bundle(record.id))
+    image = node.images.resolve(record.image_id)
+    if image is not None:
+        node.images.acquire(image, record.id)
+    if shim_alive(bundle):
+        try:
+            container.shim = await ShimClient.connect(bundle)
+        except CrispError as error:
+            log.warning("shim does not answer", container=record.id, error=error.message)
+    if record.state is ContainerState.CREATING:
+        if container.shim is not None:
+            await container.shim.shutdown()
+        await container_remove.discard(node, container)
+        return
+    if container.shim is not None:
+        if container.shim.started_at and not record.started_at:
+            record.started_at = container.shim.started_at
+            await node.store.containers.put(record.id, record.document())
+        container_watch.watch(node, container)
+        return
+    container.gone.set()
+    document = read_exit_record(bundle)
+    if document is not None:
+        await container_watch.settle(node, container, document)
+    else:
+        rebooted = not os.path.isdir(bundle)
+        await container_watch.lost(node, container, "the node was rebooted" if rebooted else "its shim was killed")
+
+
+async def _sandbox(node: Node, sandbox: Sandbox) -> None:
+    record = sandbox.record
+    if record.state is SandboxState.CREATING:
+        await sandbox_teardown.discard(node, sandbox)
+    elif record.state is SandboxState.READY and (missing := _missing(node, record)):
+        log.warning("sandbox is not ready any more", sandbox=record.id, missing=missing)
+        record.message = f"{missing} is gone: the node was rebooted, or something removed it"
+        await sandbox_teardown.stop(node, record.id)
+
+
+def _missing(node: Node, record: SandboxRecord) -> str:
+    """What a ready sandbox lacks; empty if nothing."""
+    options = record.config.linux.security_context.namespace_options
+    if not node.paths.sandbox(record.id).is_dir():
+        return "its directory"
+    if options.network == cri.POD and not namespaces.is_pinned(str(node.paths.namespace(record.id, "net"))):
+        return "its network namespace"
+    if options.ipc != cri.NODE and not namespaces.is_pinned(str(node.paths.namespace(record.id, "ipc"))):
+        return "its IPC namespace"
+    if options.pid == cri.POD and not node.host.hierarchies.group(record.cgroup).populated():
+        return "its init process"
+    return ""
+
+
+def _sweep(node: Node, unreadable: set[str]) -> None:
+    """Remove directories, mounts and cgroups that no record explains."""
+    known = set(node.containers) | set(node.sandboxes) | unreadable
+    for parent in (node.paths.sandboxes, node.paths.bundles, node.paths.writable_layers):
+        for name in _names(parent):
+            if name not in known:
+                log.info("swept", path=str(parent / name))
+                mounts.detach_all(str(parent / name))
+                shutil.rmtree(parent / name, ignore_errors=True)
+    parent = node.host.hierarchies.group(cgroups.parent_path(node.config.cgroup.parent))
+    for name in _names_of_group(parent.directory()):
+        if name.removeprefix("pod") not in known and name.startswith("pod"):
+            log.info("swept", cgroup=f"{parent.path}/{name}")
+            try:
+                cgroup_end.end(node.host.hierarchies.group(f"{parent.path}/{name}"))
+            except CrispError as error:
+                log.warning("cannot sweep", error=error.message)
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def _names_of_group(directory: str) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except FileNotFoundError:
+        return []

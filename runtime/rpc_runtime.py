@@ -1,0 +1,121 @@
+"""RuntimeService: one method per RPC, named as api.proto names it. Each only unwraps the request and wraps the reply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import crisp
+from proto import api_pb2 as cri
+from runtime import (
+    container_create,
+    container_exec,
+    container_remove,
+    container_start,
+    container_status,
+    container_stop,
+    node_status,
+    sandbox_run,
+    sandbox_status,
+    sandbox_teardown,
+)
+
+if TYPE_CHECKING:
+    from runtime.node import Node
+
+API_VERSION = "v1"
+
+
+class RuntimeService:
+    """Pods and containers."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def Version(self, request: cri.VersionRequest) -> cri.VersionResponse:
+        """Name and versions; the kubelet wants all four fields."""
+        return cri.VersionResponse(
+            version=request.version or "0.1.0",
+            runtime_name="crisp",
+            runtime_version=crisp.__version__,
+            runtime_api_version=API_VERSION,
+        )
+
+    async def Status(self, request: cri.StatusRequest) -> cri.StatusResponse:
+        """Conditions, handlers, features."""
+        return await node_status.status(self._node, verbose=request.verbose)
+
+    async def RuntimeConfig(self, request: cri.RuntimeConfigRequest) -> cri.RuntimeConfigResponse:
+        """The cgroup driver."""
+        driver = cri.SYSTEMD if self._node.host.systemd_cgroups else cri.CGROUPFS
+        return cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    async def UpdateRuntimeConfig(self, request: cri.UpdateRuntimeConfigRequest) -> cri.UpdateRuntimeConfigResponse:
+        """Takes the node's pod CIDR."""
+        await node_status.set_pod_cidr(self._node, request.runtime_config.network_config.pod_cidr)
+        return cri.UpdateRuntimeConfigResponse()
+
+    async def RunPodSandbox(self, request: cri.RunPodSandboxRequest) -> cri.RunPodSandboxResponse:
+        """Make a sandbox."""
+        return cri.RunPodSandboxResponse(pod_sandbox_id=await sandbox_run.run(self._node, request))
+
+    async def StopPodSandbox(self, request: cri.StopPodSandboxRequest) -> cri.StopPodSandboxResponse:
+        """Stop a sandbox."""
+        await sandbox_teardown.stop(self._node, request.pod_sandbox_id)
+        return cri.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(self, request: cri.RemovePodSandboxRequest) -> cri.RemovePodSandboxResponse:
+        """Remove a sandbox."""
+        await sandbox_teardown.remove(self._node, request.pod_sandbox_id)
+        return cri.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(self, request: cri.PodSandboxStatusRequest) -> cri.PodSandboxStatusResponse:
+        """One sandbox, with its containers as of the same moment."""
+        return sandbox_status.response(self._node, request.pod_sandbox_id, verbose=request.verbose)
+
+    async def ListPodSandbox(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse:
+        """Sandboxes that match."""
+        found = sandbox_status.select(self._node, request.filter)
+        return cri.ListPodSandboxResponse(items=map(sandbox_status.item, found))
+
+    async def CreateContainer(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
+        """Make a container."""
+        return cri.CreateContainerResponse(container_id=await container_create.create(self._node, request))
+
+    async def StartContainer(self, request: cri.StartContainerRequest) -> cri.StartContainerResponse:
+        """Run a container."""
+        await container_start.start(self._node, request.container_id)
+        return cri.StartContainerResponse()
+
+    async def StopContainer(self, request: cri.StopContainerRequest) -> cri.StopContainerResponse:
+        """End a container."""
+        await container_stop.stop(self._node, request.container_id, request.timeout)
+        return cri.StopContainerResponse()
+
+    async def RemoveContainer(self, request: cri.RemoveContainerRequest) -> cri.RemoveContainerResponse:
+        """Remove a container."""
+        await container_remove.remove(self._node, request.container_id)
+        return cri.RemoveContainerResponse()
+
+    async def ListContainers(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse:
+        """Containers that match."""
+        found = container_status.select(self._node, request.filter)
+        return cri.ListContainersResponse(containers=map(container_status.item, found))
+
+    async def ContainerStatus(self, request: cri.ContainerStatusRequest) -> cri.ContainerStatusResponse:
+        """One container."""
+        container = self._node.container(request.container_id)
+        info = container_status.verbose(self._node, container) if request.verbose else {}
+        return cri.ContainerStatusResponse(status=container_status.status(container), info=info)
+
+    async def ReopenContainerLog(self, request: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:
+        """Open the log anew after its rotation."""
+        _, shim = container_exec.running(self._node, request.container_id)
+        await shim.reopen_log()
+        return cri.ReopenContainerLogResponse()
+
+    async def ExecSync(self, request: cri.ExecSyncRequest) -> cri.ExecSyncResponse:
+        """Run a command to its end."""
+        stdout, stderr, code = await container_exec.exec_sync(
+            self._node, request.container_id, list(request.cmd), request.timeout
+        )
+        return cri.ExecSyncResponse(stdout=stdout, stderr=stderr, exit_code=code)

@@ -1,0 +1,219 @@
+"""RunPodSandbox: record → namespaces → network → files → ready.
+
+Failpoints: sandbox.recorded, sandbox.namespaces, sandbox.network. A failure or a crash at any of them is undone by the same
+teardown that StopPodSandbox and RemovePodSandbox use; until the sandbox is ready no list shows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from kernel import cgroups
+from proto import api_pb2 as cri
+from proto.errors import Code, CrispError, failed_precondition, invalid
+from runtime import limits, sandbox_teardown
+from runtime.failpoints import failpoint
+from runtime.lifecycle import SandboxState
+from runtime.network import dns
+from runtime.network.podnetwork import NetworkRequest, PortMapping
+from runtime.node import Sandbox, new_id
+from runtime.records import CLOCK, SandboxRecord
+
+if TYPE_CHECKING:
+    from runtime.node import Node
+
+log = structlog.get_logger(__name__)
+
+HOSTNAME_BYTES: Final = 64
+"""HOST_NAME_MAX of sethostname(2)."""
+
+PROTOCOLS: Final = {cri.TCP: "tcp", cri.UDP: "udp", cri.SCTP: "sctp"}
+
+
+async def run(node: Node, request: cri.RunPodSandboxRequest) -> str:
+    """Make a sandbox, or join the call that makes it; the id.
+
+    Asked again with the same name, uid and attempt for a sandbox that is ready, the answer is that sandbox.
+    """
+    config = request.config
+    _check(config)
+    node.handlers.get(request.runtime_handler)
+    return await node.joiner.run(("sandbox", *_key(config)), lambda: _run(node, request))
+
+
+def _key(config: cri.PodSandboxConfig) -> tuple[str, str, str, int]:
+    metadata = config.metadata
+    return metadata.namespace, metadata.name, metadata.uid, metadata.attempt
+
+
+def _check(config: cri.PodSandboxConfig) -> None:
+    metadata = config.metadata
+    if not metadata.name or not metadata.uid or not metadata.namespace:
+        raise invalid("the sandbox's metadata lacks a name, a uid or a namespace")
+    if len(config.hostname.encode()) > HOSTNAME_BYTES:
+        raise invalid(f"hostname {config.hostname!r} is longer than {HOSTNAME_BYTES} bytes")
+    options = config.linux.security_context.namespace_options
+    if options.pid == cri.TARGET:
+        raise invalid("a sandbox cannot share the PID namespace of a target container")
+    if options.HasField("userns_options") and options.userns_options.mode == cri.POD:
+        raise failed_precondition("user namespaces: no runtime handler of this node supports them")
+
+
+async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
+    for known in node.sandboxes.values():
+        if _key(known.record.config) == _key(request.config):
+            return _existing(known, request)
+    record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=CLOCK.now())
+    record.cgroup_parent = request.config.linux.cgroup_parent
+    if not record.cgroup_parent:
+        record.cgroup_parent = f"{node.config.cgroup.parent}/pod{record.id}"
+        record.owns_cgroup_parent = True
+    record.cgroup = cgroups.container_path(record.cgroup_parent, record.id, systemd=False)
+    sandbox = Sandbox(record)
+    node.sandboxes[record.id] = sandbox
+    async with sandbox.lock:
+        try:
+            await node.store.sandboxes.put(record.id, record.document())
+            failpoint("sandbox.recorded")
+            await _make(node, sandbox)
+            record.ready_at = CLOCK.now()
+            await node.store.sandboxes.put(record.id, record.document())
+        except BaseException:
+            record.ready_at = 0
+            await asyncio.shield(asyncio.ensure_future(sandbox_teardown.discard(node, sandbox)))
+            raise
+    node.events.sandbox_started(sandbox)
+    return record.id
+
+
+def _existing(sandbox: Sandbox, request: cri.RunPodSandboxRequest) -> str:
+    record = sandbox.record
+    if record.state is SandboxState.READY and record.config == request.config:
+        return record.id
+    metadata = record.config.metadata
+    raise CrispError(
+        Code.ALREADY_EXISTS,
+        f"pod {metadata.namespace}/{metadata.name} attempt {metadata.attempt} exists as sandbox {record.id} "
+        f"({record.state.value}, or with another configuration): remove it, or ask for a higher attempt",
+    )
+
+
+async def _make(node: Node, sandbox: Sandbox) -> None:
+    record = sandbox.record
+    options = record.config.linux.security_context.namespace_options
+    directory = node.paths.sandbox(record.id)
+    directory.mkdir(mode=0o711, parents=True)
+    await _namespaces(node, sandbox, options)
+    failpoint("sandbox.namespaces")
+    if options.network == cri.POD:
+        result = await node.network.attach(_network_request(node, record))
+        record.ips, record.network = list(result.ips), dict(result.detail)
+    failpoint("sandbox.network")
+    _write_files(node, record)
+    if options.pid == cri.POD:
+        await _start_pause(node, sandbox)
+
+
+async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption) -> None:
+    record = sandbox.record
+    kinds = []
+    if options.network != cri.NODE:
+        kinds += ["net", "uts"]
+    if options.ipc != cri.NODE:
+        kinds.append("ipc")
+    arguments: dict[str, Any] = {
+        "directory": str(node.paths.sandbox(record.id)),
+        "namespaces": kinds,
+        "hostname": record.config.hostname if "uts" in kinds else "",
+        "sysctls": _sysctls(node, record.config, options),
+        "shm_size": node.config.containers.shm_size if "ipc" in kinds else None,
+    }
+    await node.fork_server.run_job("shim.sandbox:main", arguments, timeout=limits.SANDBOX_SECONDS)
+
+
+def _sysctls(node: Node, config: cri.PodSandboxConfig, options: cri.NamespaceOption) -> dict[str, str]:
+    """Those of the request, checked against the namespaces the pod has of its own, and crisp's defaults."""
+    asked = dict(config.linux.sysctls)
+    for name in asked:
+        canonical = name.replace("/", ".")
+        if canonical.startswith("net.") and options.network == cri.NODE:
+            raise invalid(f"sysctl {name} would change the node: the pod uses the node's network namespace")
+        if canonical.startswith(("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")) and options.ipc == cri.NODE:
+            raise invalid(f"sysctl {name} would change the node: the pod uses the node's IPC namespace")
+        if not canonical.startswith(("net.", "kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")):
+            raise invalid(f"sysctl {name} belongs to no namespace of a pod")
+    if options.network == cri.NODE:
+        return asked
+    defaults = {}
+    if node.config.containers.enable_unprivileged_ports:
+        defaults["net.ipv4.ip_unprivileged_port_start"] = "0"
+    if node.config.containers.enable_unprivileged_icmp:
+        defaults["net.ipv4.ping_group_range"] = "0 2147483647"
+    return {**defaults, **asked}
+
+
+def _network_request(node: Node, record: SandboxRecord) -> NetworkRequest:
+    config, metadata = record.config, record.config.metadata
+    return NetworkRequest(
+        sandbox_id=record.id,
+        netns_path=str(node.paths.namespace(record.id, "net")),
+        pod_name=metadata.name,
+        pod_namespace=metadata.namespace,
+        pod_uid=metadata.uid,
+        hostname=config.hostname,
+        port_mappings=tuple(
+            PortMapping(PROTOCOLS[port.protocol], port.container_port, port.host_port, port.host_ip)
+            for port in config.port_mappings
+            if port.host_port
+        ),
+        annotations=dict(config.annotations),
+        labels=dict(config.labels),
+        dns_servers=tuple(config.dns_config.servers),
+        dns_searches=tuple(config.dns_config.searches),
+        dns_options=tuple(config.dns_config.options),
+        cgroup_parent=record.cgroup_parent,
+        runtime_handler=record.handler,
+    )
+
+
+def _write_files(node: Node, record: SandboxRecord) -> None:
+    """resolv.conf, hostname and hosts; containers mount them where the kubelet gives none."""
+    directory, config = node.paths.sandbox(record.id), record.config
+    host_network = config.linux.security_context.namespace_options.network == cri.NODE
+    (directory / "resolv.conf").write_text(
+        dns.resolv_conf(
+            servers=config.dns_config.servers,
+            searches=config.dns_config.searches,
+            options=config.dns_config.options,
+            own_network=not host_network,
+        )
+    )
+    name = hostname(record)
+    (directory / "hostname").write_text(name + "\n")
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    lines += [f"{address}\t{name}" for address in record.ips if name]
+    (directory / "hosts").write_text("\n".join(lines) + "\n")
+
+
+def hostname(record: SandboxRecord) -> str:
+    """The pod's name of itself: the node's if it uses the node's network."""
+    if record.config.linux.security_context.namespace_options.network == cri.NODE:
+        return socket.gethostname()
+    return record.config.hostname
+
+
+async def _start_pause(node: Node, sandbox: Sandbox) -> None:
+    record = sandbox.record
+    reply = await node.fork_server.run_job(
+        "shim.pause:main",
+        {
+            "directory": str(node.paths.sandbox(record.id)),
+            "cgroup": record.cgroup,
+        },
+        timeout=limits.SANDBOX_SECONDS,
+    )
+    record.pause_pid = reply["pid"]

@@ -1,0 +1,184 @@
+"""The gRPC boundary: the one place where errors become statuses, and where each call is logged, once.
+
+Handlers are found by name: a service object has a method per RPC that it implements, named as api.proto names it. An RPC
+without a method answers UNIMPLEMENTED, which optional RPCs must (and nothing else may).
+
+A call that changes something goes on when its client gives up (rule 2 of docs/architecture.md): the boundary runs it as a
+task of its own and only waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import grpc
+import structlog
+from google.protobuf import message_factory
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from proto import api_pb2
+from proto.errors import Code, CrispError
+from runtime import limits
+
+log = structlog.get_logger(__name__)
+
+STATUS: Final = {code: getattr(grpc.StatusCode, code.name) for code in Code}
+
+QUIET: Final = frozenset(
+    (
+        "Version",
+        "Status",
+        "RuntimeConfig",
+        "ImageStatus",
+        "ImageFsInfo",
+        "PodSandboxStatus",
+        "ContainerStatus",
+        "ExecSync",
+    )
+)
+"""Calls that clients repeat all day: logged at debug level, as all List and Stats calls are."""
+
+Observer = Callable[[str, str, float], None]
+"""Called with method, code name and seconds after each call."""
+
+
+class Boundary:
+    """Serves service objects over gRPC."""
+
+    def __init__(self, observe: Observer | None = None) -> None:
+        self._observe = observe
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._server = grpc.aio.server(
+            options=(
+                ("grpc.max_send_message_length", limits.GRPC_MESSAGE_BYTES),
+                ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES),
+                ("grpc.so_reuseport", 0),
+            )
+        )
+
+    def add(self, descriptor: ServiceDescriptor, service: object) -> None:
+        """Serve `service` as the service that `descriptor` declares."""
+        handlers = {method.name: self._handler(method, service) for method in descriptor.methods}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
+
+    def _handler(self, method: MethodDescriptor, service: object) -> grpc.RpcMethodHandler:
+        request = message_factory.GetMessageClass(method.input_type)
+        implementation = getattr(service, method.name, None)
+        if method.server_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._streaming(method.name, implementation), request.FromString, _serialize
+            )
+        return grpc.unary_unary_rpc_method_handler(self._unary(method.name, implementation), request.FromString, _serialize)
+
+    def _unary(self, name: str, implementation: Any) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            begin = time.monotonic()
+            try:
+                if implementation is None:
+                    raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {name}")
+                if name.startswith("List"):
+                    reply = await implementation(request)
+                else:
+                    reply = await asyncio.shield(self._keep(implementation(request)))
+            except Exception as error:
+                code, message = self._failed(name, request, error, time.monotonic() - begin)
+                await context.abort(STATUS[code], message)
+            self._succeeded(name, request, reply, time.monotonic() - begin)
+            return reply
+
+        return call
+
+    def _streaming(self, name: str, implementation: Any) -> Any:
+        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            begin = time.monotonic()
+            try:
+                if implementation is None:
+                    raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {name}")
+                async for reply in implementation(request):
+                    yield reply
+            except Exception as error:
+                code, message = self._failed(name, request, error, time.monotonic() - begin)
+                await context.abort(STATUS[code], message)
+            self._succeeded(name, request, None, time.monotonic() - begin)
+
+        return call
+
+    def _keep(self, work: Any) -> asyncio.Task[Any]:
+        """Run a call as a task that outlives its client."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, though the client is gone
+        return task
+
+    def _succeeded(self, name: str, request: Any, reply: Any, seconds: float) -> None:
+        if self._observe:
+            self._observe(name, "OK", seconds)
+        quiet = name in QUIET or name.startswith(("List", "Stream")) or "Stats" in name
+        write = log.debug if quiet else log.info
+        write(name, **_ids(request), **_ids(reply), ms=round(seconds * 1000, 1))
+
+    def _failed(self, name: str, request: Any, error: Exception, seconds: float) -> tuple[Code, str]:
+        if isinstance(error, CrispError):
+            code, message = error.code, error.message
+            write = log.debug if code in (Code.UNIMPLEMENTED, Code.NOT_FOUND) else log.warning
+            write(name, code=code.name, error=message, **_ids(request), ms=round(seconds * 1000, 1))
+        else:
+            code, message = Code.INTERNAL, f"crisp has a bug: {type(error).__name__}: {error}"
+            log.error(name, code=code.name, **_ids(request), ms=round(seconds * 1000, 1), exc_info=error)
+        if self._observe:
+            self._observe(name, code.name, seconds)
+        return code, message
+
+    async def start(self, socket_path: str, group_id: int | None) -> None:
+        """Listen; the socket belongs to root and, if given, a group."""
+        if os.path.exists(socket_path):
+            os.unlink(socket_path)
+        before = os.umask(0o177)
+        try:
+            if self._server.add_insecure_port(f"unix:{socket_path}") == 0:
+                raise CrispError(Code.INTERNAL, f"cannot listen on {socket_path}")
+            await self._server.start()
+        finally:
+            os.umask(before)
+        if group_id is not None:
+            os.chown(socket_path, 0, group_id)
+            os.chmod(socket_path, 0o660)
+
+    async def stop(self) -> None:
+        """Take no more calls, give those under way a moment, leave the rest to recovery."""
+        await self._server.stop(grace=0.5)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=limits.SHUTDOWN_SECONDS)
+        for task in self._tasks:
+            task.cancel()
+
+
+def _serialize(reply: Any) -> bytes:
+    data: bytes = reply.SerializeToString()
+    if len(data) > limits.GRPC_MESSAGE_BYTES:
+        log.error("reply too large for the kubelet", type=type(reply).__name__, bytes=len(data))
+    return data
+
+
+def _ids(message: Any) -> dict[str, str]:
+    """The ids and names in a request or reply that make its log line useful."""
+    found: dict[str, str] = {}
+    if message is None:
+        return found
+    for field, key in (("pod_sandbox_id", "sandbox"), ("container_id", "container"), ("image_ref", "image")):
+        if value := getattr(message, field, ""):
+            found[key] = value[:19] if key == "image" else value[:13]
+    config = getattr(message, "config", None)
+    metadata = getattr(config, "metadata", None)
+    if metadata is not None:
+        namespace = getattr(metadata, "namespace", "")
+        found["name"] = f"{namespace}/{metadata.name}" if namespace else metadata.name
+    image = getattr(message, "image", None)
+    if isinstance(image, api_pb2.ImageSpec):
+        found["ref"] = image.image
+    return found
