@@ -33,7 +33,7 @@ from runtime.network.host import SharedHost, gateway_of, usable_networks
 from runtime.network.leases import Address, Lease, Pool, ifb_name, ifb_of, mac_of, veth_name
 from runtime.network.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket
 from runtime.network.netns import open_netns, run_in_netns
-from runtime.network.nftables import HostPort, host_ports
+from runtime.network.nftables import POD_GROUP, HostPort, host_ports
 from runtime.network.seam import LeaseStore, NetworkRequest, NetworkResult, Readiness
 from runtime.network.teardown import LinkRemover
 
@@ -149,9 +149,7 @@ class BuiltinNetwork:
                         f"host port {other.port}/{other.protocol} is in use by sandbox {sandbox_id}",
                     )
 
-    def _connect(
-        self, request: NetworkRequest, lease: Lease, bandwidth: Bandwidth, ports: Sequence[HostPort]
-    ) -> None:
+    def _connect(self, request: NetworkRequest, lease: Lease, bandwidth: Bandwidth, ports: Sequence[HostPort]) -> None:
         """The kernel's part of attach. Blocks."""
         netns = open_netns(request.netns_path)
         try:
@@ -179,6 +177,7 @@ class BuiltinNetwork:
                 mac=_host_mac(primary),
                 mtu=host.mtu,
                 master=host.bridge,
+                group=POD_GROUP,
                 peer=POD_INTERFACE,
                 peer_mac=mac_of(primary),
                 peer_netns=netns,

@@ -39,9 +39,7 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.bridge) or len(self.bridge) > MAX_BRIDGE_NAME:
-            raise invalid(
-                f"bridge: {self.bridge!r} is no interface name of at most {MAX_BRIDGE_NAME} characters"
-            )
+            raise invalid(f"bridge: {self.bridge!r} is no interface name of at most {MAX_BRIDGE_NAME} characters")
         if not _NAME.fullmatch(self.table):
             raise invalid(f"table: {self.table!r} is no nftables table name")
         families = [network.version for network in self.networks()]
@@ -49,9 +47,7 @@ class NetworkConfig:
             raise invalid("subnets: one IPv4 network, one IPv6 network, or one of each")
         for network in self.networks():
             if network.prefixlen > SMALLEST_PREFIX[network.version]:
-                raise invalid(
-                    f"subnets: {network} is too small, at least a /{SMALLEST_PREFIX[network.version]}"
-                )
+                raise invalid(f"subnets: {network} is too small, at least a /{SMALLEST_PREFIX[network.version]}")
         self.direct_networks()
 
     def networks(self) -> tuple[Network, ...]:

@@ -11,9 +11,7 @@ SYSTEMD_RESOLV_CONF: Final = "/run/systemd/resolve/resolv.conf"
 """Where systemd-resolved lists the servers that its stub on 127.0.0.53 asks."""
 
 
-def resolv_conf(
-    *, servers: Sequence[str], searches: Sequence[str], options: Sequence[str], own_network: bool
-) -> str:
+def resolv_conf(*, servers: Sequence[str], searches: Sequence[str], options: Sequence[str], own_network: bool) -> str:
     """The file for a pod with this CRI DNSConfig; the host's own where the config is empty.
 
     With a network of its own, a pod cannot reach resolvers on the host's loopback: those are left out, and if

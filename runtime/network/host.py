@@ -21,7 +21,7 @@ from runtime.network import rtnetlink
 from runtime.network.config import Network, NetworkConfig
 from runtime.network.leases import mac_of
 from runtime.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
-from runtime.network.nftables import HostPort, Table, load, ruleset
+from runtime.network.nftables import HostPort, Table, hush, load, ruleset
 from runtime.network.rtnetlink import Interface, Link
 
 log = structlog.get_logger(__name__)
@@ -39,9 +39,7 @@ def usable_networks(config: NetworkConfig) -> tuple[Network, ...]:
     """The configured subnets whose family this kernel has. Raises FAILED_PRECONDITION if that leaves none."""
     networks = tuple(n for n in config.networks() if n.version == 4 or os.path.isdir(f"{SYSCTLS}/ipv6"))
     if not networks:
-        raise CrispError(
-            Code.FAILED_PRECONDITION, "network.subnets has IPv6 only, and this kernel has IPv6 switched off"
-        )
+        raise CrispError(Code.FAILED_PRECONDITION, "network.subnets has IPv6 only, and this kernel has IPv6 switched off")
     return networks
 
 
@@ -99,8 +97,7 @@ class SharedHost:
         if link is None or link.kind != "bridge":
             raise CrispError(
                 Code.FAILED_PRECONDITION,
-                f"interface {self._config.bridge} exists and is not a bridge: "
-                "configure another name in network.bridge",
+                f"interface {self._config.bridge} exists and is not a bridge: configure another name in network.bridge",
             )
         self._set_up_bridge(link)
 
@@ -142,8 +139,7 @@ class SharedHost:
                 ):
                     raise CrispError(
                         Code.FAILED_PRECONDITION,
-                        f"pod subnet {network} overlaps the host's route to {theirs}: "
-                        "configure other network.subnets",
+                        f"pod subnet {network} overlaps the host's route to {theirs}: configure other network.subnets",
                     )
 
     def _ensure_forwarding(self) -> None:
@@ -176,13 +172,15 @@ class SharedHost:
                 table=self._config.table,
             )
         load(ruleset(self._config, self._networks, self._ports))
+        try:
+            load(hush(self._config))
+        except CrispError as error:
+            log.info("new pods' multicast reports reach all pods", reason=error.message)
         self._generation = self._table.generation()
         handle = self._table.handle()
         if handle is None:
             self._rules = None
-            raise CrispError(
-                Code.UNAVAILABLE, f"nftables table {self._config.table} was removed while it was being loaded"
-            )
+            raise CrispError(Code.UNAVAILABLE, f"nftables table {self._config.table} was removed while it was being loaded")
         self._rules = handle, self._table.rule_count()
 
     def _is_whole(self) -> bool:

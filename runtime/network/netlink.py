@@ -232,9 +232,7 @@ class NetlinkSocket:
                 if sequence != self._sequence:
                     continue
                 if kind == NLMSG_ERROR:
-                    raise _error(flags, body) or NetlinkError(
-                        errno.EPROTO, "an acknowledgement in place of an object"
-                    )
+                    raise _error(flags, body) or NetlinkError(errno.EPROTO, "an acknowledgement in place of an object")
                 return Message(kind, flags, body)
 
     def dump(self, message: Message) -> list[Message]:
@@ -255,9 +253,7 @@ class NetlinkSocket:
                     continue
                 torn = torn or bool(flags & NLM_F_DUMP_INTR)
                 if kind == NLMSG_ERROR:
-                    raise _error(flags, body) or NetlinkError(
-                        errno.EPROTO, "an acknowledgement in place of a list"
-                    )
+                    raise _error(flags, body) or NetlinkError(errno.EPROTO, "an acknowledgement in place of a list")
                 if kind == NLMSG_DONE:
                     (negative,) = struct.unpack_from("=i", body) if len(body) >= 4 else (0,)
                     if negative < 0:

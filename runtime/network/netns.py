@@ -8,7 +8,6 @@ that ends with it.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import errno
 import os
 import socket
@@ -16,13 +15,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+from kernel import syscalls
 from proto.errors import Code, CrispError, invalid, not_found
 
 T = TypeVar("T")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
-_CLONE_NEWNET = 0x40000000
 
 
 def run_in_netns(netns: int, work: Callable[[], T]) -> T:
@@ -36,9 +32,7 @@ def run_in_netns(netns: int, work: Callable[[], T]) -> T:
 
     def thread() -> None:
         try:
-            if _libc.setns(netns, _CLONE_NEWNET) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, f"setns: {os.strerror(number)}")
+            syscalls.setns(netns, syscalls.CLONE_NEWNET)
             outcome.append(work())
         except BaseException as error:  # carried over to the caller
             failure.append(error)

@@ -128,7 +128,7 @@ def new_bridge(name: str, mac: str, mtu: int) -> Message:
 
 
 def new_veth(
-    name: str, *, mac: str, mtu: int, master: int, peer: str, peer_mac: str, peer_netns: int
+    name: str, *, mac: str, mtu: int, master: int, group: int, peer: str, peer_mac: str, peer_netns: int
 ) -> Message:
     """Make a veth pair: `name` here, up and a port of `master`; `peer` at once inside `peer_netns` (an fd),
     still down, as the kernel refuses to bring up an end before it knows the other."""
@@ -146,6 +146,7 @@ def new_veth(
         + attribute(IFLA_ADDRESS, mac_bytes(mac))
         + u32(IFLA_MTU, mtu)
         + u32(IFLA_MASTER, master)
+        + u32(IFLA_GROUP, group)
         + nested(IFLA_LINKINFO, text(IFLA_INFO_KIND, "veth"), data)
     )
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
@@ -167,11 +168,7 @@ def set_hairpin(name: str) -> Message:
     """Let a bridge port get back what it sent, as happens with bridge-nf-call-iptables=1 to a pod that
     reaches itself through a service or host port."""
     slave = nested(IFLA_INFO_SLAVE_DATA, u8(IFLA_BRPORT_MODE, 1))
-    body = (
-        _link_header()
-        + text(IFLA_IFNAME, name)
-        + nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), slave)
-    )
+    body = _link_header() + text(IFLA_IFNAME, name) + nested(IFLA_LINKINFO, text(IFLA_INFO_SLAVE_KIND, "bridge"), slave)
     return Message(RTM_NEWLINK, 0, body)
 
 
@@ -244,9 +241,7 @@ def redirect_received(index: int, target: int) -> list[Message]:
     """Pass all that a link receives through another device (an ifb) before anything else sees it."""
     ingress = _TCMSG.pack(socket.AF_UNSPEC, index, 0xFFFF0000, TC_H_INGRESS, 0) + text(TCA_KIND, "ingress")
     # struct tc_u32_sel {flags, offshift, nkeys, offmask, off, offoff, hoff, hmask}, one key that matches all.
-    selector = struct.pack("=BBBxHHhhI", TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + struct.pack(
-        "=IIii", 0, 0, 0, 0
-    )
+    selector = struct.pack("=BBBxHHhhI", TC_U32_TERMINAL, 0, 1, 0, 0, 0, 0, 0) + struct.pack("=IIii", 0, 0, 0, 0)
     # struct tc_mirred {index, capab, action, refcnt, bindcnt, eaction, ifindex}
     mirred = struct.pack("=IIiiiiI", 0, 0, TC_ACT_STOLEN, 0, 0, TCA_EGRESS_REDIR, target)
     action = nested(
@@ -315,9 +310,7 @@ def list_routes(netlink: NetlinkSocket, family: socket.AddressFamily) -> list[Ro
     request = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
     routes = []
     for message in netlink.dump(Message(RTM_GETROUTE, 0, request)):
-        _family, length, _source, _tos, table, _protocol, _scope, kind, _flags = _RTMSG.unpack_from(
-            message.body
-        )
+        _family, length, _source, _tos, table, _protocol, _scope, kind, _flags = _RTMSG.unpack_from(message.body)
         if table != RT_TABLE_MAIN or kind != RTN_UNICAST:
             continue
         known = attributes(message.body, _RTMSG.size)
