@@ -65,7 +65,7 @@ class Boundary:
         handlers = {method.name: self._handler(method, service) for method in descriptor.methods}
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
 
-    def _handler(self, method: MethodDescriptor, service: object) -> grpc.RpcMethodHandler:
+    def _handler(self, method: MethodDescriptor, service: object) -> grpc.RpcMethodHandler[Any, Any]:
         request = message_factory.GetMessageClass(method.input_type)
         implementation = getattr(service, method.name, None)
         if method.server_streaming:
@@ -109,7 +109,7 @@ class Boundary:
 
     def _keep(self, work: Any) -> asyncio.Task[Any]:
         """Run a call as a task that outlives its client."""
-        task = asyncio.ensure_future(work)
+        task: asyncio.Task[Any] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, though the client is gone

@@ -12,7 +12,7 @@ from typing import Final
 from proto import api_pb2 as cri
 from proto.errors import invalid
 
-_NAME: Final = re.compile(r"SIGNAL_SIG([A-Z]+[0-9]?)(?:(PLUS|MINUS)([0-9]+))?$")
+_NAME: Final = re.compile(r"SIGNAL_SIG((?:RTMIN|RTMAX)(?=$|PLUS|MINUS)|[A-Z]+[0-9]?$)(?:(PLUS|MINUS)([0-9]+))?$")
 
 ALIASES: Final = {"CLD": signal.SIGCHLD, "IOT": signal.SIGABRT, "POLL": signal.SIGIO}
 

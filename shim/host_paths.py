@@ -6,9 +6,10 @@ import os
 from typing import Any
 
 from kernel import mounts
+from shim.forkserver import Report
 
 
-def main(args: dict[str, Any], fds: list[int]) -> dict[str, Any]:
+def main(args: dict[str, Any], _fds: list[int], _report: Report) -> dict[str, Any]:
     """`paths` → `sources`: for each path its real path, whether it is a directory, and its mount's propagation.
 
     A path that is missing is made as a directory with mode 0755.

@@ -60,12 +60,9 @@ def runtime_default(capabilities: frozenset[str], profile: Path = DEFAULT_PROFIL
         if capabilities.intersection(group.get("without_capabilities", ())):
             continue
         names = group["names"].split()
-        conditions = list(_conditions(group)) or [None]
-        for condition in conditions:
-            rule: dict[str, Any] = {"names": names, "action": "SCMP_ACT_ALLOW"}
-            if condition is not None:
-                rule["args"] = [condition]
-            syscalls.append(rule)
+        rule = {"names": names, "action": "SCMP_ACT_ALLOW"}
+        conditions = _conditions(group)
+        syscalls += [{**rule, "args": [condition]} for condition in conditions] if conditions else [rule]
     if "CAP_SYS_ADMIN" not in capabilities:
         syscalls.append({"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38})  # ENOSYS
     return {

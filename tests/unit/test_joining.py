@@ -1,0 +1,66 @@
+"""A retry joins the work that runs; nobody's impatience ends it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from runtime.joining import Joiner
+
+
+async def test_second_call_gets_the_first_ones_result() -> None:
+    joiner, gate, runs = Joiner(), asyncio.Event(), []
+
+    async def work() -> str:
+        runs.append(1)
+        await gate.wait()
+        return "done"
+
+    first = asyncio.create_task(joiner.run("k", work))
+    second = asyncio.create_task(joiner.run("k", work))
+    await asyncio.sleep(0)
+    first.cancel()
+    gate.set()
+    assert await second == "done"
+    assert runs == [1]
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_work_outlives_all_callers() -> None:
+    joiner, gate, finished = Joiner(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        await gate.wait()
+        finished.set()
+
+    caller = asyncio.create_task(joiner.run("k", work))
+    await asyncio.sleep(0)
+    caller.cancel()
+    gate.set()
+    await finished.wait()
+
+
+async def test_failure_is_shared_and_forgotten() -> None:
+    joiner = Joiner()
+
+    async def fail() -> None:
+        raise ValueError("no")
+
+    results = await asyncio.gather(joiner.run("k", fail), joiner.run("k", fail), return_exceptions=True)
+    assert [str(r) for r in results] == ["no", "no"]
+
+    async def fine() -> int:
+        return 7
+
+    assert await joiner.run("k", fine) == 7
+
+
+async def test_settle_cancels_what_is_late() -> None:
+    joiner = Joiner()
+    caller = asyncio.create_task(joiner.run("k", asyncio.Event().wait))
+    await asyncio.sleep(0)
+    await joiner.settle(0)
+    with pytest.raises(asyncio.CancelledError):
+        await caller
