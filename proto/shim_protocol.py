@@ -1,0 +1,186 @@
+"""What the daemon and a shim say to each other, without I/O.
+
+The socket is `<bundle>/shim.sock`, SOCK_SEQPACKET: a datagram is one JSON object of at most `MAX_DATAGRAM` bytes, with up
+to `MAX_FDS` file descriptors. Each connection is a session of its own.
+
+    shim   -> daemon   {"event": "hello", ...}                       once, on accept
+    daemon -> shim     {"op": NAME, "seq": N, field: value, ...}     N is the daemon's choice
+    shim   -> daemon   {"seq": N, "ok": {...}}  or  {"seq": N, "error": {"code": CODE, "message": TEXT}}
+    shim   -> daemon   {"event": "exit" | "exec_exit", ...}          at any time
+
+Operations and their fields are in `OPS`. On a connection that has done `exec`, the operations `signal`, `kill`
+and `resize` address that exec's processes; on any other, the container's.
+
+| operation    | answer                                                                          | descriptors            |
+|--------------|---------------------------------------------------------------------------------|------------------------|
+| create       | pid, uid, gid, groups                                                           |                        |
+| start        | started_at (ns)                                                                 |                        |
+| state        | as in `hello`                                                                   |                        |
+| signal       |                                                                                 |                        |
+| kill         | once everything in the cgroup is dead                                           |                        |
+| exec         | exec_pid, fds: names in their order                                             | in: process JSON; out  |
+| attach       | fds: names in their order                                                       | out                    |
+| close_stdin  |                                                                                 |                        |
+| resize       |                                                                                 |                        |
+| reopen_log   |                                                                                 |                        |
+| update       |                                                                                 | in: resources JSON     |
+| pause,resume |                                                                                 |                        |
+
+`hello`: version, id, state (a `State`'s value), pid, started_at (ns, 0: not yet), tty, lost_log_bytes, exit (the exit
+record or null). `exit`: the fields of `shim/exit_record.py`. `exec_exit`: exit_code.
+
+Descriptors that are lent stay open at the shim only as long as it needs them itself. Their names are `stdin` (write),
+`stdout`, `stderr` (read) and `tty` (the pty's master: read, write, TIOCSWINSZ); those of a container (not of an exec)
+share their O_NONBLOCK flag with the shim: it is set, and must stay.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+from typing import Any, NamedTuple
+
+from proto.errors import Code, CrispError
+
+VERSION = 1
+MAX_DATAGRAM = 64 << 10  # bytes
+MAX_FDS = 4
+
+Message = dict[str, Any]
+
+
+class State(enum.Enum):
+    """The container's state as its shim sees it."""
+
+    NEW = "new"
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+class Field(NamedTuple):
+    """Type of a field; `required` ones have no default."""
+
+    kind: type | tuple[type, ...]
+    required: bool = True
+
+
+OPS: dict[str, dict[str, Field]] = {
+    "create": {
+        "rootfs": Field(dict),
+        "user": Field(dict),
+        "mkdirs": Field(list, False),
+        "stdin": Field(bool, False),
+        "stdin_once": Field(bool, False),
+        "tty": Field(bool, False),
+    },
+    "start": {"log_path": Field(str)},
+    "state": {},
+    "signal": {"signal": Field(int)},
+    "kill": {},
+    "exec": {
+        "tty": Field(bool, False),
+        "stdin": Field(bool, False),
+        "stdout": Field(bool, False),
+        "stderr": Field(bool, False),
+    },
+    "attach": {
+        "stdin": Field(bool, False),
+        "stdout": Field(bool, False),
+        "stderr": Field(bool, False),
+    },
+    "close_stdin": {},
+    "resize": {"width": Field(int), "height": Field(int)},
+    "reopen_log": {},
+    "update": {},
+    "pause": {},
+    "resume": {},
+}
+
+
+class Request(NamedTuple):
+    """A datagram from the daemon whose form is sound."""
+
+    op: str
+    seq: int
+    fields: Message
+
+    def flag(self, name: str) -> bool:
+        """A boolean field; absent is false."""
+        return bool(self.fields.get(name, False))
+
+
+class Malformed(NamedTuple):
+    """A datagram that is no request; `seq` is what can be told of its number."""
+
+    seq: int
+    message: str
+
+
+def encode(message: Message) -> bytes:
+    """One datagram; names that are not UTF-8 travel as lone surrogates."""
+    return json.dumps(message, separators=(",", ":")).encode("ascii")
+
+
+def decode(datagram: bytes) -> Message | None:
+    """The object in a datagram, None if it is not one."""
+    try:
+        found = json.loads(datagram)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def decode_request(datagram: bytes) -> Request | Malformed:
+    """Parse and check a request of the daemon."""
+    message = decode(datagram)
+    if message is None:
+        return Malformed(0, "not a JSON object")
+    seq = message.pop("seq", None)
+    if not isinstance(seq, int):
+        return Malformed(0, "no number in seq")
+    op = message.pop("op", None)
+    fields = OPS.get(op) if isinstance(op, str) else None
+    if fields is None or not isinstance(op, str):
+        return Malformed(seq, f"unknown operation {op!r}")
+    for name in message:
+        if name not in fields:
+            return Malformed(seq, f"{op} has no field {name!r}")
+    for name, field in fields.items():
+        if name not in message:
+            if field.required:
+                return Malformed(seq, f"{op} needs {name}")
+        elif not isinstance(message[name], field.kind):
+            return Malformed(seq, f"{op}: {name} has the wrong type")
+    return Request(op, seq, message)
+
+
+def request(op: str, seq: int, fields: Message) -> bytes:
+    """A request as the daemon sends it."""
+    return encode({"op": op, "seq": seq, **fields})
+
+
+def answer(seq: int, result: Message) -> bytes:
+    """A success as the shim sends it."""
+    return encode({"seq": seq, "ok": result})
+
+
+def failure(seq: int, code: Code, message: str) -> bytes:
+    """A failure as the shim sends it; a message too long for the datagram loses its middle."""
+    return encode({"seq": seq, "error": error_fields(code, message)})
+
+
+def error_fields(code: Code, message: str) -> Message:
+    """The form in which an error travels, here and from the fork server."""
+    if len(message) > 4096:
+        message = message[:2048] + " ... " + message[-2048:]
+    return {"code": code.name, "message": message}
+
+
+def error_from(fields: Any) -> CrispError:
+    """The CrispError that `error_fields` was made of; an unknown code is INTERNAL."""
+    if not isinstance(fields, dict):
+        return CrispError(Code.INTERNAL, "a shim reported an error without saying which")
+    code = Code.__members__.get(str(fields.get("code")), Code.INTERNAL)
+    return CrispError(code, str(fields.get("message", "")))

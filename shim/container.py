@@ -1,0 +1,285 @@
+"""The container of a shim: created, started, watched, and put away.
+
+    NEW ──create──▶ CREATED ──start──▶ RUNNING ◀──pause, resume──▶ PAUSED
+     │                 └────────────────┴──── init exits ─────────────┴──▶ STOPPED ──▶ the shim leaves
+     └── a create that fails, or `kill`: the shim leaves
+
+Putting away, in this order: read the OOM count, kill the rest of the cgroup, copy what is left in the pipes, write the exit
+record, tell, delete the container at the OCI runtime, remove the cgroups.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from proto.errors import Code, CrispError
+from proto.shim_protocol import Message, Request, State
+from shim import exit_record, process, rootfs, user_lookup
+from shim.execs import Exec, read_pid
+from shim.exit_record import ExitRecord
+from shim.loop import Event, Loop
+from shim.runner import Runner
+from shim.stdio import Stdio
+from shim.tracking import Tracking, opened_procs, until
+
+KILL_TIME = 30.0  # seconds until a kill that does not succeed is reported
+RECORD_TIME = 10.0  # seconds that the exit record waits for the rest of the cgroup to die
+CLIENT_TIME = 12.0  # seconds for attached clients to take the end of the output
+PUT_AWAY_TIME = 600.0  # seconds until the shim gives up on a cgroup that stays busy
+
+
+class Container:
+    """One container. Methods raise CrispError, or OSError where the kernel refuses."""
+
+    def __init__(
+        self, loop: Loop, runner: Runner, tracking: Tracking, identity: str, bundle: str, detach_unified: str
+    ) -> None:
+        self.state = State.NEW
+        self.execs: list[Exec] = []
+        self.on_exit: Callable[[Message], None] = lambda _: None
+        """Called with the exit record."""
+        self.on_gone: Callable[[], None] = lambda: None
+        """Called when nothing is left."""
+        self._loop = loop
+        self._runner = runner
+        self._tracking = tracking
+        self._id = identity
+        self._bundle = bundle
+        self._detach_unified = detach_unified
+        self._command = ""
+        self._pid = 0
+        self._pidfd = -1
+        self._started_at = 0
+        self._reason = ""
+        self._stdin_once = False
+        self._stdio: Stdio | None = None
+        self._record: ExitRecord | None = None
+        self._busy: Event[None] | None = None  # a create or start under way
+        self._dead: Event[None] = Event()
+
+    def status(self) -> Message:
+        """The fields of `hello` and `state`."""
+        log = self._stdio.log if self._stdio is not None else None
+        return {
+            "state": self.state.value,
+            "pid": self._pid,
+            "started_at": self._started_at,
+            "tty": self._stdio is not None and self._stdio.tty,
+            "lost_log_bytes": log.lost if log is not None else 0,
+            "exit": self._record._asdict() if self._record is not None else None,
+        }
+
+    def _require(self, *states: State) -> None:
+        if self.state not in states:
+            raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is {self.state.value}")
+
+    def _streams(self) -> Stdio:
+        if self._stdio is None:
+            raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is {self.state.value}")
+        return self._stdio
+
+    # --- create --------------------------------------------------------------------------------------------------
+
+    async def create(self, request: Request) -> Message:
+        """Mount the root, resolve the user, and have the runtime create the container."""
+        self._require(State.NEW)
+        if self._busy is not None:
+            raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is being created")
+        busy: Event[None] = Event()
+        self._busy = busy
+        self._loop.claim()
+        try:
+            user = await self._create(request)
+        except BaseException:
+            await self._undo_create()
+            raise
+        finally:
+            self._busy = None
+            busy.set(None)
+        self.state = State.CREATED
+        self._loop.spawn(self._watch(self._loop.child(self._pid)))
+        self._loop.unclaim()
+        return {"pid": self._pid, **user._asdict()}
+
+    async def _create(self, request: Request) -> user_lookup.User:
+        with open(os.path.join(self._bundle, "spec.json"), "rb") as file:
+            spec = json.loads(file.read())
+        self._command = str(spec["process"]["args"][0])
+        self._stdin_once = request.flag("stdin_once")
+        stdio = self._stdio = Stdio(self._loop, self._bundle, request.flag("tty"), request.flag("stdin"))
+        pid_file = os.path.join(self._bundle, "pid")
+        options = ["--bundle", self._bundle, "--pid-file", pid_file]
+        if stdio.console is not None:
+            options += ["--console-socket", stdio.console.path]
+        with opened_procs(self._tracking.for_init()) as procs_fd, rootfs.private_namespace(self._detach_unified):
+            user = self._prepare_root(request.fields, spec)
+            call = self._runner.begin("create", *options, self._id, stdio=stdio.child_fds, procs_fd=procs_fd)
+        await call.finish(self._command)
+        stdio.created()
+        self._pid = read_pid(pid_file)
+        self._pidfd = os.pidfd_open(self._pid)
+        return user
+
+    def _prepare_root(self, fields: Message, spec: dict[str, Any]) -> user_lookup.User:
+        """Mount the root and write config.json with the user that its /etc/passwd makes."""
+        root = rootfs.mount(self._bundle, fields["rootfs"])
+        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            rootfs.make_directories(root_fd, fields.get("mkdirs", []))
+            wanted = fields["user"]
+            user = user_lookup.resolve(
+                root_fd,
+                wanted.get("user", ""),
+                wanted.get("group"),
+                wanted.get("supplemental", ()),
+                wanted.get("policy", "merge"),
+            )
+        finally:
+            os.close(root_fd)
+        spec["process"].setdefault("user", {}).update({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups})
+        fd = os.open(os.path.join(self._bundle, "config.json"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with open(fd, "wb") as file:
+            file.write(json.dumps(spec).encode())
+        return user
+
+    async def _undo_create(self) -> None:
+        """Leave nothing of a create that failed, and leave."""
+        self._loop.unclaim()
+        if self._stdio is not None:
+            self._stdio.finish()
+        await until(self._loop, self._tracking.kill, RECORD_TIME)
+        await self._delete()
+        self._loop.spawn(self._leave())
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    async def start(self, log_path: str) -> Message:
+        """Open the log and let the container's process run; a failure ends the container with code 128."""
+        self._require(State.CREATED)
+        if self._busy is not None:
+            raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is being started")
+        stdio = self._streams()
+        stdio.start(log_path)
+        busy: Event[None] = Event()
+        self._busy = busy
+        # Taken before the process can run, so that it never ends before it has started.
+        started_at = time.time_ns()
+        try:
+            await self._runner.begin("start", self._id).finish(self._command)
+        except CrispError:
+            self._reason = "StartError"
+            self._tracking.kill()
+            raise
+        finally:
+            self._busy = None
+            if not self._reason:
+                self._started_at = started_at
+                self.state = State.RUNNING
+            busy.set(None)
+        return {"started_at": started_at}
+
+    # --- while it runs -------------------------------------------------------------------------------------------
+
+    def signal(self, number: int) -> None:
+        """Signal the container's init; nothing happens if it has exited."""
+        if self._pidfd < 0:
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return
+
+    async def kill(self) -> None:
+        """Kill everything in the container and see that it is gone."""
+        if self.state is State.NEW and self._busy is None:
+            self._loop.spawn(self._leave())
+            return
+        if not await until(self._loop, self._tracking.kill, KILL_TIME):
+            pids = sorted(self._tracking.group.procs())
+            raise CrispError(Code.DEADLINE_EXCEEDED, f"processes {pids} of container {self._id} do not die")
+
+    def attach(self, wanted: set[str]) -> dict[str, int]:
+        """Descriptors for an attached client, by name."""
+        stdio = self._streams()
+        self._require(State.CREATED, State.RUNNING, State.PAUSED)
+        lent: dict[str, int] = {}
+        if "stdin" in wanted and (fd := stdio.stdin_fd()) >= 0:
+            lent["tty" if stdio.tty else "stdin"] = fd
+        for name in ("stdout", "stderr"):
+            if name in wanted and (fd := stdio.tap(name)) >= 0:
+                lent[name] = fd
+        return lent
+
+    def client_left_stdin(self) -> None:
+        """A session that was attached to stdin has ended: with stdin_once, stdin ends with it."""
+        if self._stdin_once:
+            self.close_stdin()
+
+    def close_stdin(self) -> None:
+        """Let the container see the end of its stdin."""
+        if self._stdio is not None:
+            self._stdio.close_stdin()
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the size of the container's terminal, in characters."""
+        self._streams().resize(width, height)
+
+    def reopen_log(self) -> None:
+        """Go on in a fresh log file."""
+        self._require(State.RUNNING, State.PAUSED)
+        log = self._streams().log
+        assert log is not None
+        log.reopen()
+
+    async def update(self, resources_fd: int) -> None:
+        """Change the limits to the OCI resources in the JSON at `resources_fd`."""
+        self._require(State.CREATED, State.RUNNING, State.PAUSED)
+        await self._runner.call("update", "--resources", f"/proc/{os.getpid()}/fd/{resources_fd}", self._id)
+
+    async def pause(self, paused: bool) -> None:
+        """Freeze or thaw the container."""
+        self._require(State.RUNNING if paused else State.PAUSED)
+        await self._runner.call("pause" if paused else "resume", self._id)
+        self.state = State.PAUSED if paused else State.RUNNING
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    async def _watch(self, ended: Event[int]) -> None:
+        """Wait for the container's init and put the container away."""
+        code, number = process.exit_code(await ended)
+        finished_at = time.time_ns()
+        if self._busy is not None:
+            await self._busy
+        oom_killed = self._tracking.group.oom_kills() > 0
+        empty = await until(self._loop, self._tracking.kill, RECORD_TIME)
+        stdio = self._streams()
+        stdio.finish()
+        if self._reason:
+            code, number = 128, 0
+        elif not empty:
+            self._reason = "processes of the container do not die"
+        self._record = ExitRecord(code, number, oom_killed, self._started_at, finished_at, self._reason)
+        exit_record.write(self._bundle, self._record)
+        self.state = State.STOPPED
+        self.on_exit(self._record._asdict())
+        await until(self._loop, lambda: not self.execs, RECORD_TIME)
+        await self._delete()
+        await until(self._loop, lambda: not stdio.clients_behind, CLIENT_TIME)
+        await self._leave()
+
+    async def _delete(self) -> None:
+        """Have the runtime forget the container; it may never have known it."""
+        try:
+            await self._runner.call("delete", "--force", self._id)
+        except CrispError:
+            return  # said in runtime.log; the cgroups are removed below in any case
+
+    async def _leave(self) -> None:
+        """Remove the cgroups and let the shim end."""
+        await until(self._loop, lambda: self._tracking.kill() and self._tracking.remove(), PUT_AWAY_TIME)
+        self.on_gone()

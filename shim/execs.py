@@ -1,0 +1,156 @@
+"""A further process in the container, with streams of its own and a cgroup that ends with it.
+
+The descriptors are lent to the session that asked: the shim copies nothing. The process is the shim's child as soon as
+`exec --detach` has returned, for the shim is the subreaper.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+
+from kernel import cgroups
+from proto.errors import Code, CrispError
+from proto.shim_protocol import Request
+from shim import pipes, process
+from shim.loop import Loop
+from shim.runner import Runner
+from shim.tracking import Tracking, opened_procs, until
+
+KILL_TIME = 30.0  # seconds until a kill that does not succeed is reported
+
+
+class Streams:
+    """The two sides of an exec's streams."""
+
+    def __init__(self, request: Request) -> None:
+        self.lent: dict[str, int] = {}
+        """What the session gets: name -> descriptor."""
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._child = [null, null, null]
+        if not request.flag("tty"):
+            for number, name in enumerate(("stdin", "stdout", "stderr")):
+                if request.flag(name):
+                    read_fd, write_fd = pipes.make_pipe(1 << 16)
+                    self._child[number], self.lent[name] = (read_fd, write_fd) if number == 0 else (write_fd, read_fd)
+        self._close = {null, *self._child}
+
+    @property
+    def child_fds(self) -> tuple[int, int, int]:
+        """Descriptors 0 to 2 of the process."""
+        return self._child[0], self._child[1], self._child[2]
+
+    def release_child_ends(self) -> None:
+        """Close the process's ends here."""
+        for fd in self._close:
+            os.close(fd)
+        self._close = set()
+
+    def close(self) -> None:
+        """Close everything; what has been sent lives on at the receiver."""
+        self.release_child_ends()
+        for fd in self.lent.values():
+            os.close(fd)
+        self.lent = {}
+
+
+class Exec:
+    """One exec, from its request to its end."""
+
+    def __init__(self, loop: Loop, runner: Runner, tracking: Tracking, bundle: str, identity: str) -> None:
+        self.pid = 0
+        self.ended = False
+        self._loop = loop
+        self._runner = runner
+        self._identity = identity
+        self._bundle = bundle
+        self._name, self._start_in, self._option, self._directory = tracking.for_exec()
+
+    async def start(self, request: Request, process_fd: int, on_exit: Callable[[int], None]) -> Streams:
+        """Run the process described by the JSON in `process_fd`; its streams, to be sent and closed.
+
+        `on_exit` is called with the exit code, in a later round of the loop.
+        """
+        streams = Streams(request)
+        console = None
+        process_file = f"/proc/{os.getpid()}/fd/{process_fd}"
+        pid_file = os.path.join(self._bundle, f"{self._name}.pid")
+        options = ["--detach", "--process", process_file, "--pid-file", pid_file]
+        try:
+            if request.flag("tty"):
+                console = pipes.ConsoleSocket(self._bundle, f"{self._name}.sock")
+                options += ["--tty", "--console-socket", console.path]
+            if self._option:
+                options += ["--cgroup", self._option]
+            self._loop.claim()
+            try:
+                with opened_procs(self._start_in) as procs_fd:
+                    call = self._runner.begin("exec", *options, self._identity, stdio=streams.child_fds, procs_fd=procs_fd)
+                streams.release_child_ends()
+                await call.finish(command_of(process_fd))
+                self.pid = read_pid(pid_file)
+                ended = self._loop.child(self.pid)
+            finally:
+                self._loop.unclaim()
+            if console is not None:
+                streams.lent["tty"] = console.receive()
+        except BaseException:
+            streams.close()
+            self.ended = True
+            self._remove()
+            raise
+        finally:
+            if console is not None:
+                console.close()
+
+        async def watch() -> None:
+            await self._loop.sleep(0)  # the session answers before it hears of the end
+            code, _ = process.exit_code(await ended)
+            self.ended = True
+            self._remove()
+            on_exit(code)
+
+        self._loop.spawn(watch())
+        return streams
+
+    def _remove(self) -> None:
+        """Remove the cgroup, unless the process has left others behind: then it goes with the container."""
+        if self._directory:
+            cgroups.remove_tree(self._directory)
+
+    async def kill(self) -> None:
+        """Kill the process and everything it has started, and see that they are gone."""
+
+        def dead() -> bool:
+            if self._directory:
+                return cgroups.kill_tree(self._directory)
+            return self._kill_leader()
+
+        if not await until(self._loop, dead, KILL_TIME):
+            raise CrispError(Code.DEADLINE_EXCEEDED, f"processes of exec {self.pid} do not die: {self._directory}")
+        if self.ended:
+            self._remove()
+
+    def _kill_leader(self) -> bool:
+        """Without a cgroup2 mount: the process alone; its pid is ours until it is reaped."""
+        if not self.ended and self.pid:
+            os.kill(self.pid, 9)
+        return True
+
+
+def read_pid(path: str) -> int:
+    """The pid that the runtime wrote to `path`, which is removed."""
+    with open(path, "rb", buffering=0) as file:
+        pid = int(file.read(32) or b"0")
+    os.unlink(path)
+    return pid
+
+
+def command_of(process_fd: int) -> str:
+    """The program that a process object names, for messages."""
+    try:
+        args = json.loads(os.pread(process_fd, 1 << 20, 0)).get("args")
+        return str(args[0])
+    except (ValueError, AttributeError, IndexError, TypeError):
+        return ""

@@ -1,0 +1,65 @@
+"""Calls of the OCI runtime, from fork to verdict, without blocking the loop."""
+
+from __future__ import annotations
+
+import os
+
+from shim import oci_runtime, process
+from shim.loop import Event, Loop
+
+MAX_LOG = 1 << 16  # bytes of a runtime's own log that are read
+
+
+class Runner:
+    """Runs one OCI runtime for one container."""
+
+    def __init__(self, loop: Loop, runtime: oci_runtime.Runtime, bundle: str) -> None:
+        self.runtime = runtime
+        self._loop = loop
+        self._bundle = bundle
+
+    def begin(self, verb: str, *arguments: str, stdio: tuple[int, int, int] | None = None, procs_fd: int = -1) -> Call:
+        """Start a call in the present mount namespace; await its `finish`.
+
+        Without `stdio` the runtime gets /dev/null. `procs_fd` is the cgroup.procs that it joins first.
+        """
+        # The log is a memory file that the runtime opens by this process's name for it. Its stderr cannot serve: a
+        # container's init inherits it, and whoever reads it to the end waits for the container's end.
+        log = os.memfd_create("oci-log", os.MFD_CLOEXEC)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            argv = self.runtime.command(verb, *arguments, log=f"/proc/{os.getpid()}/fd/{log}")
+            pid = process.spawn(argv, stdio or (null, null, null), procs_fd)
+        finally:
+            os.close(null)
+        return Call(self.runtime, verb, self._loop.child(pid), log, os.path.join(self._bundle, "runtime.log"))
+
+    async def call(self, verb: str, *arguments: str) -> None:
+        """A call without streams."""
+        await self.begin(verb, *arguments).finish()
+
+
+class Call:
+    """A call under way."""
+
+    def __init__(self, runtime: oci_runtime.Runtime, verb: str, ended: Event[int], log: int, log_copy: str) -> None:
+        self._runtime = runtime
+        self._verb = verb
+        self._ended = ended
+        self._log = log
+        self._log_copy = log_copy
+
+    async def finish(self, command: str = "") -> None:
+        """Wait for the end; a failure is a CrispError that names `command` if that is what's missing."""
+        try:
+            code, _ = process.exit_code(await self._ended)
+            text = os.pread(self._log, MAX_LOG, 0)
+        finally:
+            os.close(self._log)
+        if text:
+            with open(self._log_copy, "ab", buffering=0) as file:
+                file.write(text)
+        if code == process.EXEC_FAILED and not text:
+            text = f"{self._runtime.path} cannot be executed".encode()
+        if code:
+            raise oci_runtime.failure(self._runtime, self._verb, code, text, command)

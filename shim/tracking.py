@@ -1,0 +1,89 @@
+"""Which cgroups hold a container's processes, and how each of them is killed for certain.
+
+    mode     the container                              an exec of it
+    v2       its own cgroup                             exec-N below it, by the runtime's --cgroup
+    hybrid   its v1 cgroups, and <cgroup2>/crisp/ID/init    <cgroup2>/crisp/ID/exec-N
+
+On hybrid hosts the limits are v1's, but no v1 controller kills a tree of processes at once. So each runtime call starts in
+a cgroup2 directory that nothing else knows of: its children inherit it, however often they fork.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from kernel import cgroups
+from shim.loop import Loop
+
+FOLDER = "crisp"  # below the cgroup2 mount of a hybrid host
+
+
+class Tracking:
+    """The cgroups of one container."""
+
+    def __init__(self, hierarchies: cgroups.Hierarchies, path: str, identity: str) -> None:
+        self.group = hierarchies.group(path)
+        self._v2 = hierarchies.mode is cgroups.Mode.V2
+        self._base = ""
+        if hierarchies.mode is cgroups.Mode.HYBRID:
+            self._base = os.path.join(hierarchies.unified, FOLDER, identity)
+        self._execs = 0
+
+    def for_init(self) -> str:
+        """The directory in which `create` is to start, made now; "" for none."""
+        return self._make("init") if self._base else ""
+
+    def for_exec(self) -> tuple[str, str, str, str]:
+        """Make a group for one exec: (name, where the call starts, the runtime's --cgroup, the directory to kill)."""
+        self._execs += 1
+        name = f"exec-{self._execs}"
+        if self._base:
+            directory = self._make(name)
+            return name, directory, "", directory
+        if self._v2:
+            directory = os.path.join(self.group.directory(), name)
+            os.mkdir(directory)
+            return name, "", name, directory
+        return name, "", "", ""
+
+    def _make(self, name: str) -> str:
+        directory = os.path.join(self._base, name)
+        os.makedirs(directory, exist_ok=True)
+        return directory
+
+    def kill(self) -> bool:
+        """SIGKILL everything the container has; True once there is nothing left."""
+        tracked = cgroups.kill_tree(self._base) if self._base else True
+        return self.group.kill() and tracked
+
+    def remove(self) -> bool:
+        """Remove every directory; False while one is busy."""
+        tracked = cgroups.remove_tree(self._base) if self._base else True
+        return self.group.remove() and tracked
+
+
+@contextmanager
+def opened_procs(directory: str) -> Iterator[int]:
+    """The cgroup.procs of a directory, opened for a child that joins it from a place where it can't be seen."""
+    if not directory:
+        yield -1
+        return
+    fd = os.open(os.path.join(directory, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def until(loop: Loop, done: Callable[[], bool], limit: float) -> bool:
+    """Call `done` until it is true, at growing intervals, for at most `limit` seconds."""
+    waited, pause = 0.0, 0.001
+    while not done():
+        if waited >= limit:
+            return False
+        await loop.sleep(pause)
+        waited += pause
+        pause = min(pause * 2, 0.1)
+    return True

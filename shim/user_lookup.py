@@ -1,0 +1,119 @@
+"""Who a container's process is: an image's USER or a pod's runAsUser, resolved in the container's own /etc.
+
+    user         uid                       gid                             needs an entry
+    ""           0                         root's in /etc/passwd, else 0   no
+    "1000"       1000                      that entry's, else 0            no
+    "1000:50"    1000                      50                              no
+    "www"        www's in /etc/passwd      that entry's                    in /etc/passwd
+    "www:adm"    www's                     adm's in /etc/group             in both
+
+A group given by the pod (runAsGroup) goes before all of these. Files are opened beneath the container's root
+(openat2 RESOLVE_IN_ROOT), so that no symbolic link of an image leads to the host's. Supplemental groups: under the policy
+`merge` those of the pod and those of which /etc/group makes the user a member; under `strict` the pod's alone
+(KEP-3619). The primary group is always among them, or a process could drop it to pass a "deny this group" mode.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from kernel import syscalls
+from proto.errors import Code, CrispError
+
+MAX_FILE = 16 << 20  # bytes; /etc/passwd of an image
+MAX_ID = (1 << 32) - 2  # the last id; the next means "no id"
+
+
+class User(NamedTuple):
+    """Ids of a process, as the container sees them."""
+
+    uid: int
+    gid: int
+    groups: list[int]
+
+
+class Entry(NamedTuple):
+    """A line of /etc/passwd: `group` is the primary gid. A line of /etc/group: `members`."""
+
+    name: bytes
+    number: int
+    group: int
+    members: tuple[bytes, ...]
+
+
+def parse_passwd(text: bytes) -> list[Entry]:
+    """`name:password:uid:gid:...` lines; malformed ones are skipped, as getpwnam does."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(b":")
+        if len(fields) >= 4 and fields[0] and fields[2].isdigit() and fields[3].isdigit():
+            found.append(Entry(fields[0], int(fields[2]), int(fields[3]), ()))
+    return found
+
+
+def parse_group(text: bytes) -> list[Entry]:
+    """`name:password:gid:member,member` lines; malformed ones are skipped."""
+    found = []
+    for line in text.splitlines():
+        fields = line.split(b":")
+        if len(fields) >= 3 and fields[0] and fields[2].isdigit():
+            members = tuple(fields[3].strip().split(b",")) if len(fields) > 3 else ()
+            found.append(Entry(fields[0], int(fields[2]), int(fields[2]), members))
+    return found
+
+
+def resolve(root_fd: int, user: str, group: int | None, supplemental: Sequence[int], policy: str = "merge") -> User:
+    """Resolve `user` in the root file system open at `root_fd`; INVALID_ARGUMENT if a name has no entry."""
+    user_name, separator, group_name = user.partition(":")
+    passwd = parse_passwd(read_file(root_fd, "etc/passwd"))
+    groups = parse_group(read_file(root_fd, "etc/group"))
+    entry: Entry | None
+    number = parse_id(user_name, user) if user_name else 0
+    if number is None:
+        entry = find_name(passwd, user_name, user, "user", "/etc/passwd")
+        number = entry.number
+    else:
+        entry = next((line for line in passwd if line.number == number), None)
+    if group is not None:
+        gid = group
+    elif separator and group_name:
+        named = parse_id(group_name, user)
+        gid = find_name(groups, group_name, user, "group", "/etc/group").number if named is None else named
+    else:
+        gid = entry.group if entry is not None else 0
+    extra: list[int] = list(supplemental)
+    if policy == "merge" and entry is not None:
+        extra += [line.number for line in groups if entry.name in line.members]
+    return User(number, gid, sorted({gid, *extra}))
+
+
+def parse_id(text: str, user: str) -> int | None:
+    """A numeric id, None if `text` is a name."""
+    if not (text.isascii() and text.isdigit()):
+        return None
+    if int(text) > MAX_ID:
+        raise CrispError(Code.INVALID_ARGUMENT, f"user {user!r}: {text} is not a user or group id")
+    return int(text)
+
+
+def find_name(entries: Iterable[Entry], name: str, user: str, kind: str, path: str) -> Entry:
+    """The first entry called `name`."""
+    wanted = os.fsencode(name)
+    for entry in entries:
+        if entry.name == wanted:
+            return entry
+    message = f"user {user!r}: no {kind} {name!r} in {path} of the image"
+    raise CrispError(Code.INVALID_ARGUMENT, message)
+
+
+def read_file(root_fd: int, path: str) -> bytes:
+    """A regular file of the image; empty if there is none."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    try:
+        fd = syscalls.openat2(root_fd, path, flags, syscalls.RESOLVE_IN_ROOT)
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    with open(fd, "rb", buffering=0) as file:
+        return file.read(MAX_FILE) or b""
