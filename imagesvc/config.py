@@ -1,0 +1,48 @@
+"""The [images] section of the configuration."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from imagesvc.endpoints import EndpointSources
+from imagesvc.limits import Limits
+from imagesvc.platforms import Platform, host_platform, parse_platform
+from proto.errors import invalid
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How images are pulled and kept."""
+
+    registries: EndpointSources = field(default_factory=EndpointSources)
+    auth_files: tuple[str, ...] = ("/etc/crisp/auth.json", "/var/lib/kubelet/config.json", "/root/.docker/config.json")
+    """Credentials for pulls that bring none; the first file that has the registry."""
+    parallel_downloads: int = 3
+    """Layers of all pulls that are downloaded at a time."""
+    parallel_unpacks: int = field(default_factory=lambda: max(2, min(os.cpu_count() or 1, 8)))
+    """Layers of all pulls that are unpacked at a time."""
+    keep_blobs: bool = False
+    """Keep compressed layers beside the unpacked ones. Export and push do without them, but have to compress again."""
+    pull_progress_timeout: float = 300.0
+    """Seconds without a byte from any registry after which a pull is given up."""
+    keep_partial: float = 86400.0
+    """Seconds for which an interrupted download is kept to be resumed."""
+    pinned: tuple[str, ...] = ()
+    """Names or glob patterns (`docker.io/library/*`) of images that the kubelet's garbage collection must leave alone."""
+    platform: str = ""
+    """os/architecture[/variant] to pull instead of the host's."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if self.platform:
+            parse_platform(self.platform)
+        for name in ("parallel_downloads", "parallel_unpacks"):
+            if getattr(self, name) < 1:
+                raise invalid(f"{name} must be at least 1")
+        if self.pull_progress_timeout <= 0:
+            raise invalid("pull_progress_timeout must be more than 0 seconds")
+
+    def wanted_platform(self) -> Platform:
+        """The platform to choose of an index."""
+        return parse_platform(self.platform) if self.platform else host_platform()

@@ -1,0 +1,302 @@
+"""The content store: blobs by their digest, and downloads that are not whole yet.
+
+    <root>/ingest/<hex>            bytes from offset 0 of the blob, as far as they came; resumed by the next pull
+    <root>/blobs/sha256/<hex>      whole, verified and on disk (sha512 likewise)
+
+A blob goes ingest/ -> verified -> `publish` (after the caller's one sync) -> blobs/. A power cut may leave a partial
+or, before the sync, an unpublished blob: both are in ingest/, and nothing in ingest/ is ever trusted without being
+hashed again. Layer blobs that the node does not keep never leave ingest/: they are dropped once unpacked.
+
+Blocking calls run on the executor that the store is given; a write of one `_BATCH` overlaps the download of the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Protocol
+
+from imagesvc.disk_errors import disk_error
+from imagesvc.limits import MIB
+from proto.errors import Code, CrispError, not_found
+
+_BATCH = 1 * MIB
+_READ = 1 * MIB
+
+
+class _Hash(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+class ContentStore:
+    """Blobs under one root directory."""
+
+    def __init__(self, root: str, executor: Executor) -> None:
+        self._root = root
+        self._ingest_dir = os.path.join(root, "ingest")
+        self._blobs_dir = os.path.join(root, "blobs")
+        self._executor = executor
+        self._sizes: dict[str, int] = {}
+        self._putting = asyncio.Lock()
+
+    def prepare(self, keep_partial_seconds: float) -> None:
+        """Makes the directories, drops partial downloads older than given, and counts what is there. Blocking."""
+        os.makedirs(self._ingest_dir, mode=0o700, exist_ok=True)
+        for algorithm in ("sha256", "sha512"):
+            directory = os.path.join(self._blobs_dir, algorithm)
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            for entry in os.scandir(directory):
+                self._sizes[f"{algorithm}:{entry.name}"] = entry.stat().st_size
+        self.drop_stale(keep_partial_seconds)
+
+    def drop_stale(self, older_than_seconds: float, in_use: Iterable[str] = ()) -> None:
+        """Removes partial downloads that nobody has added to for a while. Blocking."""
+        kept = {_file_name(digest) for digest in in_use}
+        horizon = time.time() - older_than_seconds
+        for entry in os.scandir(self._ingest_dir):
+            try:
+                if entry.name not in kept and entry.stat(follow_symlinks=False).st_mtime < horizon:
+                    os.unlink(entry.path)
+            except FileNotFoundError:
+                continue
+
+    def path(self, digest: str) -> str:
+        """Where a published blob lies."""
+        algorithm, _, value = digest.partition(":")
+        return os.path.join(self._blobs_dir, algorithm, value)
+
+    def has(self, digest: str) -> bool:
+        """Whether the blob is published. Reads memory."""
+        return digest in self._sizes
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all published blobs. Reads memory."""
+        return sum(self._sizes.values())
+
+    @property
+    def count(self) -> int:
+        """Number of published blobs."""
+        return len(self._sizes)
+
+    def digests(self) -> frozenset[str]:
+        """Every published blob."""
+        return frozenset(self._sizes)
+
+    def read(self, digest: str) -> bytes:
+        """A small blob (manifest, configuration), whole. Blocking; NOT_FOUND where it is not there."""
+        try:
+            with open(self.path(digest), "rb") as stream:
+                return stream.read()
+        except FileNotFoundError:
+            raise not_found(f"blob {digest} is not on this node") from None
+        except OSError as error:
+            raise disk_error(error, self._root, f"reading blob {digest}") from error
+
+    async def ingest(self, digest: str, size: int) -> Ingest:
+        """Opens the partial download of a blob, with what an earlier try left of it. The caller sees to it that a
+        digest is ingested once at a time."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._executor, Ingest, self, digest, size, os.path.join(self._ingest_dir, _file_name(digest))
+        )
+
+    async def put(self, digest: str, data: bytes) -> None:
+        """Stages a small blob in ingest/, verified; `publish` makes it visible."""
+        async with self._putting:
+            if self.has(digest):
+                return
+            ingest = await self.ingest(digest, len(data))
+            try:
+                await ingest.restart()
+                await ingest.write(data)
+                await ingest.verify()
+            finally:
+                ingest.close()
+
+    def publish(self, digests: Iterable[str]) -> None:
+        """Renames verified and synced blobs into their place and syncs the directory. Blocking."""
+        directories = set()
+        for digest in digests:
+            if self.has(digest):
+                continue
+            target = self.path(digest)
+            try:
+                os.rename(os.path.join(self._ingest_dir, _file_name(digest)), target)
+                self._sizes[digest] = os.stat(target).st_size
+            except FileNotFoundError:
+                if not os.path.exists(target):
+                    raise
+            except OSError as error:
+                raise disk_error(error, self._root, f"publishing blob {digest}") from error
+            directories.add(os.path.dirname(target))
+        for directory in directories:
+            sync_directory(directory)
+
+    def remove(self, digests: Iterable[str]) -> None:
+        """Removes published blobs. Blocking."""
+        for digest in digests:
+            self._sizes.pop(digest, None)
+            try:
+                os.unlink(self.path(digest))
+            except FileNotFoundError:
+                continue
+
+
+class Ingest:
+    """One blob on its way in: append, verify, then publish or discard.
+
+    `available` counts the bytes that are in the file and may be read by others; `on_available` is called on the event
+    loop after each step. Failures of the disk are CrispErrors and keep the partial file, except that a full disk drops it.
+    """
+
+    def __init__(self, store: ContentStore, digest: str, size: int, path: str) -> None:
+        self._store = store
+        self.digest = digest
+        self.size = size
+        self.path = path
+        self.on_available: Callable[[int], None] = lambda _available: None
+        self.on_restart: Callable[[], None] = lambda: None
+        self._pending: list[bytes] = []
+        self._pending_bytes = 0
+        self._in_flight = 0
+        self._flushing: asyncio.Future[None] | None = None
+        self._file: int | None = None
+        try:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._hash = _new_hash(digest)
+            self.available = self._rehash()
+        except OSError as error:
+            self.close()
+            raise disk_error(error, os.path.dirname(path), f"opening the download of {digest}") from error
+
+    def _rehash(self) -> int:
+        """Hashes what an earlier try left; more than the blob's size is nothing of it."""
+        assert self._file is not None
+        length = os.fstat(self._file).st_size
+        if length > self.size:
+            os.ftruncate(self._file, 0)
+            return 0
+        offset = 0
+        while chunk := os.pread(self._file, _READ, offset):
+            self._hash.update(chunk)
+            offset += len(chunk)
+        return offset
+
+    @property
+    def received(self) -> int:
+        """Bytes taken in so far, written or not: the offset to go on from."""
+        return self.available + self._in_flight + self._pending_bytes
+
+    async def write(self, chunk: bytes) -> None:
+        """Takes in the next bytes. BROKEN content (more than announced) is INVALID_ARGUMENT."""
+        self._pending.append(chunk)
+        self._pending_bytes += len(chunk)
+        if self._pending_bytes >= _BATCH:
+            await self._start_flush()
+
+    async def _start_flush(self) -> None:
+        """Hands the pending chunks to the executor, after those before them are written."""
+        await self._settle()
+        chunks, self._pending = self._pending, []
+        self._in_flight, self._pending_bytes = self._pending_bytes, 0
+        if not chunks:
+            return
+        loop = asyncio.get_running_loop()
+        self._flushing = loop.run_in_executor(self._store._executor, self._append, chunks, self.available)
+
+    async def _settle(self) -> None:
+        """Waits for the write in flight and tells how far the file is readable."""
+        flushing, self._flushing = self._flushing, None
+        if flushing is None:
+            return
+        try:
+            await asyncio.shield(flushing)
+        except asyncio.CancelledError:
+            await asyncio.wait([flushing])
+            raise
+        self.available += self._in_flight
+        self._in_flight = 0
+        self.on_available(self.available)
+
+    def _append(self, chunks: list[bytes], offset: int) -> None:
+        assert self._file is not None
+        try:
+            for chunk in chunks:
+                view = memoryview(chunk)
+                while view:
+                    written = os.pwrite(self._file, view, offset)
+                    offset += written
+                    view = view[written:]
+                self._hash.update(chunk)
+        except OSError as error:
+            raise disk_error(error, self._store._root, f"downloading {self.digest}") from error
+
+    async def flush(self) -> None:
+        """Returns when everything taken in is in the file."""
+        await self._start_flush()
+        await self._settle()
+
+    async def restart(self) -> None:
+        """Forgets everything taken in: the bytes were not those of the blob."""
+        await self.flush()
+        assert self._file is not None
+        os.ftruncate(self._file, 0)
+        self._hash = _new_hash(self.digest)
+        self.available = 0
+        self.on_restart()
+
+    async def verify(self) -> None:
+        """Checks size and digest of what came. FAILED verification is Code.ABORTED and forgets the bytes."""
+        await self.flush()
+        algorithm = self.digest.partition(":")[0]
+        actual = f"{algorithm}:{self._hash.hexdigest()}"
+        if self.available != self.size:
+            text = f"blob {self.digest} has {self.available} bytes where its descriptor says {self.size}"
+        elif actual != self.digest:
+            text = f"blob {self.digest} is corrupt: its content has the digest {actual}"
+        else:
+            return
+        await self.restart()
+        raise CrispError(Code.ABORTED, text)
+
+    def discard(self) -> None:
+        """Removes the file. Blocking, but only for an unlink."""
+        self.close()
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+    def close(self) -> None:
+        """Closes the file and leaves it for the next try."""
+        descriptor, self._file = self._file, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _new_hash(digest: str) -> _Hash:
+    return hashlib.new(digest.partition(":")[0])
+
+
+def _file_name(digest: str) -> str:
+    return digest.replace(":", "-")
+
+
+def sync_directory(path: str) -> None:
+    """Makes the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_of(data: bytes) -> str:
+    """The sha256 digest of bytes in hand."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()

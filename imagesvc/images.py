@@ -1,0 +1,316 @@
+"""Images: their records, and the index that answers List and Status from memory.
+
+A record is JSON in the daemon's database, one for each image id. The image id is the digest of the configuration, as the
+kubelet expects; an artifact's is its manifest's, since artifacts share one empty configuration.
+
+Names: a tag belongs to one image; when it is pulled again and means another image, it moves, and the old image stays with
+its digest references until it is removed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from imagesvc.references import id_prefix, try_parse
+from proto.errors import Code, CrispError
+
+IMAGE, ROOTFS, ARTIFACT = "image", "rootfs", "artifact"
+_MAX_CHECKED = 64
+
+
+@dataclass(frozen=True)
+class OciConfig:
+    """What an image says about running it (OCI config.md, "config")."""
+
+    user: str = ""
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_dir: str = ""
+    volumes: tuple[str, ...] = ()
+    stop_signal: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    exposed_ports: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, Any]) -> OciConfig:
+        """From a checked configuration (manifests.parse_config)."""
+        return cls(
+            user=config.get("User") or "",
+            env=tuple(config.get("Env") or ()),
+            entrypoint=tuple(config.get("Entrypoint") or ()),
+            cmd=tuple(config.get("Cmd") or ()),
+            working_dir=config.get("WorkingDir") or "",
+            volumes=tuple(config.get("Volumes") or ()),
+            stop_signal=config.get("StopSignal") or "",
+            labels={str(k): str(v) for k, v in (config.get("Labels") or {}).items()},
+            exposed_ports=tuple(config.get("ExposedPorts") or ()),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in an image configuration."""
+        out: dict[str, Any] = {
+            "User": self.user,
+            "Env": list(self.env),
+            "Entrypoint": list(self.entrypoint),
+            "Cmd": list(self.cmd),
+            "WorkingDir": self.working_dir,
+            "Volumes": {name: {} for name in self.volumes},
+            "StopSignal": self.stop_signal,
+            "Labels": dict(self.labels),
+            "ExposedPorts": {name: {} for name in self.exposed_ports},
+        }
+        return {name: value for name, value in out.items() if value}
+
+
+@dataclass(frozen=True)
+class LayerRef:
+    """A layer of an image: its directory's key, and what its blob was in the registry (empty where it never was one)."""
+
+    key: str
+    diff_id: str
+    digest: str = ""
+    size: int = 0
+    media_type: str = ""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image on this node. Sizes in bytes, times in seconds since the epoch."""
+
+    id: str
+    kind: str
+    repo_tags: tuple[str, ...]
+    repo_digests: tuple[str, ...]
+    size: int
+    config: OciConfig
+    pinned: bool
+    layers: tuple[LayerRef, ...]
+    """Bottom first."""
+    manifest: str = ""
+    """Digest of the manifest for this platform."""
+    top: str = ""
+    """Digest of what the reference named: the index, or the same as `manifest`."""
+    directory: str = ""
+    """The plain directory of an added root file system."""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    created_at: float = 0.0
+    """When it came to this node."""
+    checked: tuple[str, ...] = ()
+    """Fingerprints of the credentials with which a registry has served it."""
+    architecture: str = ""
+    os: str = ""
+
+    @property
+    def uid(self) -> int | None:
+        """The numeric user that the image runs as, if it says a number."""
+        user = self.config.user.partition(":")[0]
+        return int(user) if user.isdigit() else None
+
+    @property
+    def username(self) -> str:
+        """The user's name, if it says a name."""
+        return "" if self.uid is not None else self.config.user.partition(":")[0]
+
+    @property
+    def diff_ids(self) -> tuple[str, ...]:
+        """The layers' diff ids, bottom first."""
+        return tuple(layer.diff_id for layer in self.layers)
+
+    def describe(self) -> dict[str, Any]:
+        """For verbose status: JSON-able."""
+        return {
+            "kind": self.kind,
+            "manifest": self.manifest,
+            "index": self.top,
+            "directory": self.directory,
+            "layers": [vars(layer) for layer in self.layers],
+            "annotations": dict(self.annotations),
+            "imageSpec": {"config": self.config.to_json(), "architecture": self.architecture, "os": self.os},
+            "createdAt": self.created_at,
+        }
+
+    def to_record(self) -> dict[str, Any]:
+        """The document that is stored."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "tags": list(self.repo_tags),
+            "digests": list(self.repo_digests),
+            "size": self.size,
+            "config": self.config.to_json(),
+            "layers": [[x.key, x.diff_id, x.digest, x.size, x.media_type] for x in self.layers],
+            "manifest": self.manifest,
+            "top": self.top,
+            "directory": self.directory,
+            "annotations": dict(self.annotations),
+            "created_at": self.created_at,
+            "checked": list(self.checked),
+            "architecture": self.architecture,
+            "os": self.os,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Image:
+        """The inverse of `to_record`; `pinned` is a matter of configuration, and set by the index."""
+        return cls(
+            id=record["id"],
+            kind=record["kind"],
+            repo_tags=tuple(record["tags"]),
+            repo_digests=tuple(record["digests"]),
+            size=record["size"],
+            config=OciConfig.from_json(record["config"]),
+            pinned=False,
+            layers=tuple(LayerRef(*fields) for fields in record["layers"]),
+            manifest=record["manifest"],
+            top=record["top"],
+            directory=record["directory"],
+            annotations=record["annotations"],
+            created_at=record["created_at"],
+            checked=tuple(record["checked"]),
+            architecture=record["architecture"],
+            os=record["os"],
+        )
+
+
+class ImageRecords(Protocol):
+    """Where records are kept. `put` and `delete` return when the change survives a power cut."""
+
+    def load(self) -> list[dict[str, Any]]:
+        """All records."""
+        ...
+
+    async def put(self, image_id: str, record: dict[str, Any]) -> None:
+        """Stores one."""
+        ...
+
+    async def delete(self, image_id: str) -> None:
+        """Forgets one."""
+        ...
+
+
+class ImageIndex:
+    """All images. Reads never wait; each change is one record at a time, memory after disk."""
+
+    def __init__(self, records: ImageRecords, pinned: Sequence[str]) -> None:
+        self._records = records
+        self._pinned = pinned
+        self._images: dict[str, Image] = {}
+        self._names: dict[str, str] = {}
+
+    def load(self) -> None:
+        """Reads the records."""
+        for record in self._records.load():
+            self._show(Image.from_record(record))
+
+    def all(self) -> list[Image]:
+        """Every image, in the order in which they came."""
+        return list(self._images.values())
+
+    def get(self, image_id: str) -> Image | None:
+        """An image by its whole id."""
+        return self._images.get(image_id)
+
+    def resolve(self, text: str) -> Image | None:
+        """An image by id, unique start of an id, tag or digest reference, however it is written."""
+        if image := self._images.get(text) or self._images.get(f"sha256:{text}"):
+            return image
+        reference = try_parse(text)
+        if reference is not None and (image_id := self._names.get(str(reference))):
+            return self._images[image_id]
+        prefix = id_prefix(text)
+        if prefix is None:
+            return None
+        found = [image for image_id, image in self._images.items() if image_id.startswith(f"sha256:{prefix}")]
+        return found[0] if len(found) == 1 else None
+
+    async def add(self, image: Image) -> Image:
+        """Stores an image, or adds the names of this one to the image that has its id; its tags leave other images.
+
+        The names move last: a crash in between leaves a tag on two records, and the younger record wins at the start.
+        """
+        known = self._images.get(image.id)
+        if known is not None:
+            if not image.repo_digests and known.repo_digests:
+                # An archive's own manifest says less than the registry's, which is kept.
+                image = replace(image, manifest=known.manifest, top=known.top, layers=known.layers)
+            image = replace(
+                image,
+                repo_tags=_union(known.repo_tags, image.repo_tags),
+                repo_digests=_union(known.repo_digests, image.repo_digests),
+                checked=_union(known.checked, image.checked)[-_MAX_CHECKED:],
+            )
+            if replace(image, created_at=known.created_at, pinned=known.pinned) == known:
+                return known
+        image = replace(image, created_at=time.time())
+        losers = {self._names[tag] for tag in image.repo_tags if self._names.get(tag, image.id) != image.id}
+        await self._put(image)
+        for loser in losers:
+            old = self._images.get(loser)
+            if old is not None:
+                await self._put(replace(old, repo_tags=tuple(t for t in old.repo_tags if t not in image.repo_tags)))
+        return self._images[image.id]
+
+    async def untag(self, image: Image, name: str) -> None:
+        """Takes one name from an image."""
+        await self._put(
+            replace(
+                image,
+                repo_tags=tuple(t for t in image.repo_tags if t != name),
+                repo_digests=tuple(d for d in image.repo_digests if d != name),
+            )
+        )
+
+    async def remove(self, image: Image) -> None:
+        """Forgets an image and all its names."""
+        await self._records.delete(image.id)
+        self._hide(image.id)
+
+    async def _put(self, image: Image) -> None:
+        try:
+            await self._records.put(image.id, image.to_record())
+        except OSError as error:
+            raise CrispError(Code.INTERNAL, f"storing the record of image {image.id}: {error}") from error
+        self._show(image)
+
+    def _show(self, image: Image) -> None:
+        other = {tag: self._names.get(tag) for tag in image.repo_tags}
+        for tag, owner in other.items():
+            old = self._images.get(owner) if owner and owner != image.id else None
+            if old is not None:
+                if old.created_at > image.created_at:
+                    image = replace(image, repo_tags=tuple(t for t in image.repo_tags if t != tag))
+                else:
+                    self._images[old.id] = replace(old, repo_tags=tuple(t for t in old.repo_tags if t != tag))
+        self._hide_names(image.id)
+        self._images[image.id] = replace(image, pinned=self._is_pinned(image))
+        for name in (*image.repo_tags, *image.repo_digests):
+            self._names[name] = image.id
+
+    def _hide(self, image_id: str) -> None:
+        self._hide_names(image_id)
+        self._images.pop(image_id, None)
+
+    def _hide_names(self, image_id: str) -> None:
+        old = self._images.get(image_id)
+        for name in (*old.repo_tags, *old.repo_digests) if old else ():
+            if self._names.get(name) == image_id:
+                del self._names[name]
+
+    def _is_pinned(self, image: Image) -> bool:
+        """A pattern is matched against every name, as written and normalised."""
+        names = (*image.repo_tags, *image.repo_digests, image.id)
+        for pattern in self._pinned:
+            reference = try_parse(pattern)
+            patterns = {pattern, str(reference)} if reference else {pattern}
+            if any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns):
+                return True
+        return False
+
+
+def _union(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*first, *second)))

@@ -1,0 +1,166 @@
+"""What a worker child does: one job, named by its request, with its answer as a JSON-able dict.
+
+    unpack    a layer's tar, compressed or not, into a directory        the channel says how far the file has come
+    remove    directory trees
+    rebuild   hashes the tar that a layer directory came from           verify
+
+Answers are {"ok": {...}} or {"error": kind, "message": text, ...}. The daemon's side is worker_pool.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imagesvc import inflate, skeleton, unpack
+from imagesvc.limits import MIB, Limits
+from imagesvc.merged_view import MergedView
+from imagesvc.tar_stream import TarError
+
+AVAILABLE = struct.Struct("<QQ")
+"""Daemon to child: bytes of the file that may be read, and its whole size."""
+PROGRESS = struct.Struct("<Q")
+"""Child to daemon: compressed bytes worked on so far. Told from an answer by its length."""
+_READ = 512 * 1024
+_REPORT_EVERY = 8 * MIB
+
+
+def run(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Does the job; failures that its input or the disk explain are answers."""
+    try:
+        return {"ok": _JOBS[request["job"]](request, channel)}
+    except (TarError, inflate.InflateError, ValueError) as error:
+        return {"error": "bad", "message": str(error)}
+    except unpack.NeedsLower as error:
+        return {"error": "needs_lower", "message": str(error)}
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.ECONNRESET):
+            raise
+        name = os.fsdecode(error.filename) if error.filename else ""
+        return {"error": "os", "errno": error.errno or 0, "message": error.strerror or str(error), "path": name}
+
+
+def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Unpacks `file` (from `offset`) into `target`/fs, beside which the skeleton is written."""
+    limits = Limits(**request["limits"])
+    source = _GrowingFile(request["file"], request["offset"], channel)
+    bones = skeleton.SkeletonWriter(os.path.join(request["target"], "skeleton"))
+    lower: MergedView | None = None
+    if request["lower"] is not None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1024)), hard))
+        lower = MergedView([os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in request["lower"]])
+    root = os.path.join(request["target"], "fs")
+    os.umask(0)
+    os.mkdir(root, 0o755)
+    # Before chroot: afterwards there is nothing to import zstandard from.
+    reader = inflate.open_reader(source.read)
+    os.chroot(root)
+    os.chdir("/")
+    meter = _Meter(limits, source)
+    writer = unpack.LayerWriter(lower, bones, limits)
+    unpack.apply(reader.read, writer, bones, meter.update)
+    source.finish()
+    return {
+        "diff_id": meter.diff_id(),
+        "inflated": meter.total,
+        "bytes": writer.bytes,
+        "inodes": writer.inodes,
+        "entries": writer.entries,
+        "depends": writer.depends,
+        "has_root": writer.has_root,
+        "skeleton": bones.close(),
+    }
+
+
+class _GrowingFile:
+    """A file that is read while it is downloaded. Its end is where the daemon says that it is."""
+
+    def __init__(self, path: str, offset: int, channel: socket.socket) -> None:
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._start = self._offset = offset
+        self._available = 0
+        self._size = -1
+        self._channel = channel
+        self._reported = 0
+
+    @property
+    def consumed(self) -> int:
+        """Compressed bytes read so far."""
+        return self._offset - self._start
+
+    def read(self) -> bytes:
+        """The next bytes, b"" at the end; waits for the download."""
+        while self.consumed >= self._available:
+            if self.consumed == self._size:
+                return b""
+            self._listen()
+        chunk = os.pread(self._file, min(_READ, self._available - self.consumed), self._offset)
+        if not chunk:
+            raise ValueError("the download shrank while it was unpacked")
+        self._offset += len(chunk)
+        if self.consumed - self._reported >= _REPORT_EVERY:
+            self._reported = self.consumed
+            self._channel.send(PROGRESS.pack(self.consumed))
+        return chunk
+
+    def _listen(self) -> None:
+        message = self._channel.recv(64)
+        if not message:
+            raise BrokenPipeError(errno.EPIPE, "the daemon gave this job up")
+        self._available, self._size = AVAILABLE.unpack(message)
+
+    def finish(self) -> None:
+        """Bytes may follow the end of the tar: they count for nothing but must be there."""
+        while self.read():
+            pass
+
+
+class _Meter:
+    """Every inflated byte: the diff id, and the limits against bombs."""
+
+    def __init__(self, limits: Limits, source: _GrowingFile) -> None:
+        self._limits = limits
+        self._source = source
+        self._hash = hashlib.sha256()
+        self.total = 0
+
+    def update(self, chunk: bytes) -> None:
+        """Counts and hashes one piece."""
+        self._hash.update(chunk)
+        self.total += len(chunk)
+        if self.total > self._limits.layer_bytes:
+            raise TarError(f"it inflates to more than this node's limit of {self._limits.layer_bytes} bytes")
+        bound = self._limits.inflate_ratio * self._source.consumed
+        if self.total > max(self._limits.inflate_ratio_floor, bound):
+            raise TarError(f"it inflates to more than {self._limits.inflate_ratio} times its size: a bomb")
+
+    def diff_id(self) -> str:
+        """The digest of the uncompressed layer."""
+        return "sha256:" + self._hash.hexdigest()
+
+
+def _remove(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    for path in request["paths"]:
+        unpack.remove_tree(os.fsencode(path))
+    return {}
+
+
+def _rebuild(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Hashes the archive that a layer's directory and skeleton make."""
+    digest = hashlib.sha256()
+    skeleton.rebuild(os.path.join(request["layer"], "skeleton"), os.path.join(request["layer"], "fs"), digest.update)
+    return {"diff_id": "sha256:" + digest.hexdigest()}
+
+
+_JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] = {
+    "unpack": _unpack,
+    "remove": _remove,
+    "rebuild": _rebuild,
+}

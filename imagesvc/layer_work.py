@@ -1,0 +1,153 @@
+"""The layers of one image, all at once: what a pull and an import have in common."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import Any
+
+from imagesvc.joins import Joins
+from imagesvc.layers import Layer, LayerStore, chain_ids
+from imagesvc.manifests import Descriptor
+from imagesvc.progress import LayerProgress, PullProgress
+from imagesvc.unpacking import Incoming, Unpacker, layer_error
+from imagesvc.worker_pool import JobFailed
+from proto.errors import Code, CrispError
+
+HoldBlob = Callable[[Descriptor], AbstractAsyncContextManager[Incoming]]
+"""Where a blob comes from: held, it is on its way."""
+
+
+class LayerWork:
+    """The layers of one pull, all at once. As a context: holds them until they are part of a record."""
+
+    def __init__(
+        self,
+        layers: LayerStore,
+        unpacker: Unpacker,
+        joins: Joins,
+        hold: HoldBlob,
+        progress: PullProgress,
+    ) -> None:
+        """`hold` says where a blob comes from; it is held until the image is recorded."""
+        self._layers = layers
+        self._unpacker = unpacker
+        self._joins = joins
+        self._hold_blob = hold
+        self._progress = progress
+        self._blobs = AsyncExitStack()
+        self._held: list[Layer] = []
+        self.incoming: list[Incoming] = []
+        """The blobs that had to come."""
+
+    async def __aenter__(self) -> LayerWork:
+        return self
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        await self._blobs.__aexit__(kind, error, trace)
+        for layer in self._held:
+            layer.users -= 1
+        self._layers.drop_staged(self._held)
+
+    async def all(self, descriptors: Sequence[Descriptor], diff_ids: Sequence[str]) -> list[Layer]:
+        """Every layer, bottom first, unpacked. The first failure stops the others and is the one that is raised."""
+        chain = chain_ids(diff_ids)
+        self._progress.layers = [LayerProgress(d.digest, d.size) for d in descriptors]
+        self._progress.changed()
+        tasks: list[asyncio.Task[Layer]] = []
+        try:
+            async with asyncio.TaskGroup() as group:
+                for i, descriptor in enumerate(descriptors):
+                    below = tasks[:]
+                    tasks.append(
+                        group.create_task(self._layer(descriptor, diff_ids[i], chain[i], below, self._progress.layers[i]))
+                    )
+        except BaseExceptionGroup as errors:
+            raise _telling(errors) from None
+        return [task.result() for task in tasks]
+
+    async def _layer(
+        self,
+        descriptor: Descriptor,
+        diff_id: str,
+        chain_id: str,
+        below: Sequence[Awaitable[Layer]],
+        progress: LayerProgress,
+    ) -> Layer:
+        layer = self._layers.find(diff_id, chain_id)
+        if layer is not None:
+            self._hold(layer)
+            progress.state = "exists"
+            progress.downloaded = progress.unpacked = progress.size
+            self._progress.changed()
+            return layer
+        blob = await self._blobs.enter_async_context(self._hold_blob(descriptor))
+        self.incoming.append(blob)
+
+        def show(available: int) -> None:
+            progress.downloaded = available
+            progress.state = "downloading"
+            self._progress.changed()
+
+        blob.follow(show)
+        try:
+            layer = await self._unpack(blob, diff_id, chain_id, below, progress)
+        finally:
+            blob.unfollow(show)
+        progress.state = "done"
+        progress.downloaded = progress.unpacked = progress.size
+        self._progress.changed()
+        return layer
+
+    async def _unpack(
+        self,
+        blob: Incoming,
+        diff_id: str,
+        chain_id: str,
+        below: Sequence[Awaitable[Layer]],
+        progress: LayerProgress,
+    ) -> Layer:
+        """First as if the layer stood on its own; if it does not, again when the layers below are there."""
+
+        def count(done: int) -> None:
+            progress.unpacked = done
+            self._progress.changed()
+
+        async def alone() -> Layer:
+            return await self._unpacker.unpack(blob, diff_id, chain_id, None, count)
+
+        async def upon() -> Layer:
+            return await self._unpacker.unpack(blob, diff_id, chain_id, lower, count)
+
+        try:
+            layer: Layer = await self._joins.run(("layer", diff_id), alone)
+        except JobFailed as failure:
+            if failure.kind != "needs_lower":
+                raise layer_error(failure, blob.digest) from None
+            lower = [await task for task in below][::-1]
+            try:
+                layer = await self._joins.run(("chain", chain_id), upon)
+            except JobFailed as again:
+                raise layer_error(again, blob.digest) from None
+        self._hold(layer)
+        await asyncio.shield(blob.done)
+        return layer
+
+    def _hold(self, layer: Layer) -> None:
+        layer.users += 1
+        self._held.append(layer)
+
+
+def _telling(errors: BaseExceptionGroup[Any]) -> BaseException:
+    """The error of a group that says most: a known failure before a cancellation, a full disk before others."""
+    flat: list[BaseException] = []
+    stack: list[BaseException] = [errors]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack += error.exceptions
+        else:
+            flat.append(error)
+    full = [e for e in flat if isinstance(e, CrispError) and e.code is Code.RESOURCE_EXHAUSTED]
+    return (full or [e for e in flat if isinstance(e, CrispError)] or flat)[0]

@@ -1,0 +1,255 @@
+"""Unpacked layers, shared by every image that has them.
+
+    <root>/layers/
+        <hex of diff id>/          a layer that stands on its own
+        chain-<hex of chain id>/   a layer that took something from those below it (see unpack.py)
+            fs/                    the overlay lower directory
+            skeleton               the tar without file contents (skeleton.py); missing if it could not be kept
+            layer.json             diff id, size and so on
+        new-<random>/              being unpacked, or not on disk yet
+        old-<random>/              being removed
+
+new-* -> `sync` of the file system -> rename -> fsync of layers/. A directory with its final name is therefore whole and on
+disk: the name is the marker. Start-up removes new-* and old-*.
+
+Sizes are counted once, while unpacking: no layer is ever walked to learn them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from imagesvc.content_store import sync_directory
+from imagesvc.disk_errors import disk_error
+from imagesvc.worker_pool import WorkerPool
+from proto.errors import Code, CrispError
+
+_NEW, _OLD, _CHAIN = "new-", "old-", "chain-"
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What layer.json keeps. `bytes` are of disk, in whole pages; `inflated` of the uncompressed tar."""
+
+    key: str
+    diff_id: str
+    bytes: int
+    inodes: int
+    inflated: int
+    has_root: bool
+    skeleton: bool
+
+
+class Layer:
+    """A layer directory. `path` changes once, when the layer is published."""
+
+    def __init__(self, info: LayerInfo, path: str) -> None:
+        self.info = info
+        self.path = path
+        self.users = 0
+        """Pulls that count on this layer while it is not yet part of a recorded image."""
+
+    @property
+    def directory(self) -> str:
+        """The overlay lower directory."""
+        return os.path.join(self.path, "fs")
+
+
+class LayerStore:
+    """All layers of one root directory. Look-ups read memory."""
+
+    def __init__(self, root: str, executor: Executor, workers: WorkerPool) -> None:
+        self._root = os.path.join(root, "layers")
+        self._executor = executor
+        self._workers = workers
+        self._layers: dict[str, Layer] = {}
+        self._staged: dict[str, Layer] = {}
+        self._syncing = asyncio.Lock()
+        self._removals: set[asyncio.Task[None]] = set()
+
+    def prepare(self) -> list[str]:
+        """Loads the whole layers; returns the directories that are left over and have to be removed. Blocking."""
+        os.makedirs(self._root, mode=0o711, exist_ok=True)
+        junk = []
+        for entry in os.scandir(self._root):
+            if entry.name.startswith((_NEW, _OLD)):
+                junk.append(entry.path)
+                continue
+            try:
+                with open(os.path.join(entry.path, "layer.json"), "rb") as stream:
+                    info = LayerInfo(**json.load(stream))
+            except (OSError, ValueError, TypeError):
+                junk.append(self._set_aside(entry.path))
+            else:
+                self._layers[info.key] = Layer(info, entry.path)
+        return junk
+
+    def find(self, diff_id: str, chain_id: str) -> Layer | None:
+        """The layer for this place in an image, if it is here: published, or unpacked by a pull that still runs."""
+        for key in (_own_key(diff_id), _chain_key(chain_id)):
+            layer = self.by_key(key)
+            if layer is not None:
+                return layer
+        return None
+
+    def get(self, key: str) -> Layer | None:
+        """A published layer by its key."""
+        return self._layers.get(key)
+
+    def by_key(self, key: str) -> Layer | None:
+        """A layer by its key, published or staged."""
+        return self._layers.get(key) or self._staged.get(key)
+
+    def all(self) -> list[Layer]:
+        """Every published layer."""
+        return list(self._layers.values())
+
+    def new_directory(self) -> str:
+        """Makes an empty directory to unpack into. Blocking, but only for a mkdir."""
+        path = os.path.join(self._root, _NEW + secrets.token_hex(8))
+        try:
+            os.mkdir(path, 0o711)
+        except OSError as error:
+            raise disk_error(error, self._root, "making a layer directory") from error
+        return path
+
+    def stage(self, path: str, result: dict[str, Any], diff_id: str, chain_id: str) -> Layer:
+        """Takes in an unpacked directory. Where another pull has staged the same layer meanwhile, that one is returned
+        and this directory removed. Blocking, but only for one small file."""
+        key = _chain_key(chain_id) if result["depends"] else _own_key(diff_id)
+        info = LayerInfo(
+            key=key,
+            diff_id=diff_id,
+            bytes=result["bytes"],
+            inodes=result["inodes"],
+            inflated=result["inflated"],
+            has_root=result["has_root"],
+            skeleton=result["skeleton"],
+        )
+        return self._stage(path, info)
+
+    def stage_artifact(self, path: str, key: str, digest: str, size: int, inodes: int) -> Layer:
+        """Takes in the directory of an artifact (artifacts.py); its diff id is the manifest's digest."""
+        return self._stage(path, LayerInfo(key, digest, size, inodes, size, has_root=True, skeleton=False))
+
+    def _stage(self, path: str, info: LayerInfo) -> Layer:
+        known = self.by_key(info.key)
+        if known is not None:
+            self.remove_directories([path])
+            return known
+        try:
+            with open(os.path.join(path, "layer.json"), "w", encoding="ascii") as out:
+                json.dump(asdict(info), out)
+        except OSError as error:
+            raise disk_error(error, self._root, f"writing layer {info.diff_id}") from error
+        layer = self._staged[info.key] = Layer(info, path)
+        return layer
+
+    async def publish(self, layers: Iterable[Layer], before_rename: Callable[[], None] = lambda: None) -> None:
+        """Makes staged layers durable: one sync of the file system, then their names.
+
+        `before_rename` runs on the executor after the sync: what else was written and waits for it.
+        """
+        wanted = list(layers)
+        async with self._syncing:
+            await sync_file_system(self._root)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._executor, before_rename)
+            await loop.run_in_executor(self._executor, self._rename, wanted)
+            for layer in wanted:
+                self._staged.pop(layer.info.key, None)
+                self._layers[layer.info.key] = layer
+
+    def _rename(self, layers: Sequence[Layer]) -> None:
+        try:
+            for layer in layers:
+                if layer.info.key not in self._layers:
+                    target = os.path.join(self._root, layer.info.key)
+                    os.rename(layer.path, target)
+                    layer.path = target
+            sync_directory(self._root)
+        except OSError as error:
+            raise disk_error(error, self._root, "publishing layers") from error
+
+    def drop_staged(self, layers: Iterable[Layer]) -> None:
+        """Gives up staged layers that no other pull uses."""
+        paths = []
+        for layer in layers:
+            if not layer.users and self._staged.get(layer.info.key) is layer:
+                del self._staged[layer.info.key]
+                paths.append(layer.path)
+        self.remove_directories(paths)
+
+    def remove(self, keys: Iterable[str]) -> int:
+        """Removes published layers: gone from view at once, from the disk soon. Returns the bytes that this frees."""
+        freed = 0
+        paths = []
+        for key in keys:
+            layer = self._layers.pop(key, None)
+            if layer is not None:
+                freed += layer.info.bytes
+                paths.append(self._set_aside(layer.path))
+        self.remove_directories(paths)
+        return freed
+
+    def _set_aside(self, path: str) -> str:
+        aside = os.path.join(self._root, _OLD + secrets.token_hex(8))
+        os.rename(path, aside)
+        return aside
+
+    def remove_directories(self, paths: Sequence[str]) -> None:
+        """Has a worker remove trees in the background; what a crash interrupts is removed at the next start."""
+        if paths:
+            task = asyncio.create_task(self._remove(list(paths)))
+            self._removals.add(task)
+            task.add_done_callback(self._removals.discard)
+
+    async def _remove(self, paths: list[str]) -> None:
+        await self._workers.run({"job": "remove", "paths": paths})
+
+    async def settle(self) -> None:
+        """Returns when what was to be removed is gone."""
+        while self._removals:
+            await asyncio.wait(self._removals)
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """The chain id of each layer, bottom first.
+
+    OCI config.md: "ChainID(L0|...|Ln) = Digest(ChainID(L0|...|Ln-1) + " " + DiffID(Ln))", and ChainID(L0) = DiffID(L0).
+    """
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        if chain:
+            chain.append("sha256:" + hashlib.sha256(f"{chain[-1]} {diff_id}".encode()).hexdigest())
+        else:
+            chain.append(diff_id)
+    return chain
+
+
+def _own_key(diff_id: str) -> str:
+    return diff_id.partition(":")[2]
+
+
+def _chain_key(chain_id: str) -> str:
+    return _CHAIN + chain_id.partition(":")[2]
+
+
+async def sync_file_system(directory: str) -> None:
+    """syncfs(2) of the file system that a directory is on, in a process: Python has no call for it."""
+    process = await asyncio.create_subprocess_exec(
+        "sync", "--file-system", directory, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
+    )
+    _out, stderr = await process.communicate()
+    if process.returncode:
+        text = stderr.decode(errors="replace").strip()
+        code = Code.RESOURCE_EXHAUSTED if "No space left" in text else Code.INTERNAL
+        raise CrispError(code, f"syncing {directory} to disk: {text}")

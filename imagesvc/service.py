@@ -1,0 +1,258 @@
+"""The image service: everything about images below the gRPC layer.
+
+    <root>/blobs, <root>/ingest    content_store.py
+    <root>/layers                  layers.py
+    <root>/empty                   the lower directory of an image without layers
+    <root>/credentials.key         credentials.py
+    records                        images.py, in the daemon's database
+
+All methods run on the daemon's event loop and do not block it: files are read and written on a bounded executor, layers are
+unpacked and removed in worker processes. List, resolve and usage read memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import structlog
+
+from imagesvc import credentials, endpoints
+from imagesvc.config import ImageConfig
+from imagesvc.content_store import ContentStore
+from imagesvc.credentials import Auth
+from imagesvc.downloads import Downloads
+from imagesvc.images import ROOTFS, Image, ImageIndex, ImageRecords, OciConfig
+from imagesvc.importing import Archive
+from imagesvc.joins import Joins
+from imagesvc.layers import LayerStore
+from imagesvc.progress import PullProgress
+from imagesvc.pull import Puller
+from imagesvc.references import Reference, parse_reference, try_parse
+from imagesvc.registry_client import RegistryClient
+from imagesvc.rootfs import rootfs_image
+from imagesvc.unpacking import Unpacker
+from imagesvc.usage import FsInfo, image_usage
+from imagesvc.worker_pool import WorkerPool
+from proto.errors import not_found
+
+log = structlog.get_logger()
+
+_THREADS = 4
+
+
+class ImageService:
+    """Images of one node. `start` before anything else, `close` at the end."""
+
+    def __init__(self, config: ImageConfig, root: str | os.PathLike[str], records: ImageRecords) -> None:
+        self._config = config
+        self._root = os.fspath(root)
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
+        self._workers = WorkerPool(config.parallel_unpacks)
+        self._client = RegistryClient(config.pull_progress_timeout)
+        self._store = ContentStore(self._root, self._executor)
+        self._layers = LayerStore(self._root, self._executor, self._workers)
+        self._downloads = Downloads(self._store, self._client, config.parallel_downloads)
+        self._index = ImageIndex(records, config.pinned)
+        self._joins = Joins()
+        unpacker = Unpacker(self._layers, self._workers, config.limits)
+        self._puller = Puller(
+            config, self._client, self._store, self._layers, self._downloads, unpacker, self._index, self._joins
+        )
+        self._pulls: dict[object, PullProgress] = {}
+        self._holders: dict[str, Image] = {}
+        self._key = b""
+
+    async def start(self) -> None:
+        """Loads the records and cleans up after whatever ended the last run."""
+        loop = asyncio.get_running_loop()
+        junk = await loop.run_in_executor(self._executor, self._prepare)
+        self._index.load()
+        self._layers.remove_directories(junk)
+        self._collect()
+
+    def _prepare(self) -> Sequence[str]:
+        os.makedirs(os.path.join(self._root, "empty"), mode=0o755, exist_ok=True)
+        self._key = credentials.load_or_create_key(os.path.join(self._root, "credentials.key"))
+        self._store.prepare(self._config.keep_partial)
+        return self._layers.prepare()
+
+    async def close(self) -> None:
+        """Stops pulls, keeping what they have downloaded, and ends the worker process."""
+        await self._joins.close()
+        await self._layers.settle()
+        await self._workers.close()
+        await self._client.close()
+        self._executor.shutdown(wait=True)
+
+    async def pull(
+        self, reference: str, auth: Auth | None = None, progress: Callable[[PullProgress], None] | None = None
+    ) -> str:
+        """Pulls an image and returns its id. The same pull asked for twice runs once.
+
+        Raises:
+            CrispError: see pull.Puller.pull and references.parse_reference.
+        """
+        parsed = parse_reference(reference)
+        given = credentials.from_auth(auth)
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._executor, endpoints.endpoints_for, parsed, self._config.registries)
+        if given.anonymous:
+            given = await loop.run_in_executor(self._executor, credentials.from_files, parsed, self._config.auth_files)
+        fingerprint = given.fingerprint(self._key)
+        key = ("pull", str(parsed), fingerprint)
+        shown = self._pulls.setdefault(key, PullProgress(str(parsed)))
+        if progress is not None:
+            shown.watchers.append(progress)
+
+        async def run() -> Image:
+            try:
+                return await self._puller.pull(parsed, found, given, fingerprint, shown)
+            finally:
+                self._pulls.pop(key, None)
+
+        image: Image = await self._joins.run(key, run)
+        return image.id
+
+    def running_pulls(self) -> Sequence[PullProgress]:
+        """The pulls that run now, for status and metrics."""
+        return list(self._pulls.values())
+
+    def resolve(self, reference: str) -> Image | None:
+        """The image that an id, the unique start of one, a tag or a digest reference means. Reads memory."""
+        return self._index.resolve(reference)
+
+    def list(self, reference: str = "") -> Sequence[Image]:
+        """All images, or the one that a reference means. Reads memory."""
+        if not reference:
+            return self._index.all()
+        image = self._index.resolve(reference)
+        return [image] if image else []
+
+    async def remove(self, reference: str) -> None:
+        """Removes an image with all its names; nothing happens where there is none.
+
+        Layers that containers use stay until they are released.
+        """
+        image = self._index.resolve(reference)
+        if image is not None:
+            await self._index.remove(image)
+            self._collect()
+
+    async def untag(self, reference: str) -> None:
+        """Takes one name from an image, and removes the image with its last name."""
+        parsed = try_parse(reference)
+        image = self._index.resolve(str(parsed)) if parsed else None
+        if parsed is None or image is None:
+            raise not_found(f"no image has the name {reference}")
+        if {str(parsed)} >= {*image.repo_tags, *image.repo_digests}:
+            await self.remove(image.id)
+        else:
+            await self._index.untag(image, str(parsed))
+
+    async def tag(self, source: str, target: str) -> Image:
+        """Gives an image a further name."""
+        image = self._index.resolve(source)
+        if image is None:
+            raise not_found(f"image {source} is not on this node")
+        name = parse_reference(target)
+        return await self._index.add(replace(image, repo_tags=(str(name),), repo_digests=()))
+
+    def acquire(self, image: Image, holder: str) -> None:
+        """Keeps an image's layers for a holder (a container, a mount) until it releases them."""
+        self._holders[holder] = image
+
+    def release(self, holder: str) -> None:
+        """Ends `acquire`; layers that nobody uses any more are removed."""
+        if self._holders.pop(holder, None) is not None:
+            self._collect()
+
+    def lower_dirs(self, image: Image) -> Sequence[str]:
+        """The overlay lower directories, topmost first; at least one.
+
+        A layer that stands twice in an image is listed once, at its topmost place: overlayfs refuses a directory that comes
+        twice, and what the lower of the two did, the upper one does again.
+
+        Raises:
+            CrispError: NOT_FOUND where a layer is gone.
+        """
+        if image.kind == ROOTFS:
+            return [image.directory]
+        directories = []
+        for key in dict.fromkeys(layer.key for layer in reversed(image.layers)):
+            layer = self._layers.get(key)
+            if layer is None:
+                raise not_found(f"layer {key} of image {image.id} is not on this node: pull the image again")
+            if layer.info.inodes > 1 or layer.info.has_root:
+                directories.append(layer.directory)
+        return directories or [os.path.join(self._root, "empty")]
+
+    def root_owner(self, image: Image) -> tuple[int, int, int]:
+        """Mode, uid and gid of the image's root directory: of the topmost layer that has it. Blocking, for one stat.
+
+        overlayfs shows the root of the upper directory, so whoever makes that one has to give it these.
+        """
+        if image.kind == ROOTFS:
+            status = os.stat(image.directory)
+            return status.st_mode & 0o7777, status.st_uid, status.st_gid
+        for ref in reversed(image.layers):
+            layer = self._layers.get(ref.key)
+            if layer is not None and layer.info.has_root:
+                status = os.stat(layer.directory)
+                return status.st_mode & 0o7777, status.st_uid, status.st_gid
+        return 0o755, 0, 0
+
+    async def fs_info(self) -> FsInfo:
+        """Disk taken by images. Reads memory."""
+        return image_usage(self._root, self._store, self._layers)
+
+    async def add_rootfs(self, name: str, directory: str, config: OciConfig | None = None) -> str:
+        """Makes an image of a plain directory, without copying it; returns its id."""
+        reference: Reference = parse_reference(name)
+        platform = self._config.wanted_platform()
+        loop = asyncio.get_running_loop()
+        image, raw = await loop.run_in_executor(
+            self._executor, rootfs_image, reference, directory, config or OciConfig(), platform
+        )
+        await self._store.put(image.id, raw)
+        await self._layers.publish([], lambda: self._store.publish([image.id]))
+        return (await self._index.add(image)).id
+
+    async def import_archive(
+        self, path: str, name: str = "", progress: Callable[[PullProgress], None] | None = None
+    ) -> Sequence[str]:
+        """Imports every image of an OCI layout (directory or tar) or docker-archive; returns their ids.
+
+        `name` is for archives that do not say what their image is called.
+        """
+        loop = asyncio.get_running_loop()
+        scratch = os.path.join(self._root, "ingest", f"import-{secrets.token_hex(8)}")
+        archive = await loop.run_in_executor(self._executor, Archive, path, scratch)
+        try:
+            platform = self._config.wanted_platform()
+            found = await loop.run_in_executor(self._executor, archive.images, platform, name)
+            shown = PullProgress(path, watchers=[progress] if progress else [])
+            return [await self._puller.take_in(image, archive.holder(self._executor), shown) for image in found]
+        finally:
+            await loop.run_in_executor(self._executor, archive.close)
+
+    def _collect(self) -> None:
+        """Removes layers and blobs that no image and no holder needs."""
+        live = [*self._index.all(), *self._holders.values()]
+        keys = {layer.key for image in live for layer in image.layers}
+        unused = [layer.info.key for layer in self._layers.all() if layer.info.key not in keys and not layer.users]
+        if unused:
+            freed = self._layers.remove(unused)
+            log.info("removed layers that nobody uses", layers=len(unused), bytes=freed)
+        self._drop_blobs(live)
+
+    def _drop_blobs(self, live: Iterable[Image]) -> None:
+        needed: set[str] = set()
+        for image in live:
+            needed |= {image.id, image.manifest, image.top}
+            needed |= {layer.digest for layer in image.layers}
+        self._store.remove(self._store.digests() - needed)

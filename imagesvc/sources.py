@@ -1,0 +1,19 @@
+"""Where the blobs of one image come from, and for whom: what a pull hands to its downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from imagesvc.credentials import Credentials
+from imagesvc.endpoints import Endpoint
+from imagesvc.references import Reference
+
+
+@dataclass(frozen=True)
+class Source:
+    """The endpoints of a reference in the order to try them: first the one that served the manifest."""
+
+    reference: Reference
+    credentials: Credentials
+    endpoints: Sequence[Endpoint]

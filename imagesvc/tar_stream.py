@@ -1,0 +1,457 @@
+"""Reading tar without I/O: bytes in, entries and their data out.
+
+    reader.receive_data(chunk)
+    while (event := reader.next_event()) is not None:       None: more bytes are needed
+        Entry    a header, everything that precedes the data
+        Data     bytes of the last entry's content, in order
+        Tail     bytes after the end-of-archive marker
+    reader.close()                                          raises if the archive stops in the middle
+
+Formats: v7, ustar, GNU (long names, base-256 numbers, sparse) and PAX (records, global records, sparse 0.0, 0.1, 1.0,
+extended attributes). Names are bytes, since not all are UTF-8. What is read is what Go's archive/tar reads, because layers
+are written by Go programs: a link or directory has no data whatever its size field says, and an archive may end without
+its two zero blocks.
+
+Every byte of the archive is in exactly one event: `Entry.raw` has all bytes since the data before it (padding, extension
+headers, the header itself). So the archive can be put together again from the events; see skeleton.py.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import NamedTuple
+
+from imagesvc.limits import MAX_NAME_BYTES, MAX_SPARSE_SEGMENTS, MAX_TAR_METADATA_BYTES
+
+BLOCK = 512
+REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+
+# POSIX.1-2008, "ustar Interchange Format": name mode uid gid size mtime chksum typeflag linkname magic+version
+# uname gname devmajor devminor prefix
+_HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
+_ZERO_BLOCK = bytes(BLOCK)
+_BLANK_CHECKSUM = sum(b" " * 8)
+_ADLER = 65521
+_XATTR = b"SCHILY.xattr."
+
+
+class TarError(Exception):
+    """The bytes are no tar archive, or pass a limit."""
+
+
+class Entry:
+    """One member of the archive. Sizes in bytes, times in nanoseconds since the epoch."""
+
+    __slots__ = (
+        *("name", "link", "type", "mode", "uid", "gid", "mtime", "size", "stored"),
+        *("major", "minor", "xattrs", "segments", "raw"),
+    )
+
+    def __init__(self) -> None:
+        self.name = b""
+        self.link = b""
+        self.type = REGULAR
+        self.mode = 0
+        self.uid = 0
+        self.gid = 0
+        self.mtime = 0
+        self.size = 0
+        """Bytes of the file once extracted."""
+        self.stored = 0
+        """Bytes of data in the archive: less than `size` for a sparse file."""
+        self.major = 0
+        self.minor = 0
+        self.xattrs: dict[bytes, bytes] = {}
+        self.segments: list[tuple[int, int]] | None = None
+        """A sparse file's data segments as (offset, length), in the order of the stored data."""
+        self.raw = b""
+
+
+class Data(NamedTuple):
+    """A piece of the content of the entry before it."""
+
+    view: memoryview
+    last: bool
+
+
+class Tail(NamedTuple):
+    """Bytes that follow the end-of-archive marker, the marker included."""
+
+    raw: bytes
+
+
+class TarReader:
+    """The state of one archive being read."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._view = memoryview(b"")
+        self._position = 0
+        self._raw: list[bytes] = []
+        self._data_left = 0
+        self._padding = 0
+        self._ended = False
+        self._zero_blocks = 0
+        self._global: dict[bytes, bytes] = {}
+        self._pax: dict[bytes, bytes] = {}
+        self._pax_map: list[bytes] = []
+        self._long_name: bytes | None = None
+        self._long_link: bytes | None = None
+        self._pending: tuple[Entry, str] | None = None
+        self._metadata_bytes = 0
+        self._sparse_1_0: int | None = None
+        """Padding after the data of a sparse 1.0 file, whose map has taken part of the stored bytes."""
+
+    def receive_data(self, data: bytes) -> None:
+        """Takes in the next bytes of the archive."""
+        rest = self._buffer[self._position :]
+        self._buffer = rest + data if rest else data
+        self._view = memoryview(self._buffer)
+        self._position = 0
+
+    def close(self) -> None:
+        """The archive has no more bytes."""
+        whole = not (self._data_left or self._pending or self._pax or self._long_name or self._long_link)
+        if not whole or (self._position < len(self._buffer) and not self._ended):
+            raise TarError("the archive ends in the middle of an entry")
+
+    def next_event(self) -> Entry | Data | Tail | None:
+        """The next event, or None when `receive_data` is needed first."""
+        if self._data_left:
+            return self._next_data()
+        if self._ended:
+            return self._next_tail()
+        if self._padding and not self._take_padding():
+            return None
+        while True:
+            if self._pending is not None:
+                return self._finish_pending()
+            block = self._buffer[self._position : self._position + BLOCK]
+            if len(block) < BLOCK:
+                return None
+            if block == _ZERO_BLOCK:
+                self._take(BLOCK)
+                self._zero_blocks += 1
+                if self._zero_blocks == 2:
+                    self._ended = True
+                    return self._next_tail()
+                continue
+            if self._zero_blocks:
+                raise TarError("a zero block stands between entries")
+            size = _check(block)
+            kind = block[156:157]
+            if kind in b"xgXLK" and kind != b"":
+                if not self._take_extension(kind, size):
+                    return None
+                continue
+            if kind == b"V":
+                self._take(BLOCK)
+                continue
+            self._take(BLOCK)
+            entry = self._entry(block, kind, size)
+            if self._pending is None:
+                return self._begin(entry)
+
+    def _take(self, length: int) -> bytes:
+        start = self._position
+        self._position = end = start + length
+        piece = self._buffer[start:end]
+        self._raw.append(piece)
+        return piece
+
+    def _take_padding(self) -> bool:
+        piece = self._take(min(self._padding, len(self._buffer) - self._position))
+        self._padding -= len(piece)
+        return not self._padding
+
+    def _next_data(self) -> Data | None:
+        start = self._position
+        length = min(self._data_left, len(self._buffer) - start)
+        if not length:
+            return None
+        self._position = start + length
+        self._data_left -= length
+        return Data(self._view[start : start + length], not self._data_left)
+
+    def _next_tail(self) -> Tail | None:
+        self._raw.append(self._buffer[self._position :])
+        self._position = len(self._buffer)
+        raw = b"".join(self._raw)
+        self._raw.clear()
+        return Tail(raw) if raw else None
+
+    def _begin(self, entry: Entry) -> Entry:
+        """Hands out an entry whose metadata is complete."""
+        entry.raw = b"".join(self._raw)
+        self._raw.clear()
+        self._metadata_bytes = 0
+        self._data_left = entry.stored
+        self._padding = -entry.stored % BLOCK if self._sparse_1_0 is None else self._sparse_1_0
+        return entry
+
+    def _take_extension(self, kind: bytes, size: int) -> bool:
+        """Reads a PAX header or a GNU long name, once it is here whole."""
+        self._bound_metadata(size)
+        total = BLOCK + size + -size % BLOCK
+        if len(self._buffer) - self._position < total:
+            return False
+        body = self._take(total)[BLOCK : BLOCK + size]
+        if kind == b"L":
+            self._long_name = body.partition(b"\0")[0]
+        elif kind == b"K":
+            self._long_link = body.partition(b"\0")[0]
+        elif kind == b"g":
+            self._global.update(_pax_records(body)[0])
+        else:
+            records, self._pax_map = _pax_records(body)
+            self._pax.update(records)
+        return True
+
+    def _bound_metadata(self, size: int) -> None:
+        self._metadata_bytes += size
+        if self._metadata_bytes > MAX_TAR_METADATA_BYTES:
+            raise TarError(f"the headers of one entry have more than {MAX_TAR_METADATA_BYTES} bytes")
+
+    def _entry(self, block: bytes, kind: bytes, size: int) -> Entry:
+        """Makes an entry of a header block and the extension headers before it."""
+        # Quoted above _HEADER; GNU's magic is b"ustar  \0" and its prefix field holds other things.
+        (name, mode, uid, gid, _size, mtime, _sum, _kind, link, magic, _u, _g, major, minor, prefix) = _HEADER.unpack(block)
+        entry = Entry()
+        if name[99]:
+            entry.name = name
+        else:
+            entry.name = name[: name.find(0)]
+        if prefix[0] and magic[:6] == b"ustar\0":
+            entry.name = prefix.partition(b"\0")[0] + b"/" + entry.name
+        entry.mode = _number(mode) & 0o7777
+        entry.uid = _number(uid)
+        entry.gid = _number(gid)
+        entry.mtime = _number(mtime) * 1_000_000_000
+        if self._long_name is not None:
+            entry.name, self._long_name = self._long_name, None
+        if self._long_link is not None:
+            entry.link, self._long_link = self._long_link, None
+        elif link[0]:
+            entry.link = link.partition(b"\0")[0]
+        old_sparse = kind == b"S"
+        if kind in (b"\0", b"7", b"S"):
+            kind = REGULAR
+        pax = self._pax
+        if self._global:
+            pax = {**self._global, **pax}
+        if pax:
+            size = _apply_pax(entry, pax, size)
+        if kind == REGULAR and entry.name.endswith(b"/"):
+            kind = DIRECTORY
+        if kind in b"34":
+            entry.major, entry.minor = _number(major), _number(minor)
+        elif kind not in b"01256":
+            raise TarError(f"{_shown(entry.name)} has the unknown type {kind!r}")
+        entry.type = kind
+        if len(entry.name) > MAX_NAME_BYTES or len(entry.link) > MAX_NAME_BYTES:
+            raise TarError(f"a name is longer than {MAX_NAME_BYTES} bytes")
+        if kind == REGULAR:
+            entry.size = entry.stored = size
+        self._sparse_1_0 = None
+        if kind == REGULAR and (old_sparse or b"GNU.sparse.major" in pax or b"GNU.sparse.size" in pax):
+            self._begin_sparse(entry, pax, block, old_sparse)
+        self._pax = {}
+        return entry
+
+    def _begin_sparse(self, entry: Entry, pax: dict[bytes, bytes], block: bytes, old: bool) -> None:
+        """Finds the map of a sparse file: in the header, in PAX records, or in front of the data."""
+        if old:
+            entry.size = _number(block[483:495])
+            entry.segments = _old_segments(block[386:482], 4)
+            if block[482]:
+                self._pending = (entry, "old")
+            else:
+                _check_segments(entry)
+            return
+        if pax.get(b"GNU.sparse.name"):
+            entry.name = pax[b"GNU.sparse.name"]
+        entry.size = _decimal(pax.get(b"GNU.sparse.realsize") or pax.get(b"GNU.sparse.size") or b"")
+        if pax.get(b"GNU.sparse.major") == b"1":
+            self._pending = (entry, "1.0")
+            return
+        numbers = self._pax_map or pax.get(b"GNU.sparse.map", b"").split(b",")
+        self._pax_map = []
+        entry.segments = _pairs([_decimal(n) for n in numbers if n])
+        _check_segments(entry)
+
+    def _finish_pending(self) -> Entry | None:
+        """Reads the rest of a sparse map that follows the header."""
+        assert self._pending is not None
+        entry, form = self._pending
+        if form == "old":
+            return self._finish_old(entry)
+        return self._finish_1_0(entry)
+
+    def _finish_old(self, entry: Entry) -> Entry | None:
+        assert entry.segments is not None
+        while len(self._buffer) - self._position >= BLOCK:
+            self._bound_metadata(BLOCK)
+            block = self._take(BLOCK)
+            entry.segments += _old_segments(block[:504], 21)
+            if not block[504]:
+                self._pending = None
+                _check_segments(entry)
+                return self._begin(entry)
+        return None
+
+    def _finish_1_0(self, entry: Entry) -> Entry | None:
+        """`<count>\\n` then offset and length of each segment, one number a line, padded to a block."""
+        window = self._buffer[self._position : self._position + MAX_TAR_METADATA_BYTES]
+        lines = window[: entry.stored].split(b"\n", 1)
+        if len(lines) == 2:
+            count = _decimal(lines[0])
+            if count > MAX_SPARSE_SEGMENTS:
+                raise TarError(f"{_shown(entry.name)} has more than {MAX_SPARSE_SEGMENTS} sparse segments")
+            parts = lines[1].split(b"\n", 2 * count)
+            if len(parts) == 2 * count + 1:
+                used = len(window[: entry.stored]) - len(parts[-1])
+                used += -used % BLOCK
+                if len(self._buffer) - self._position >= used:
+                    entry.segments = _pairs([_decimal(n) for n in parts[:-1]])
+                    self._sparse_1_0 = -entry.stored % BLOCK
+                    entry.stored -= used
+                    self._take(used)
+                    self._pending = None
+                    _check_segments(entry)
+                    return self._begin(entry)
+        if len(window) >= min(entry.stored, MAX_TAR_METADATA_BYTES):
+            raise TarError(f"{_shown(entry.name)} has no sparse map")
+        return None
+
+
+def _check(block: bytes) -> int:
+    """Checks a header's checksum and returns its size field."""
+    # Adler-32's low half is 1 + the sum of the bytes, modulo 65521: the fastest sum that Python has.
+    own = block[148:156]
+    low = (zlib.adler32(block) & 0xFFFF) - (zlib.adler32(own) & 0xFFFF) + _BLANK_CHECKSUM
+    if (low - _number(own)) % _ADLER and _signed_sum(block) != _number(own):
+        raise TarError("a header's checksum is wrong: this is no tar archive, or it is damaged")
+    size = _number(block[124:136])
+    if size < 0:
+        raise TarError("an entry has a negative size")
+    return size
+
+
+def _signed_sum(block: bytes) -> int:
+    """Some old writers summed signed characters."""
+    signed: tuple[int, ...] = struct.unpack("512b", block)
+    return sum(signed[:148]) + _BLANK_CHECKSUM + sum(signed[156:])
+
+
+def _number(field: bytes) -> int:
+    """Octal text, or GNU's base-256 where the first bit is set."""
+    if field[0] & 0x80:
+        value = int.from_bytes(field, "big", signed=False) & ((1 << (8 * len(field) - 1)) - 1)
+        if field[0] & 0x40:
+            value -= 1 << (8 * len(field) - 1)
+        return value
+    text = field.partition(b"\0")[0].strip()
+    if not text:
+        return 0
+    try:
+        return int(text, 8)
+    except ValueError:
+        raise TarError(f"a header has {text!r} where an octal number belongs") from None
+
+
+def _decimal(text: bytes) -> int:
+    if not text.isdigit() or len(text) > 20:
+        raise TarError(f"{text[:40]!r} is not a decimal number")
+    return int(text)
+
+
+def _pax_records(body: bytes) -> tuple[dict[bytes, bytes], list[bytes]]:
+    """`"%d %s=%s\\n", <length>, <keyword>, <value>`, and the sparse 0.0 map, whose keywords repeat."""
+    records: dict[bytes, bytes] = {}
+    sparse_map: list[bytes] = []
+    position = 0
+    while position < len(body):
+        space = body.find(b" ", position, position + 20)
+        digits = body[position:space]
+        if space < 0 or not digits.isdigit():
+            if not body[position:].strip(b"\0"):
+                break
+            raise TarError("a PAX record has no length")
+        end = position + int(digits)
+        keyword, equals, value = body[space + 1 : end].partition(b"=")
+        if end > len(body) or end <= space or not equals or value[-1:] != b"\n":
+            raise TarError("a PAX record's length is wrong")
+        position = end
+        if keyword in (b"GNU.sparse.offset", b"GNU.sparse.numbytes"):
+            sparse_map.append(value[:-1])
+        else:
+            records[keyword] = value[:-1]
+    return records, sparse_map
+
+
+def _apply_pax(entry: Entry, pax: dict[bytes, bytes], size: int) -> int:
+    """PAX records override the header; an empty value means "as in the header". Returns the size of the data."""
+    for keyword, value in pax.items():
+        if keyword.startswith(_XATTR):
+            entry.xattrs[keyword[len(_XATTR) :]] = value
+        elif not value:
+            continue
+        elif keyword == b"path":
+            entry.name = value
+        elif keyword == b"linkpath":
+            entry.link = value
+        elif keyword == b"size":
+            size = _decimal(value)
+        elif keyword == b"uid":
+            entry.uid = _decimal(value)
+        elif keyword == b"gid":
+            entry.gid = _decimal(value)
+        elif keyword == b"mtime":
+            entry.mtime = _nanoseconds(value)
+    return size
+
+
+def _nanoseconds(value: bytes) -> int:
+    """`[-]seconds[.fraction]`, of which nine digits count."""
+    whole, _, fraction = value.partition(b".")
+    negative = whole.startswith(b"-")
+    nanoseconds = _decimal(whole.removeprefix(b"-") or b"0") * 1_000_000_000
+    nanoseconds += _decimal((fraction[:9] + b"000000000")[:9])
+    return -nanoseconds if negative else nanoseconds
+
+
+def _old_segments(area: bytes, count: int) -> list[tuple[int, int]]:
+    """GNU's struct sparse: offset and length of 12 characters each; an empty one ends the list."""
+    segments = []
+    for i in range(count):
+        pair = area[24 * i : 24 * i + 24]
+        if len(pair) < 24 or not pair[0]:
+            break
+        segments.append((_number(pair[:12]), _number(pair[12:])))
+    return segments
+
+
+def _pairs(numbers: list[int]) -> list[tuple[int, int]]:
+    if len(numbers) % 2:
+        raise TarError("a sparse map has an odd number of values")
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+def _check_segments(entry: Entry) -> None:
+    """Segments rise, do not overlap, fit the file, and are what is stored."""
+    assert entry.segments is not None
+    if len(entry.segments) > MAX_SPARSE_SEGMENTS:
+        raise TarError(f"{_shown(entry.name)} has more than {MAX_SPARSE_SEGMENTS} sparse segments")
+    end = total = 0
+    for offset, length in entry.segments:
+        if offset < end or length < 0:
+            raise TarError(f"{_shown(entry.name)}: its sparse segments overlap")
+        end = offset + length
+        total += length
+    if end > entry.size or total != entry.stored:
+        raise TarError(f"{_shown(entry.name)}: its sparse map does not fit its data")
+
+
+def _shown(name: bytes) -> str:
+    return repr(name.decode(errors="backslashreplace")[:200])
