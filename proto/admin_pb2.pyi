@@ -28,6 +28,12 @@ class ImportImagesRequest(_message.Message):
     path: str
     def __init__(self, path: _Optional[str] = ...) -> None: ...
 
+class ImportImagesResponse(_message.Message):
+    __slots__ = ("image_ids",)
+    IMAGE_IDS_FIELD_NUMBER: _ClassVar[int]
+    image_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, image_ids: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class ExportImagesRequest(_message.Message):
     __slots__ = ("references", "path", "format")
     REFERENCES_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +43,10 @@ class ExportImagesRequest(_message.Message):
     path: str
     format: str
     def __init__(self, references: _Optional[_Iterable[str]] = ..., path: _Optional[str] = ..., format: _Optional[str] = ...) -> None: ...
+
+class ExportImagesResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class AddRootfsRequest(_message.Message):
     __slots__ = ("name", "directory")

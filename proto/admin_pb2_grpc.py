@@ -40,15 +40,15 @@ class AdminStub:
                 request_serializer=proto_dot_admin__pb2.PullImageRequest.SerializeToString,
                 response_deserializer=proto_dot_admin__pb2.ImageProgress.FromString,
                 _registered_method=True)
-        self.ImportImages = channel.unary_stream(
+        self.ImportImages = channel.unary_unary(
                 '/crisp.admin.v1.Admin/ImportImages',
                 request_serializer=proto_dot_admin__pb2.ImportImagesRequest.SerializeToString,
-                response_deserializer=proto_dot_admin__pb2.ImageProgress.FromString,
+                response_deserializer=proto_dot_admin__pb2.ImportImagesResponse.FromString,
                 _registered_method=True)
-        self.ExportImages = channel.unary_stream(
+        self.ExportImages = channel.unary_unary(
                 '/crisp.admin.v1.Admin/ExportImages',
                 request_serializer=proto_dot_admin__pb2.ExportImagesRequest.SerializeToString,
-                response_deserializer=proto_dot_admin__pb2.ImageProgress.FromString,
+                response_deserializer=proto_dot_admin__pb2.ExportImagesResponse.FromString,
                 _registered_method=True)
         self.AddRootfs = channel.unary_unary(
                 '/crisp.admin.v1.Admin/AddRootfs',
@@ -133,15 +133,15 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=proto_dot_admin__pb2.PullImageRequest.FromString,
                     response_serializer=proto_dot_admin__pb2.ImageProgress.SerializeToString,
             ),
-            'ImportImages': grpc.unary_stream_rpc_method_handler(
+            'ImportImages': grpc.unary_unary_rpc_method_handler(
                     servicer.ImportImages,
                     request_deserializer=proto_dot_admin__pb2.ImportImagesRequest.FromString,
-                    response_serializer=proto_dot_admin__pb2.ImageProgress.SerializeToString,
+                    response_serializer=proto_dot_admin__pb2.ImportImagesResponse.SerializeToString,
             ),
-            'ExportImages': grpc.unary_stream_rpc_method_handler(
+            'ExportImages': grpc.unary_unary_rpc_method_handler(
                     servicer.ExportImages,
                     request_deserializer=proto_dot_admin__pb2.ExportImagesRequest.FromString,
-                    response_serializer=proto_dot_admin__pb2.ImageProgress.SerializeToString,
+                    response_serializer=proto_dot_admin__pb2.ExportImagesResponse.SerializeToString,
             ),
             'AddRootfs': grpc.unary_unary_rpc_method_handler(
                     servicer.AddRootfs,
@@ -213,12 +213,12 @@ class Admin:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
             '/crisp.admin.v1.Admin/ImportImages',
             proto_dot_admin__pb2.ImportImagesRequest.SerializeToString,
-            proto_dot_admin__pb2.ImageProgress.FromString,
+            proto_dot_admin__pb2.ImportImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -240,12 +240,12 @@ class Admin:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
+        return grpc.experimental.unary_unary(
             request,
             target,
             '/crisp.admin.v1.Admin/ExportImages',
             proto_dot_admin__pb2.ExportImagesRequest.SerializeToString,
-            proto_dot_admin__pb2.ImageProgress.FromString,
+            proto_dot_admin__pb2.ExportImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,11 +5,19 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from kernel.cgroups import Group
+from kernel.cgroups import Group, Hierarchies
 from proto.errors import Code, CrispError
 from runtime import limits
+from runtime.records import ContainerRecord
+from shim.tracking import Tracking
 
 LOOK_SECONDS: Final = 0.005
+
+
+def end_container(hierarchies: Hierarchies, record: ContainerRecord) -> None:
+    """As `end`, for all groups of a container whose shim is gone."""
+    tracking = Tracking(hierarchies, record.cgroup, record.id)
+    _end(tracking, tracking.group)
 
 
 def end(group: Group) -> None:
@@ -17,8 +25,12 @@ def end(group: Group) -> None:
 
     Raises DEADLINE_EXCEEDED naming the processes that do not die: they hang in the kernel.
     """
+    _end(group, group)
+
+
+def _end(groups: Tracking | Group, group: Group) -> None:
     deadline = time.monotonic() + limits.KILL_SECONDS
-    while not (group.kill() and group.remove()):
+    while not (groups.kill() and groups.remove()):
         if time.monotonic() > deadline:
             stuck = ", ".join(describe(pid) for pid in sorted(group.procs()))
             raise CrispError(Code.DEADLINE_EXCEEDED, f"cgroup {group.path} does not end: {stuck or 'it is busy'}")

@@ -32,9 +32,9 @@ class Client:
             f"unix://{os.path.abspath(socket_path)}",
             options=(("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES),),
         )
-        self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)
-        self.images = api_pb2_grpc.ImageServiceStub(self._channel)
-        self.admin = admin_pb2_grpc.AdminStub(self._channel)
+        self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.images = api_pb2_grpc.ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self.admin = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         return self

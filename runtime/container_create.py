@@ -21,9 +21,9 @@ from runtime.host_paths import find_sources
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, new_id
 from runtime.oci import spec
-from runtime.oci.process import UserRequest, user
+from runtime.oci.process import user
 from runtime.records import CLOCK, ContainerRecord
-from runtime.shim_client import ShimClient
+from runtime.shim_client import ShimClient, ShimOptions
 
 if TYPE_CHECKING:
     from imagesvc.images import Image
@@ -127,32 +127,33 @@ async def _make(node: Node, container: Container, image: Image) -> None:
     (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     handler = node.handlers.get(container.sandbox.record.handler)
     await node.fork_server.spawn_shim(
-        {
-            "id": record.id,
-            "bundle": str(bundle),
-            "runtime": handler.shim_arguments(),
-            "cgroup": record.cgroup,
-            "shim_cgroup": node.config.cgroup.shims or None,
-            "max_line": node.config.containers.max_log_line_size,
-        }
+        ShimOptions(
+            id=record.id,
+            bundle=str(bundle),
+            runtime_name=handler.name,
+            runtime_path=handler.path,
+            runtime_root=handler.root,
+            cgroup=record.cgroup,
+            hierarchies=node.host.hierarchies,
+            systemd_cgroup=handler.systemd_cgroups,
+            detach_unified=handler.hide_unified,
+            oom_score_adj=max(limits.SHIM_OOM_SCORE_ADJ, node.host.lowest_oom_score_adj),
+            shim_cgroup=node.config.cgroup.shims.strip("/") or None,
+        )
     )
     failpoint("container.shim")
     container.shim = await ShimClient.connect(str(bundle))
-    reply = await container.shim.create(
-        rootfs=_rootfs(node, container, image),
-        user=_user(container, image).document(),
-        mkdirs=sorted(image.config.volumes),
-        stdin=record.config.stdin,
-        stdin_once=record.config.stdin_once,
-        tty=record.config.tty,
-        timeout=limits.CONTAINER_CREATE_SECONDS,
-    )
-    record.uid, record.gid, record.groups = reply["uid"], reply["gid"], list(reply["groups"])
+    async with asyncio.timeout(limits.CONTAINER_CREATE_SECONDS):
+        made = await container.shim.create(
+            _rootfs(node, container, image),
+            user(record.config, image.config).document(),
+            mkdirs=sorted(image.config.volumes),
+            stdin=record.config.stdin,
+            stdin_once=record.config.stdin_once,
+            tty=record.config.tty,
+        )
+    record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
     failpoint("container.made")
-
-
-def _user(container: Container, image: Image) -> UserRequest:
-    return user(container.record.config, image.config)
 
 
 def _rootfs(node: Node, container: Container, image: Image) -> dict[str, Any]:
@@ -197,4 +198,4 @@ def _target_pid(node: Node, container: Container) -> int:
         raise invalid(f"target container {options.target_id} belongs to another pod")
     if target.record.state is not ContainerState.RUNNING or target.shim is None:
         raise failed_precondition(f"target container {options.target_id} does not run")
-    return target.shim.pid
+    return target.record.pid

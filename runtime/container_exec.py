@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import limits
@@ -25,6 +26,17 @@ def running(node: Node, reference: str) -> tuple[Container, ShimClient]:
     return container, container.shim
 
 
+def process(node: Node, container: Container, command: list[str], *, tty: bool) -> dict[str, Any]:
+    """OCI process object of an exec: the container's own with another command line."""
+    if container.process is None:
+        with open(node.paths.bundle(container.record.id) / "config.json", "rb") as file:
+            container.process = json.loads(file.read().decode("utf-8", "surrogateescape"))["process"]
+    process = {**container.process, "args": command, "terminal": tty}
+    if tty and not any(entry.startswith("TERM=") for entry in process["env"]):
+        process["env"] = [*process["env"], "TERM=xterm"]
+    return process
+
+
 async def exec_sync(node: Node, reference: str, command: list[str], timeout: int) -> tuple[bytes, bytes, int]:
     """Run a command; stdout and stderr (at most 16 MiB each) and its exit code.
 
@@ -32,10 +44,8 @@ async def exec_sync(node: Node, reference: str, command: list[str], timeout: int
     """
     if not command:
         raise invalid("ExecSync without a command")
-    _, shim = running(node, reference)
-    session = await shim.exec(command, tty=False, stdin=False, stdout=True, stderr=True)
-    assert session.stdout is not None
-    assert session.stderr is not None
+    container, shim = running(node, reference)
+    session = await shim.exec(process(node, container, command, tty=False))
     stdout, stderr = Capture(session.stdout), Capture(session.stderr)
     try:
         code = await _wait(session, command[0], timeout)

@@ -64,7 +64,7 @@ async def discard(node: Node, container: Container) -> None:
 
 def _discard_blocking(node: Node, container: Container) -> None:
     record = container.record
-    cgroup_end.end(node.host.hierarchies.group(record.cgroup))
+    cgroup_end.end_container(node.host.hierarchies, record)
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
     mounts.detach_all(str(bundle))
     for directory in (bundle, layer):

@@ -45,7 +45,7 @@ def status(container: Container) -> cri.ContainerStatus:
         annotations=config.annotations,
         mounts=config.mounts,
         log_path=record.log_path,
-        stop_signal=stop_signals.TO_CRI.get(record.stop_signal, cri.SIGNAL_RUNTIME_DEFAULT),
+        stop_signal=cri.Signal.Name(stop_signals.TO_CRI.get(record.stop_signal, cri.SIGNAL_RUNTIME_DEFAULT)),
     )
     reply.resources.linux.CopyFrom(record.resources)
     reply.user.linux.uid = record.uid
@@ -68,7 +68,7 @@ def verbose(node: Node, container: Container) -> dict[str, str]:
     bundle = node.paths.bundle(record.id)
     info = {
         "sandboxID": record.sandbox_id,
-        "pid": container.shim.pid if container.shim is not None else 0,
+        "pid": record.pid if container.shim is not None else 0,
         "bundle": str(bundle),
         "writableLayer": str(node.paths.writable_layer(record.id)),
         "cgroup": record.cgroup,

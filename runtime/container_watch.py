@@ -10,18 +10,17 @@ record says why: nobody else could tell its exit code or keep its log.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proto.errors import CrispError
 from runtime import cgroup_end
 from runtime.lifecycle import ContainerState
 from runtime.records import CLOCK
-from runtime.shim_client import read_exit_record
 
 if TYPE_CHECKING:
     from runtime.node import Container, Node
+    from shim.exit_record import ExitRecord
 
 log = structlog.get_logger(__name__)
 
@@ -37,48 +36,43 @@ def watch(node: Node, container: Container) -> None:
 async def _watch(node: Node, container: Container) -> None:
     shim = container.shim
     assert shim is not None
-    try:
-        document = await shim.wait_exit()
-    except CrispError:
-        document = None
-    if document is None:
-        document = read_exit_record(str(node.paths.bundle(container.record.id)))
-    if document is None:
+    exit_record = await shim.wait()
+    if exit_record is None:
         await lost(node, container, "its shim was killed")
     else:
-        await settle(node, container, document)
-        await shim.wait_closed()
+        await settle(node, container, exit_record)
+        await shim.gone()
     shim.close()
     container.shim = None
     container.gone.set()
 
 
-async def settle(node: Node, container: Container, document: dict[str, Any]) -> None:
+async def settle(node: Node, container: Container, exit_record: ExitRecord) -> None:
     """Enter an exit record into the container's record."""
     record = container.record
     if not record.finished_at:
-        record.started_at = record.started_at or document.get("started_at") or 0
-        record.exit_code = document["exit_code"]
-        record.reason, record.message = _reason(document)
-        record.finished_at = max(document["finished_at"], record.started_at + 1, record.created_at + 1)
+        record.started_at = record.started_at or exit_record.started_at
+        record.exit_code = exit_record.exit_code
+        record.reason, record.message = _reason(exit_record)
+        record.finished_at = max(exit_record.finished_at, record.started_at + 1, record.created_at + 1)
         await node.store.containers.put(record.id, record.document())
         node.events.container_stopped(container)
     container.exited.set()
 
 
-def _reason(document: dict[str, Any]) -> tuple[str, str]:
-    if document.get("oom_killed"):
+def _reason(exit_record: ExitRecord) -> tuple[str, str]:
+    if exit_record.oom_killed:
         return "OOMKilled", ""
-    if document["exit_code"] == 0:
-        return "Completed", ""
-    return "Error", document.get("reason", "")
+    if exit_record.reason == "StartError":
+        return "StartError", "the OCI runtime could not start the container's process"
+    return "Completed" if exit_record.exit_code == 0 else "Error", exit_record.reason
 
 
 async def lost(node: Node, container: Container, why: str) -> None:
     """End a container that has no shim any more, and say so in its record."""
     record = container.record
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(node.blocking, cgroup_end.end, node.host.hierarchies.group(record.cgroup))
+    await loop.run_in_executor(node.blocking, cgroup_end.end_container, node.host.hierarchies, record)
     if record.state in (ContainerState.RUNNING, ContainerState.CREATED, ContainerState.UNKNOWN):
         log.error("container lost", container=record.id, why=why)
         record.exit_code = LOST_EXIT_CODE

@@ -13,7 +13,7 @@ import grp
 import os
 import signal
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
     from runtime.config import Config
 
+FORK_JOBS: Final = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths")
+"""What the fork server preloads."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -61,7 +64,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
     paths = Paths(config.root, config.state)
     stack.callback(os.close, lock(paths.lock))
     _make_directories(paths)
-    fork_server = await ForkServer.start()
+    fork_server = await ForkServer.start(FORK_JOBS)
     stack.push_async_callback(fork_server.close)
     node = await _assemble(config, paths, fork_server, stack)
     await recovery.recover(node)
@@ -72,7 +75,6 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
 async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack: AsyncExitStack) -> Node:
     # Imported here so that the fork server starts while these load.
     from imagesvc.service import ImageService  # noqa: PLC0415
-
     from runtime.image_records import ImageRecords  # noqa: PLC0415
     from runtime.network.builtin import BuiltinNetwork  # noqa: PLC0415
 

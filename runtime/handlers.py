@@ -42,16 +42,6 @@ class Handler:
     """It refuses a hybrid host unless the cgroup2 mount is out of its sight."""
     systemd_cgroups: bool
 
-    def shim_arguments(self) -> dict[str, Any]:
-        """As the shim's fork job expects it."""
-        return {
-            "name": self.name,
-            "path": self.path,
-            "root": self.root,
-            "hybrid_detach": self.hide_unified,
-            "systemd_cgroup": self.systemd_cgroups,
-        }
-
     def describe(self) -> dict[str, Any]:
         """As JSON for `crictl info`."""
         return {"path": self.path, "version": self.features.version, "root": self.root}

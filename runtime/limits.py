@@ -27,6 +27,9 @@ SANDBOX_SECONDS: Final = 60.0
 CONTAINER_CREATE_SECONDS: Final = 240.0
 """How long the OCI runtime may take for a create."""
 
+SHIM_OOM_SCORE_ADJ: Final = -999
+"""Shims must be the last that the OOM killer takes."""
+
 KILL_SECONDS: Final = 10.0
 """How long SIGKILL may take to end a whole cgroup before the stop call reports what is stuck."""
 

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from proto.errors import invalid, not_found
 from runtime import limits
@@ -20,12 +20,11 @@ from runtime.records import ContainerRecord, SandboxRecord
 
 if TYPE_CHECKING:
     from imagesvc.service import ImageService
-
     from runtime.config import Config
     from runtime.events import EventBus
     from runtime.handlers import Handlers
     from runtime.host import Host
-    from runtime.network.podnetwork import PodNetwork
+    from runtime.network.seam import PodNetwork
     from runtime.paths import Paths
     from runtime.shim_client import ForkServer, ShimClient
     from runtime.store import Store
@@ -57,6 +56,8 @@ class Container:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the shim has left: nothing of the container is in the kernel any more."""
     watcher: asyncio.Task[None] | None = None
+    process: dict[str, Any] | None = None
+    """Its OCI process object, read when the first exec needs it."""
 
 
 @dataclass(slots=True)

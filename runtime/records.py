@@ -104,6 +104,8 @@ class ContainerRecord:
     reason: str = ""
     message: str = ""
     lost_at: int = 0
+    pid: int = 0
+    """Of its init, in the host's PID namespace."""
     uid: int = 0
     gid: int = 0
     groups: list[int] = field(default_factory=list)

@@ -101,19 +101,21 @@ async def _container(node: Node, container: Container) -> None:
             log.warning("shim does not answer", container=record.id, error=error.message)
     if record.state is ContainerState.CREATING:
         if container.shim is not None:
-            await container.shim.shutdown()
+            await container.shim.kill()
+            await container.shim.gone()
         await container_remove.discard(node, container)
         return
     if container.shim is not None:
-        if container.shim.started_at and not record.started_at:
-            record.started_at = container.shim.started_at
+        started_at = container.shim.hello["started_at"]
+        if started_at and not record.started_at:
+            record.started_at = started_at
             await node.store.containers.put(record.id, record.document())
         container_watch.watch(node, container)
         return
     container.gone.set()
-    document = read_exit_record(bundle)
-    if document is not None:
-        await container_watch.settle(node, container, document)
+    exit_record = read_exit_record(bundle)
+    if exit_record is not None:
+        await container_watch.settle(node, container, exit_record)
     else:
         rebooted = not os.path.isdir(bundle)
         await container_watch.lost(node, container, "the node was rebooted" if rebooted else "its shim was killed")
@@ -152,12 +154,12 @@ def _sweep(node: Node, unreadable: set[str]) -> None:
                 log.info("swept", path=str(parent / name))
                 mounts.detach_all(str(parent / name))
                 shutil.rmtree(parent / name, ignore_errors=True)
-    parent = node.host.hierarchies.group(cgroups.parent_path(node.config.cgroup.parent))
-    for name in _names_of_group(parent.directory()):
+    pods = node.host.hierarchies.group(cgroups.parent_path(node.config.cgroup.parent))
+    for name in _names_of_group(pods.directory()):
         if name.removeprefix("pod") not in known and name.startswith("pod"):
-            log.info("swept", cgroup=f"{parent.path}/{name}")
+            log.info("swept", cgroup=f"{pods.path}/{name}")
             try:
-                cgroup_end.end(node.host.hierarchies.group(f"{parent.path}/{name}"))
+                cgroup_end.end(node.host.hierarchies.group(f"{pods.path}/{name}"))
             except CrispError as error:
                 log.warning("cannot sweep", error=error.message)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Final
 
 from imagesvc.credentials import Auth
 from proto import admin_pb2 as admin
 from proto.errors import invalid
 
 if TYPE_CHECKING:
-    from imagesvc.progress import Progress
+    from imagesvc.progress import PullProgress
     from runtime.node import Node
+
+SHOW_SECONDS: Final = 0.1
+"""How often progress is told."""
 
 
 class AdminService:
@@ -22,37 +25,42 @@ class AdminService:
         self._images = node.images
 
     async def PullImage(self, request: admin.PullImageRequest) -> AsyncIterator[admin.ImageProgress]:
-        """A pull that tells how far it is."""
+        """A pull that tells how far it is; it ends with its last client."""
         auth = None
         if request.HasField("credentials"):
             auth = Auth(username=request.credentials.username, password=request.credentials.password)
+        changed = asyncio.Event()
+        latest: list[PullProgress] = []
 
-        async def work(progress: Callable[[Progress], None]) -> list[str]:
-            return [await self._images.pull(request.reference, auth, progress)]
+        def watch(progress: PullProgress) -> None:
+            latest[:] = [progress]
+            changed.set()
 
-        async for step in _follow(work):
-            yield step
+        pull = asyncio.ensure_future(self._images.pull(request.reference, auth, watch))
+        pull.add_done_callback(lambda _done: changed.set())
+        try:
+            while not pull.done():
+                await changed.wait()
+                changed.clear()
+                for layer in latest[0].layers if latest else ():
+                    yield admin.ImageProgress(
+                        item=layer.digest, stage=layer.state, current=layer.downloaded, total=layer.size
+                    )
+                await asyncio.wait((pull,), timeout=SHOW_SECONDS)
+            yield admin.ImageProgress(done=True, image_ids=[await pull])
+        finally:
+            pull.cancel()
 
-    async def ImportImages(self, request: admin.ImportImagesRequest) -> AsyncIterator[admin.ImageProgress]:
+    async def ImportImages(self, request: admin.ImportImagesRequest) -> admin.ImportImagesResponse:
         """Read an archive of this host."""
         _absolute(request.path)
+        return admin.ImportImagesResponse(image_ids=await self._images.import_archive(request.path))
 
-        async def work(progress: Callable[[Progress], None]) -> list[str]:
-            return await self._images.import_archive(request.path, progress)
-
-        async for step in _follow(work):
-            yield step
-
-    async def ExportImages(self, request: admin.ExportImagesRequest) -> AsyncIterator[admin.ImageProgress]:
+    async def ExportImages(self, request: admin.ExportImagesRequest) -> admin.ExportImagesResponse:
         """Write an archive on this host."""
         _absolute(request.path)
-
-        async def work(progress: Callable[[Progress], None]) -> list[str]:
-            await self._images.export(list(request.references), request.path, request.format or "oci", progress)
-            return []
-
-        async for step in _follow(work):
-            yield step
+        await self._images.export(list(request.references), request.path, request.format or "oci")
+        return admin.ExportImagesResponse()
 
     async def AddRootfs(self, request: admin.AddRootfsRequest) -> admin.AddRootfsResponse:
         """An image of a plain directory."""
@@ -63,18 +71,3 @@ class AdminService:
 def _absolute(path: str) -> None:
     if not path.startswith("/"):
         raise invalid(f"{path!r} is not an absolute path")
-
-
-async def _follow(
-    work: Callable[[Callable[[Progress], None]], Awaitable[list[str]]],
-) -> AsyncIterator[admin.ImageProgress]:
-    """Run a piece of work and pass its progress on; it ends with the client."""
-    steps: asyncio.Queue[Progress | None] = asyncio.Queue()
-    task = asyncio.ensure_future(work(steps.put_nowait))
-    task.add_done_callback(lambda _done: steps.put_nowait(None))
-    try:
-        while (step := await steps.get()) is not None:
-            yield admin.ImageProgress(item=step.item, stage=step.stage, current=step.current, total=step.total)
-        yield admin.ImageProgress(done=True, image_ids=await task)
-    finally:
-        task.cancel()

@@ -15,11 +15,10 @@ import structlog
 from kernel import cgroups
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import limits, sandbox_teardown
+from runtime import limits, sandbox_network, sandbox_teardown
 from runtime.failpoints import failpoint
 from runtime.lifecycle import SandboxState
 from runtime.network import dns
-from runtime.network.podnetwork import NetworkRequest, PortMapping
 from runtime.node import Sandbox, new_id
 from runtime.records import CLOCK, SandboxRecord
 
@@ -30,8 +29,6 @@ log = structlog.get_logger(__name__)
 
 HOSTNAME_BYTES: Final = 64
 """HOST_NAME_MAX of sethostname(2)."""
-
-PROTOCOLS: Final = {cri.TCP: "tcp", cri.UDP: "udp", cri.SCTP: "sctp"}
 
 
 async def run(node: Node, request: cri.RunPodSandboxRequest) -> str:
@@ -110,7 +107,7 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
     await _namespaces(node, sandbox, options)
     failpoint("sandbox.namespaces")
     if options.network == cri.POD:
-        result = await node.network.attach(_network_request(node, record))
+        result = await node.network.attach(sandbox_network.request(node, record))
         record.ips, record.network = list(result.ips), dict(result.detail)
     failpoint("sandbox.network")
     _write_files(node, record)
@@ -120,19 +117,20 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
 
 async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption) -> None:
     record = sandbox.record
+    directory = node.paths.sandbox(record.id)
     kinds = []
     if options.network != cri.NODE:
         kinds += ["net", "uts"]
     if options.ipc != cri.NODE:
         kinds.append("ipc")
     arguments: dict[str, Any] = {
-        "directory": str(node.paths.sandbox(record.id)),
-        "namespaces": kinds,
+        "directory": str(directory),
+        "kinds": kinds,
         "hostname": record.config.hostname if "uts" in kinds else "",
         "sysctls": _sysctls(node, record.config, options),
-        "shm_size": node.config.containers.shm_size if "ipc" in kinds else None,
+        "shm": {"path": str(directory / "shm"), "size": node.config.containers.shm_size} if "ipc" in kinds else None,
     }
-    await node.fork_server.run_job("shim.sandbox:main", arguments, timeout=limits.SANDBOX_SECONDS)
+    await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
 
 
 def _sysctls(node: Node, config: cri.PodSandboxConfig, options: cri.NamespaceOption) -> dict[str, str]:
@@ -154,30 +152,6 @@ def _sysctls(node: Node, config: cri.PodSandboxConfig, options: cri.NamespaceOpt
     if node.config.containers.enable_unprivileged_icmp:
         defaults["net.ipv4.ping_group_range"] = "0 2147483647"
     return {**defaults, **asked}
-
-
-def _network_request(node: Node, record: SandboxRecord) -> NetworkRequest:
-    config, metadata = record.config, record.config.metadata
-    return NetworkRequest(
-        sandbox_id=record.id,
-        netns_path=str(node.paths.namespace(record.id, "net")),
-        pod_name=metadata.name,
-        pod_namespace=metadata.namespace,
-        pod_uid=metadata.uid,
-        hostname=config.hostname,
-        port_mappings=tuple(
-            PortMapping(PROTOCOLS[port.protocol], port.container_port, port.host_port, port.host_ip)
-            for port in config.port_mappings
-            if port.host_port
-        ),
-        annotations=dict(config.annotations),
-        labels=dict(config.labels),
-        dns_servers=tuple(config.dns_config.servers),
-        dns_searches=tuple(config.dns_config.searches),
-        dns_options=tuple(config.dns_config.options),
-        cgroup_parent=record.cgroup_parent,
-        runtime_handler=record.handler,
-    )
 
 
 def _write_files(node: Node, record: SandboxRecord) -> None:

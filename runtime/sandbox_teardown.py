@@ -15,7 +15,7 @@ import structlog
 from kernel import cgroups, mounts
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
-from runtime import cgroup_end, container_remove, container_stop
+from runtime import cgroup_end, container_remove, container_stop, sandbox_network
 from runtime.failpoints import failpoint
 from runtime.records import CLOCK
 
@@ -88,7 +88,7 @@ async def release(node: Node, sandbox: Sandbox) -> None:
     record = sandbox.record
     options = record.config.linux.security_context.namespace_options
     if options.network == cri.POD:
-        await node.network.detach(record.id, str(node.paths.namespace(record.id, "net")))
+        await node.network.detach(sandbox_network.request(node, record))
         record.ips, record.network = [], {}
     failpoint("sandbox.detached")
     await asyncio.get_running_loop().run_in_executor(node.blocking, _release_blocking, node, sandbox)

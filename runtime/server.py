@@ -3,8 +3,8 @@
 Handlers are found by name: a service object has a method per RPC that it implements, named as api.proto names it. An RPC
 without a method answers UNIMPLEMENTED, which optional RPCs must (and nothing else may).
 
-A call that changes something goes on when its client gives up (rule 2 of docs/architecture.md): the boundary runs it as a
-task of its own and only waits for it.
+A call that changes a pod or container goes on when its client gives up (rule 2 of docs/architecture.md): the boundary runs
+it as a task of its own and only waits for it.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ QUIET: Final = frozenset(
     )
 )
 """Calls that clients repeat all day: logged at debug level, as all List and Stats calls are."""
+
+CANCELLABLE: Final = frozenset(("PullImage",))
+"""Calls that end when their last client gives up: nobody would use the result."""
 
 Observer = Callable[[str, str, float], None]
 """Called with method, code name and seconds after each call."""
@@ -80,7 +83,7 @@ class Boundary:
             try:
                 if implementation is None:
                     raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {name}")
-                if name.startswith("List"):
+                if name in CANCELLABLE or name.startswith("List"):
                     reply = await implementation(request)
                 else:
                     reply = await asyncio.shield(self._keep(implementation(request)))

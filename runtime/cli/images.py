@@ -61,7 +61,8 @@ def import_(socket_path: str, archive: Path) -> None:
     from proto import admin_pb2 as admin  # noqa: PLC0415
 
     with errors(), Client(socket_path) as client:
-        for image_id in show(client.admin.ImportImages(admin.ImportImagesRequest(path=str(archive.absolute())))):
+        reply = client.admin.ImportImages(admin.ImportImagesRequest(path=str(archive.absolute())))
+        for image_id in reply.image_ids:
             click.echo(image_id)
 
 
@@ -76,7 +77,7 @@ def export(socket_path: str, archive: Path, references: tuple[str, ...], kind: s
 
     request = admin.ExportImagesRequest(references=references, path=str(archive.absolute()), format=kind)
     with errors(), Client(socket_path) as client:
-        show(client.admin.ExportImages(request))
+        client.admin.ExportImages(request)
 
 
 @group.command("add-rootfs")

@@ -41,10 +41,14 @@ def command(config_path: Path | None, socket_path: Path | None, root: Path | Non
 
 def _override(settings: Config, socket_path: Path | None, root: Path | None, state: Path | None) -> Config:
     """Options win over the file; a state directory of its own brings a socket of its own."""
-    given = {"root": root, "state": state, "socket": socket_path}
     if state is not None and socket_path is None:
-        given["socket"] = state / "crisp.sock"
-    return dataclasses.replace(settings, **{key: value.absolute() for key, value in given.items() if value})
+        socket_path = state / "crisp.sock"
+    return dataclasses.replace(
+        settings,
+        root=(root or settings.root).absolute(),
+        state=(state or settings.state).absolute(),
+        socket=(socket_path or settings.socket).absolute(),
+    )
 
 
 def _announce(node: Node) -> None:

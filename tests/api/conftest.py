@@ -1,0 +1,46 @@
+"""One daemon for all API tests of a run; each test must leave it as it found it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proto import admin_pb2 as admin
+from tests.harness.daemon import Daemon
+from tests.harness.kubelet import Kubelet
+from tests.harness.rootfs import make_rootfs
+
+
+@pytest.fixture(scope="session")
+def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_rootfs(tmp_path_factory.mktemp("rootfs"))
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    running = Daemon(tmp_path_factory.mktemp("daemon"))
+    running.start()
+    yield running
+    running.destroy()
+
+
+@pytest.fixture
+def kubelet(daemon: Daemon, rootfs: Path) -> Iterator[Kubelet]:
+    """A kubelet whose pods are removed after the test, whereupon nothing may be left of them."""
+    assert daemon.client is not None
+    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
+    image = daemon.client.admin.AddRootfs(request).image_id
+    yield Kubelet(daemon, image)
+    if daemon.process is None:
+        daemon.start()
+    daemon.remove_all()
+    assert daemon.leftovers() == []
+
+
+@pytest.fixture(scope="session")
+def daemon_netns() -> str:
+    """The network namespace of the daemon, which is that of the tests."""
+    return os.readlink("/proc/self/ns/net")

@@ -1,0 +1,146 @@
+"""A daemon of the tests' own: its directories, socket, bridge and table are nobody else's, and it is a real process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+import grpc
+
+from kernel import cgroups, mounts
+from proto import api_pb2 as cri
+from runtime.client import Client
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 30
+STOP_SECONDS = 20
+
+
+class Daemon:
+    """`crisp serve`, started, killed and started again as a test likes."""
+
+    def __init__(self, directory: Path, extra_config: str = "") -> None:
+        self.directory = directory
+        self.root, self.state = directory / "lib", directory / "run"
+        self.socket = str(self.state / "crisp.sock")
+        self.log_path = directory / "daemon.log"
+        self.cgroup_parent = f"/crisp-test-{os.getpid()}"
+        self.certs = directory / "certs.d"
+        self.certs.mkdir(parents=True, exist_ok=True)
+        self.config = directory / "crisp.toml"
+        self.config.write_text(
+            f'[log]\nlevel = "debug"\nformat = "json"\n[cgroup]\nparent = "{self.cgroup_parent}"\n'
+            f'shims = "{self.cgroup_parent}/shims"\n[images.registries]\ncerts_dirs = ["{self.certs}"]\n{extra_config}'
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client: Client | None = None
+
+    def start(self, failpoint: str = "") -> Self:
+        """Start it and wait until it answers."""
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if failpoint:
+            environment["CRISP_FAILPOINT"] = failpoint
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen(
+                [
+                    *(sys.executable, str(ROOT / "crisp.py"), "serve", "--config", str(self.config)),
+                    *("--root", str(self.root), "--state", str(self.state)),
+                ],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"the daemon ended: {self.tail()}"
+            if os.path.exists(self.socket):
+                self.client = Client(self.socket)
+                try:
+                    self.client.runtime.Version(cri.VersionRequest(), timeout=START_SECONDS)
+                except grpc.RpcError:
+                    self.disconnect()
+                else:
+                    return self
+            time.sleep(0.02)
+        raise AssertionError(f"the daemon does not answer: {self.tail()}")
+
+    def tail(self) -> str:
+        """The end of its log."""
+        return self.log_path.read_text(errors="replace")[-4000:] if self.log_path.exists() else ""
+
+    def disconnect(self) -> None:
+        """Close the client."""
+        if self.client is not None:
+            self.client.__exit__(None, None, None)
+            self.client = None
+
+    def kill(self) -> None:
+        """SIGKILL, as the OOM killer would."""
+        assert self.process is not None
+        self.disconnect()
+        if self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(STOP_SECONDS)
+        self.process = None
+
+    def wait_death(self) -> int:
+        """Wait until it ended by itself; its exit status."""
+        assert self.process is not None
+        self.disconnect()
+        status = self.process.wait(STOP_SECONDS)
+        self.process = None
+        return status
+
+    def stop(self) -> None:
+        """SIGTERM, as systemd would."""
+        if self.process is None:
+            return
+        self.disconnect()
+        self.process.terminate()
+        assert self.process.wait(STOP_SECONDS) == 0, self.tail()
+        self.process = None
+
+    def remove_all(self) -> None:
+        """Remove every pod, and every image but those that are pinned."""
+        assert self.client is not None
+        runtime = self.client.runtime
+        for sandbox in runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items:
+            runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=sandbox.id))
+            runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox.id))
+
+    def leftovers(self) -> list[str]:
+        """What is still there of pods that are gone: mounts, directories, cgroups, processes."""
+        found = [
+            str(mount.mount_point)
+            for mount in mounts.below(str(self.state))
+            if os.fsdecode(mount.mount_point) != str(self.state / "containers")
+        ]
+        for parent in ("run/sandboxes", "run/containers", "lib/containers"):
+            directory = self.directory / parent
+            found += [str(directory / name) for name in os.listdir(directory)] if directory.exists() else []
+        for root in cgroups.detect().roots():
+            directory = Path(root + self.cgroup_parent)
+            if directory.exists():
+                found += [str(p) for p in directory.iterdir() if p.is_dir() and p.name != "shims"]
+        return found
+
+    def destroy(self) -> None:
+        """End it and remove what it had."""
+        if self.process is not None:
+            if self.process.poll() is None and self.client is not None:
+                self.remove_all()
+            self.stop()
+        hierarchies = cgroups.detect()
+        group = hierarchies.group(self.cgroup_parent.strip("/"))
+        deadline = time.monotonic() + STOP_SECONDS
+        while not (group.kill() and group.remove()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        mounts.detach_all(str(self.state))
+        shutil.rmtree(self.directory, ignore_errors=True)
