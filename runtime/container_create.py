@@ -17,13 +17,14 @@ from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import container_remove, container_watch, limits, sandbox_run, stop_signals
 from runtime.failpoints import failpoint
+from runtime.fork_server import ShimOptions
 from runtime.host_paths import find_sources
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, new_id
 from runtime.oci import spec
 from runtime.oci.process import user
 from runtime.records import CLOCK, ContainerRecord
-from runtime.shim_client import ShimClient, ShimOptions
+from runtime.shim_client import ShimClient
 
 if TYPE_CHECKING:
     from imagesvc.images import Image

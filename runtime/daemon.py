@@ -22,6 +22,7 @@ from proto import admin_pb2, api_pb2
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import handler_probe, host, limits, recovery
 from runtime.events import EventBus
+from runtime.fork_server import ForkServer
 from runtime.lifecycle import ContainerState
 from runtime.node import Node, new_executor
 from runtime.paths import Paths
@@ -29,7 +30,6 @@ from runtime.rpc_admin import AdminService
 from runtime.rpc_images import ImageService as ImageRpcs
 from runtime.rpc_runtime import RuntimeService
 from runtime.server import Boundary
-from runtime.shim_client import ForkServer
 from runtime.store import Store
 
 if TYPE_CHECKING:

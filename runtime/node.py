@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from imagesvc.service import ImageService
     from runtime.config import Config
     from runtime.events import EventBus
+    from runtime.fork_server import ForkServer
     from runtime.handlers import Handlers
     from runtime.host import Host
     from runtime.network.seam import PodNetwork
     from runtime.paths import Paths
-    from runtime.shim_client import ForkServer, ShimClient
+    from runtime.shim_client import ShimClient
     from runtime.store import Store
     from runtime.streaming.server import StreamingServer
 

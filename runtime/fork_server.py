@@ -1,0 +1,219 @@
+"""The daemon's side of the fork server (shim/forkserver.py): jobs in forked children, and shims.
+
+    server = await ForkServer.start(["shim.supervisor"])
+    result = await server.run_job("shim.sandbox:create", {...}, timeout=10)
+    await server.spawn_shim(ShimOptions(...))
+
+A failed job is a CrispError with the job's own code and message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from kernel import cgroups
+from proto import shim_protocol
+from proto.errors import Code, CrispError
+from proto.shim_protocol import Message
+
+MAX_REPORT = 16 << 20  # bytes of a job's result
+_ROOMS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class ForkServer:
+    """A running fork server; one of the daemon's own children, which dies with it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket) -> None:
+        self._process = process
+        self._channel = channel
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    async def start(cls, preload: Sequence[str]) -> ForkServer:
+        """Start one that has imported `preload`; it is up when the first job answers."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-S", "-P", "-m", "shim.forkserver", "--fd", str(theirs.fileno()), "--preload", *preload),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                # Nothing of the daemon's environment may reach OCI runtimes and containers.
+                env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": _ROOMS},
+                start_new_session=True,
+            )
+        return cls(process, ours)
+
+    @property
+    def pid(self) -> int:
+        """The server's own pid."""
+        return self._process.pid
+
+    async def run_job(self, job: str, args: Message, fds: Sequence[int] = (), timeout: float | None = None) -> Message:
+        """Run `module:function` in a child and return its result; past `timeout` seconds the child is killed.
+
+        The caller keeps `fds`; the child gets copies.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        with ours:
+            with theirs:
+                request = json.dumps({"job": job, "args": args}).encode()
+                pidfd = await self._fork(request, [theirs.fileno(), *fds])
+            try:
+                async with asyncio.timeout(timeout):
+                    report = await _read_report(ours)
+            except BaseException as error:
+                _kill(pidfd)
+                if isinstance(error, TimeoutError):
+                    message = f"{job.partition(':')[2]} took more than {timeout:g} s and was killed"
+                    raise CrispError(Code.DEADLINE_EXCEEDED, message) from None
+                raise
+            finally:
+                if pidfd >= 0:
+                    os.close(pidfd)
+        return _result(job, report)
+
+    async def _fork(self, request: bytes, fds: list[int]) -> int:
+        """Have the server fork; a pidfd of the child, -1 if it has ended already."""
+        exchange = asyncio.ensure_future(self._exchange(request, [os.dup(fd) for fd in fds]))
+        try:
+            return await asyncio.shield(exchange)
+        except asyncio.CancelledError:
+            # Answers come in the order of requests: one that is left unread would be taken for the next one's.
+            exchange.add_done_callback(_kill_child_of)
+            raise
+
+    async def _exchange(self, request: bytes, fds: list[int]) -> int:
+        """Send one request and receive its answer; `fds` are closed."""
+        loop = asyncio.get_running_loop()
+        async with self._turn:
+            try:
+                await _until_writable(loop, self._channel)
+                socket.send_fds(self._channel, [request], fds)
+                await _until_readable(loop, self._channel)
+                answer, pidfds, _, _ = socket.recv_fds(self._channel, 4096, 1)
+            except OSError as error:
+                raise CrispError(Code.UNAVAILABLE, f"the fork server is gone: {error}") from error
+            finally:
+                for fd in fds:
+                    os.close(fd)
+        if not answer:
+            raise CrispError(Code.UNAVAILABLE, f"the fork server (pid {self.pid}) has ended")
+        return pidfds[0] if pidfds else -1
+
+    async def spawn_shim(self, options: ShimOptions) -> None:
+        """Start a shim; when this returns, `ShimClient.connect(options.bundle)` works."""
+        await self.run_job("shim.supervisor:main", options.arguments(), timeout=30)
+
+    async def close(self) -> None:
+        """End the server; shims go on."""
+        self._channel.close()
+        await self._process.wait()
+
+
+@dataclass(frozen=True)
+class ShimOptions:
+    """What a shim is told when it is forked."""
+
+    id: str
+    bundle: str
+    runtime_name: str
+    runtime_path: str
+    runtime_root: str
+    cgroup: str
+    """The container's cgroup below the hierarchies' roots: `cgroups.container_path`."""
+    hierarchies: cgroups.Hierarchies
+    systemd_cgroup: bool = False
+    detach_unified: bool = False
+    """Hide the cgroup2 mount of a hybrid host from `create`: crun 1.8 refuses to run otherwise."""
+    oom_score_adj: int | None = None
+    shim_cgroup: str | None = None
+
+    def arguments(self) -> Message:
+        """The arguments of the job `shim.supervisor:main`."""
+        mode, controllers, unified = self.hierarchies
+        return {
+            "version": shim_protocol.VERSION,
+            "id": self.id,
+            "bundle": self.bundle,
+            "runtime": {
+                "name": self.runtime_name,
+                "path": self.runtime_path,
+                "root": self.runtime_root,
+                "systemd_cgroup": self.systemd_cgroup,
+            },
+            "cgroup": self.cgroup,
+            "hierarchies": [mode.value, controllers, unified],
+            "detach_unified": self.detach_unified,
+            "oom_score_adj": self.oom_score_adj,
+            "shim_cgroup": self.shim_cgroup,
+        }
+
+
+def _kill(pidfd: int) -> None:
+    """SIGKILL the process, if it is there."""
+    if pidfd >= 0:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
+def _kill_child_of(exchange: asyncio.Future[int]) -> None:
+    """End the child of a request that nobody waits for any more."""
+    if not exchange.cancelled() and exchange.exception() is None and (pidfd := exchange.result()) >= 0:
+        _kill(pidfd)
+        os.close(pidfd)
+
+
+async def _read_report(channel: socket.socket) -> bytes:
+    """What a job reports, to the end of file."""
+    loop = asyncio.get_running_loop()
+    parts: list[bytes] = []
+    size = 0
+    while part := await loop.sock_recv(channel, 1 << 16):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_REPORT:
+            raise CrispError(Code.RESOURCE_EXHAUSTED, f"a job reported more than {MAX_REPORT} bytes")
+    return b"".join(parts)
+
+
+def _result(job: str, report: bytes) -> Message:
+    """The result in a report, or its error raised."""
+    message = shim_protocol.decode(report)
+    if message is None:
+        raise CrispError(Code.INTERNAL, f"{job} ended without a result")
+    if "error" in message:
+        raise shim_protocol.error_from(message["error"])
+    result = message.get("ok")
+    return result if isinstance(result, dict) else {}
+
+
+async def _until_readable(loop: asyncio.AbstractEventLoop, channel: socket.socket) -> None:
+    """Wait for a datagram or the end."""
+    ready = asyncio.Event()
+    loop.add_reader(channel.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(channel.fileno())
+
+
+async def _until_writable(loop: asyncio.AbstractEventLoop, channel: socket.socket) -> None:
+    """Wait for room for a datagram."""
+    ready = asyncio.Event()
+    loop.add_writer(channel.fileno(), ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_writer(channel.fileno())
