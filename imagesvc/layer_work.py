@@ -29,17 +29,21 @@ class LayerWork:
         joins: Joins,
         hold: HoldBlob,
         progress: PullProgress,
+        *,
+        keep_blobs: bool = False,
     ) -> None:
-        """`hold` says where a blob comes from; it is held until the image is recorded."""
+        """`hold` says where a blob comes from. It is let go once its layer is unpacked, before the disk has to write it,
+        or, with `keep_blobs`, when the image is recorded."""
         self._layers = layers
         self._unpacker = unpacker
         self._joins = joins
         self._hold_blob = hold
         self._progress = progress
+        self._keep_blobs = keep_blobs
         self._blobs = AsyncExitStack()
         self._held: list[Layer] = []
         self.incoming: list[Incoming] = []
-        """The blobs that had to come."""
+        """The blobs that had to come and are kept."""
 
     async def __aenter__(self) -> LayerWork:
         return self
@@ -82,9 +86,22 @@ class LayerWork:
             progress.downloaded = progress.unpacked = progress.size
             self._progress.changed()
             return layer
-        blob = await self._blobs.enter_async_context(self._hold_blob(descriptor))
-        self.incoming.append(blob)
+        async with AsyncExitStack() as stack:
+            blob = await stack.enter_async_context(self._hold_blob(descriptor))
+            layer = await self._from_blob(blob, diff_id, chain_id, below, progress)
+            if self._keep_blobs:
+                self.incoming.append(blob)
+                self._blobs.push_async_exit(stack.pop_all())
+        return layer
 
+    async def _from_blob(
+        self,
+        blob: Incoming,
+        diff_id: str,
+        chain_id: str,
+        below: Sequence[Awaitable[Layer]],
+        progress: LayerProgress,
+    ) -> Layer:
         def show(available: int) -> None:
             progress.downloaded = available
             progress.state = "downloading"

@@ -73,6 +73,7 @@ class LayerStore:
         self._layers: dict[str, Layer] = {}
         self._staged: dict[str, Layer] = {}
         self._syncing = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
         self._removals: set[asyncio.Task[None]] = set()
 
     def prepare(self) -> list[str]:
@@ -151,7 +152,15 @@ class LayerStore:
         except OSError as error:
             raise disk_error(error, self._root, f"writing layer {info.diff_id}") from error
         layer = self._staged[info.key] = Layer(info, path)
+        self._write_back()
         return layer
+
+    def _write_back(self) -> None:
+        """Has the kernel write while the next layers are unpacked, so that the sync at the end finds little to do."""
+        if not self._syncing.locked() and not self._background:
+            task = asyncio.create_task(sync_file_system(self._root))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
 
     async def publish(self, layers: Iterable[Layer], before_rename: Callable[[], None] = lambda: None) -> None:
         """Makes staged layers durable: one sync of the file system, then their names.
@@ -217,8 +226,8 @@ class LayerStore:
 
     async def settle(self) -> None:
         """Returns when what was to be removed is gone."""
-        while self._removals:
-            await asyncio.wait(self._removals)
+        while running := self._removals | self._background:
+            await asyncio.wait(running)
 
 
 def chain_ids(diff_ids: Sequence[str]) -> list[str]:

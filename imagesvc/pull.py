@@ -221,9 +221,10 @@ class Puller:
         def hold(descriptor: Descriptor) -> AbstractAsyncContextManager[Download]:
             return self._downloads.hold(descriptor, source)
 
-        async with LayerWork(self._layers, self._unpacker, self._joins, hold, progress) as work:
+        work = LayerWork(self._layers, self._unpacker, self._joins, hold, progress, keep_blobs=self._config.keep_blobs)
+        async with work:
             layers = await work.all(manifest.layers, config.diff_ids)
-            blobs = [b for b in work.incoming if isinstance(b, Download)] if self._config.keep_blobs else []
+            blobs = [blob for blob in work.incoming if isinstance(blob, Download)]
             await self._publish(layers, documents, blobs, progress)
             image = _image(manifest, resolved.digest, resolved.top, config, layers, documents)
             return await self._index.add(image)

@@ -1,0 +1,187 @@
+"""Pull and unpack beside containerd: one image, one registry on loopback, one table.
+
+    .venv/bin/python -m tests.bench.pull [--megabytes 1024] [--layers 12] [--files 60000] [--rounds 3] [--dir /var/tmp/...]
+
+Both runtimes pull through their own code: crisp through ImageService (a fresh one each round), containerd through its CRI. Each
+round has a new ext4 of its own in a loop device: on one where files were just deleted, ext4 spends half a millisecond on each
+new file (it does not reuse an inode within five minutes, and looks at each), whoever pulls. The registry is Debian's docker-registry; its pages are warm for both. "synced"
+adds a sync(1) of what containerd leaves in memory: crisp's pull ends after its own sync.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import grpc
+
+from imagesvc.config import ImageConfig
+from imagesvc.endpoints import EndpointSources
+from imagesvc.service import ImageService
+from proto import api_pb2 as cri
+from proto import api_pb2_grpc as cri_grpc
+from tests.images.image_builder import Layout, Member, directory, tar
+from tests.images.memory_records import MemoryRecords
+from tests.images.registry_server import Registry
+
+WORDS = 4096
+
+
+def text(rng: random.Random, words: list[bytes], length: int) -> bytes:
+    """Bytes that compress about as well as programs and libraries do."""
+    return b"".join(rng.choices(words, k=length // 9 + 1))[:length]
+
+
+def build(layout: Layout, megabytes: int, layers: int, files: int) -> None:
+    """Per layer: many files of half a KiB to 12 KiB, and ten that take the rest."""
+    rng = random.Random(1)
+    words = [rng.randbytes(rng.choice((3, 9, 15))) for _ in range(WORDS)]
+    pool = text(rng, words, 32 << 20)
+    tars = []
+    for number in range(layers):
+        members = [directory("./")]
+        budget = megabytes * (1 << 20) // layers
+        count = files // layers - 10
+        for i in range(count):
+            if i % 20 == 0:
+                members.append(directory(f"srv{number}/d{i // 20}/" if i else f"srv{number}/"))
+                if not i:
+                    members.append(directory(f"srv{number}/d0/"))
+            size = rng.randrange(512, 12 * 1024)
+            start = rng.randrange(len(pool) - size)
+            budget -= size
+            members.append(Member(f"srv{number}/d{i // 20}/file{i}", pool[start : start + size]))
+        for i in range(10):
+            size = max(budget // 10, 1)
+            members.append(Member(f"srv{number}/large{i}", (pool * (size // len(pool) + 1))[:size]))
+        tars.append(tar(members))
+    layout.image("bench", tars)
+
+
+async def pull_crisp(reference: str, root: Path) -> dict[str, float]:
+    service = ImageService(
+        ImageConfig(registries=EndpointSources(certs_dirs=(), registries_conf="/nonexistent", registries_conf_dir="/x")),
+        root,
+        MemoryRecords(),
+    )
+    await service.start()
+    begin = time.monotonic()
+    await service.pull(reference)
+    seconds = time.monotonic() - begin
+    await service.close()
+    return {"seconds": seconds, "synced": seconds}
+
+
+class Containerd:
+    """Debian's containerd with directories and a socket of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.socket = directory / "c.sock"
+        config = directory / "config.toml"
+        config.write_text(
+            f'version = 2\nroot = "{directory}/root"\nstate = "{directory}/state"\n[grpc]\naddress = "{self.socket}"\n'
+            '[plugins."io.containerd.grpc.v1.cri"]\nstream_server_port = "0"\n'
+        )
+        self._log = (directory / "log").open("wb")
+        self._process = subprocess.Popen(["containerd", "-c", config], stdout=self._log, stderr=self._log)
+        self._channel = grpc.insecure_channel(f"unix://{self.socket}")
+        grpc.channel_ready_future(self._channel).result(30)
+
+    def pull(self, reference: str) -> dict[str, float]:
+        stub = cri_grpc.ImageServiceStub(self._channel)
+        begin = time.monotonic()
+        stub.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=reference)), timeout=600)
+        seconds = time.monotonic() - begin
+        os.sync()
+        return {"seconds": seconds, "synced": time.monotonic() - begin}
+
+    def close(self) -> None:
+        self._channel.close()
+        self._process.terminate()
+        self._process.wait(30)
+        self._log.close()
+
+
+def mount_new(target: Path, image: Path, megabytes: int) -> None:
+    """An empty ext4 in a sparse file."""
+    target.mkdir()
+    with image.open("wb") as out:
+        out.truncate(megabytes << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, target], check=True)
+    os.sync()
+
+
+def rounds(options: argparse.Namespace, base: Path, reference: str) -> dict[str, list[dict[str, float]]]:
+    results: dict[str, list[dict[str, float]]] = {"containerd": [], "crisp": []}
+    for number in range(options.rounds):
+        for name in options.only or ("containerd", "crisp"):
+            root = base / f"{name}{number}"
+            mount_new(root, base / "disk", options.megabytes * 6)
+            if name == "crisp":
+                results[name].append(asyncio.run(pull_crisp(reference, root)))
+            else:
+                daemon = Containerd(root)
+                try:
+                    results[name].append(daemon.pull(reference))
+                finally:
+                    daemon.close()
+            print(name, {k: round(v, 2) for k, v in results[name][-1].items()}, file=sys.stderr)
+            subprocess.run(["umount", root], check=True)
+            (base / "disk").unlink()
+    return results
+
+
+def table(results: dict[str, list[dict[str, float]]]) -> str:
+    lines = ["| | pull, s | until on disk, s |", "|---|---|---|"]
+    medians: dict[str, Any] = {}
+    for name, runs in results.items():
+        if runs:
+            medians[name] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+            lines.append(f"| {name} | " + " | ".join(f"{medians[name][k]:.2f}" for k in ("seconds", "synced")) + " |")
+    if len(medians) == 2:
+        ratios = [medians["crisp"][k] / medians["containerd"][k] for k in ("seconds", "synced")]
+        lines.append("| ratio | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--megabytes", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--files", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dir", type=Path, default=None, help="keep the image here for further runs")
+    parser.add_argument("--only", action="append", choices=("crisp", "containerd"))
+    options = parser.parse_args()
+    base = Path(tempfile.mkdtemp(prefix="crisp-bench-", dir="/var/tmp"))
+    store = options.dir or base / "image"
+    new = not store.exists()
+    registry = Registry(store / "registry")
+    try:
+        reference = f"{registry.host}/bench/image:v1"
+        if new:
+            layout = Layout(store / "layout")
+            build(layout, options.megabytes, options.layers, options.files)
+            layout.push("bench", reference)
+            shutil.rmtree(store / "layout")
+        print(table(rounds(options, base, reference)))
+    finally:
+        registry.close()
+        shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    main()
