@@ -19,32 +19,42 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import structlog
+
 from kernel import cgroups
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
+
+log = structlog.get_logger(__name__)
 
 MAX_REPORT = 16 << 20  # bytes of a job's result
 _ROOMS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class ForkServer:
-    """A running fork server; one of the daemon's own children, which dies with it."""
+    """A fork server; one of the daemon's own children, which dies with it. If it dies first, the next job starts another."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: socket.socket) -> None:
-        self._process = process
-        self._channel = channel
+    def __init__(self, preload: Sequence[str]) -> None:
+        self._preload = preload
         self._turn = asyncio.Lock()
+        self._process: asyncio.subprocess.Process
+        self._channel: socket.socket
 
     @classmethod
     async def start(cls, preload: Sequence[str]) -> ForkServer:
-        """Start one that has imported `preload`; it is up when the first job answers."""
+        """Start one that imports `preload`; it is up when the first job answers."""
+        server = cls(preload)
+        await server._launch()
+        return server
+
+    async def _launch(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
-            process = await asyncio.create_subprocess_exec(
+            self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
-                *("-S", "-P", "-m", "shim.forkserver", "--fd", str(theirs.fileno()), "--preload", *preload),
+                *("-S", "-P", "-m", "shim.forkserver", "--fd", str(theirs.fileno()), "--preload", *self._preload),
                 pass_fds=[theirs.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
@@ -52,7 +62,12 @@ class ForkServer:
                 env={"PATH": os.environ.get("PATH", os.defpath), "PYTHONPATH": _ROOMS},
                 start_new_session=True,
             )
-        return cls(process, ours)
+        self._channel = ours
+
+    @property
+    def alive(self) -> bool:
+        """Whether the server runs."""
+        return self._process.returncode is None
 
     @property
     def pid(self) -> int:
@@ -98,6 +113,10 @@ class ForkServer:
         """Send one request and receive its answer; `fds` are closed."""
         loop = asyncio.get_running_loop()
         async with self._turn:
+            if not self.alive:
+                log.error("the fork server has died and is started again", pid=self.pid, status=self._process.returncode)
+                self._channel.close()
+                await self._launch()
             try:
                 await _until_writable(loop, self._channel)
                 socket.send_fds(self._channel, [request], fds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from kernel import mounts
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, invalid
 from runtime import limits
@@ -16,19 +17,23 @@ if TYPE_CHECKING:
     from runtime.node import Node
 
 
-async def find_sources(node: Node, mounts: Iterable[cri.Mount]) -> dict[str, Source]:
+async def find_sources(node: Node, requested: Iterable[cri.Mount]) -> dict[str, Source]:
     """What stands at each host path; a path that is missing becomes a directory, which is what the kubelet expects.
 
     Raises DEADLINE_EXCEEDED naming the paths if the helper gets no answer from the file system.
     """
-    paths = list(dict.fromkeys(mount.host_path for mount in mounts))
+    paths = list(dict.fromkeys(mount.host_path for mount in requested if mount.host_path))
     if not paths:
         return {}
     for path in paths:
         if not path.startswith("/"):
             raise invalid(f"mount: host path {path!r} is not absolute")
     try:
-        reply = await node.fork_server.run_job("shim.host_paths:main", {"paths": paths}, timeout=limits.HOST_PATH_SECONDS)
+        reply = await node.fork_server.run_job(
+            "shim.host_paths:inspect",
+            {"paths": [{"path": path, "create": True} for path in paths]},
+            timeout=limits.HOST_PATH_SECONDS,
+        )
     except CrispError as error:
         if error.code is Code.DEADLINE_EXCEEDED:
             raise CrispError(
@@ -36,4 +41,8 @@ async def find_sources(node: Node, mounts: Iterable[cri.Mount]) -> dict[str, Sou
                 f"a volume's file system did not answer for {limits.HOST_PATH_SECONDS:.0f} s: one of {', '.join(paths)}",
             ) from None
         raise
-    return {path: Source(**found) for path, found in zip(paths, reply["sources"], strict=True)}
+    table = mounts.mountinfo()
+    return {
+        path: Source(found["path"], found["kind"] == "directory", mounts.holding(found["path"], table).propagation)
+        for path, found in zip(paths, reply["paths"], strict=True)
+    }

@@ -29,12 +29,10 @@ async def status(node: Node, *, verbose: bool) -> cri.StatusResponse:
 
 
 def _runtime_ready(node: Node) -> cri.RuntimeCondition:
-    """Can a container be started now? The fork server lives, a handler works, state can be written."""
+    """Can a container be started now? A handler works, state can be written."""
     reason, message = "", ""
     free = shutil.disk_usage(node.paths.root).free
-    if not node.fork_server.alive:
-        reason, message = "ForkServerDead", "the fork server has ended and cannot be started again"
-    elif not node.handlers.usable:
+    if not node.handlers.usable:
         reason, message = "NoOCIRuntime", f"no OCI runtime works on this host: {node.handlers.problems()}"
     elif not os.access(node.paths.root, os.W_OK):
         reason, message = "RootNotWritable", f"{node.paths.root} cannot be written"

@@ -118,11 +118,7 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
 async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption) -> None:
     record = sandbox.record
     directory = node.paths.sandbox(record.id)
-    kinds = []
-    if options.network != cri.NODE:
-        kinds += ["net", "uts"]
-    if options.ipc != cri.NODE:
-        kinds.append("ipc")
+    kinds = _kinds(options)
     arguments: dict[str, Any] = {
         "directory": str(directory),
         "kinds": kinds,
@@ -131,6 +127,12 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
         "shm": {"path": str(directory / "shm"), "size": node.config.containers.shm_size} if "ipc" in kinds else None,
     }
     await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
+
+
+def _kinds(options: cri.NamespaceOption) -> list[str]:
+    """The namespaces that a sandbox has of its own; its host name goes with its network."""
+    kinds = ["net", "uts"] if options.network != cri.NODE else []
+    return [*kinds, "ipc"] if options.ipc != cri.NODE else kinds
 
 
 def _sysctls(node: Node, config: cri.PodSandboxConfig, options: cri.NamespaceOption) -> dict[str, str]:
@@ -182,11 +184,14 @@ def hostname(record: SandboxRecord) -> str:
 
 async def _start_pause(node: Node, sandbox: Sandbox) -> None:
     record = sandbox.record
+    kinds = _kinds(record.config.linux.security_context.namespace_options)
     reply = await node.fork_server.run_job(
         "shim.pause:main",
         {
             "directory": str(node.paths.sandbox(record.id)),
+            "join": {kind: str(node.paths.namespace(record.id, kind)) for kind in kinds},
             "cgroup": record.cgroup,
+            "hierarchies": [node.host.hierarchies.mode.value, *node.host.hierarchies[1:]],
         },
         timeout=limits.SANDBOX_SECONDS,
     )

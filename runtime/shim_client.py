@@ -72,6 +72,11 @@ class ShimClient:
         if not self._exit.done():
             self._exit.set_result(read_exit_record(self.bundle))
 
+    @property
+    def alive(self) -> bool:
+        """Whether the session is open: the shim has not left."""
+        return not self._connection.closed.done()
+
     async def wait(self) -> ExitRecord | None:
         """Wait for the container's end; None if the shim went without leaving a record."""
         return await asyncio.shield(self._exit)
@@ -116,8 +121,15 @@ class ShimClient:
         await self._connection.request("signal", signal=number)
 
     async def kill(self) -> None:
-        """Kill everything in the container; or, of a shim that has created nothing yet, the shim."""
-        await self._connection.request("kill")
+        """Kill everything in the container; or, of a shim that has created nothing yet, the shim.
+
+        A shim that has left has seen its container's cgroup empty, so there is nothing to kill.
+        """
+        try:
+            await self._connection.request("kill")
+        except CrispError as error:
+            if error.code is not Code.UNAVAILABLE or shim_alive(self.bundle):
+                raise
 
     async def close_stdin(self) -> None:
         """Close the shim's end of the container's stdin."""

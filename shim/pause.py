@@ -44,21 +44,29 @@ def main(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any]:
         _usher(args["join"], theirs)
     theirs.close()
     with ours:
-        pid_text = ours.recv(4096)
+        pid = _await_init(ours)
         os.waitpid(usher, 0)
-        if not pid_text.isdigit():
-            raise CrispError(Code.INTERNAL, f"cannot make a PID namespace: {pid_text.decode(errors='replace')}")
-        pid = int(pid_text)
-        answer = ours.recv(4096)
-        if answer != _READY:
-            message = answer.decode(errors="replace") or "it died"
-            raise CrispError(Code.INTERNAL, f"the init of the pod's PID namespace: {message}")
         try:
             namespaces.pin(path, "pid", pid)
         except OSError:
             os.kill(pid, signal.SIGKILL)
             raise
     return {"pid": pid, "pinned": path}
+
+
+def _await_init(channel: socket.socket) -> int:
+    """The init's pid, once it is ready; usher and init speak on one channel, in no order."""
+    pid, ready = 0, False
+    while not (pid and ready):
+        message = channel.recv(4096)
+        if message == _READY:
+            ready = True
+        elif message.isdigit():
+            pid = int(message)
+        else:
+            text = message.decode(errors="replace") or "it died"
+            raise CrispError(Code.INTERNAL, f"cannot make a PID namespace: {text}")
+    return pid
 
 
 def _usher(join: dict[str, str], channel: socket.socket) -> NoReturn:

@@ -68,12 +68,12 @@ def build(inputs: Inputs) -> dict[str, Any]:
 
 def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
     context = inputs.config.linux.security_context
-    options = context.namespace_options
-    host_network, host_ipc = options.network == cri.NODE, options.ipc == cri.NODE
+    shared = inputs.sandbox.linux.security_context.namespace_options
+    host_network, host_ipc = shared.network == cri.NODE, shared.ipc == cri.NODE
     defaults = mounts.default_mounts(
         privileged=context.privileged, cgroup_v2=inputs.host.cgroup_v2, mqueue=inputs.host.has_mqueue
     )
-    if inputs.sandbox.linux.security_context.namespace_options.HasField("userns_options"):
+    if shared.HasField("userns_options"):
         replaced = mounts.host_view_mounts(network=host_network, ipc=host_ipc)
         defaults = [replaced.get(mount["destination"], mount) for mount in defaults]
     defaults += mounts.pod_files(inputs.sandbox_directory, host_ipc=host_ipc, readonly=context.readonly_rootfs)
@@ -127,12 +127,14 @@ def _linux(inputs: Inputs, options: cri.NamespaceOption) -> dict[str, Any]:
 
 
 def _namespaces(inputs: Inputs, options: cri.NamespaceOption) -> list[dict[str, str]]:
+    """Network, IPC and host name are the sandbox's, whatever the container's own options say; PID is the container's."""
+    shared = inputs.sandbox.linux.security_context.namespace_options
     pins = inputs.sandbox_directory / "ns"
     namespaces: list[dict[str, str]] = [{"type": "mount"}]
-    if options.network != cri.NODE:
+    if shared.network != cri.NODE:
         namespaces.append({"type": "network", "path": str(pins / "net")})
         namespaces.append({"type": "uts", "path": str(pins / "uts")})
-    if options.ipc != cri.NODE:
+    if shared.ipc != cri.NODE:
         namespaces.append({"type": "ipc", "path": str(pins / "ipc")})
     if options.pid == cri.POD:
         namespaces.append({"type": "pid", "path": str(pins / "pid")})

@@ -88,7 +88,7 @@ def test_host_namespaces(kubelet: Kubelet, daemon_netns: str) -> None:
     container = pod.run("/bin/sleep", "100")
     assert container.sh("readlink /proc/self/ns/net").strip() == daemon_netns
     assert container.sh("readlink /proc/self/ns/ipc").strip() == os.readlink("/proc/self/ns/ipc")
-    assert container.sh("readlink /proc/1/ns/pid").strip() == os.readlink("/proc/1/ns/pid")
+    assert container.sh("readlink /proc/self/ns/pid").strip() == os.readlink("/proc/self/ns/pid")
     assert container.sh("hostname").strip() == socket.gethostname()
 
 
