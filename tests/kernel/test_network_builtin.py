@@ -11,13 +11,13 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
-from netlab import Echo, Netns, ask, cable
 
 from proto.errors import Code, CrispError
 from runtime.network.builtin import BuiltinNetwork
 from runtime.network.config import NetworkConfig
 from runtime.network.leases import ifb_name, veth_name
 from runtime.network.seam import NetworkRequest, NetworkResult, PortMapping
+from tests.kernel.netlab import Echo, Netns, ask, cable
 
 pytestmark = pytest.mark.root
 
