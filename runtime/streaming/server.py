@@ -1,0 +1,384 @@
+"""The streaming server: URLs with tokens for the gRPC side, sessions for the clients that come with them.
+
+    accept → request (token) → switch protocols → streams → process or port ⇄ client → end
+
+Each connection has a task of its own, and whatever goes wrong in it ends it and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import structlog
+
+from proto.errors import Code, CrispError
+from runtime.streaming import http_upgrade, portforward, websocket
+from runtime.streaming.config import StreamingConfig
+from runtime.streaming.connection import Connection, ConnectionLostError, Wire, unless_lost
+from runtime.streaming.http_upgrade import Rejection, Upgrade, UpgradeDecoder, UpgradeRequest
+from runtime.streaming.process_session import ProcessSession
+from runtime.streaming.remote_command import (
+    SPDY_PROTOCOLS,
+    StreamOptions,
+    Streams,
+    exit_message,
+    expected_streams,
+    failure_message,
+)
+from runtime.streaming.seam import ProcessIO, StreamingBackend
+from runtime.streaming.session import Session, Stream, StreamResetError
+from runtime.streaming.spdy_session import SpdySession
+from runtime.streaming.tokens import Tokens
+from runtime.streaming.websocket import ChannelConnection
+from runtime.streaming.websocket_session import WebSocketSession, WebSocketTunnel
+
+log = structlog.get_logger(__name__)
+
+REQUEST_SECONDS: Final = 30.0
+"""How long a client may take to send its request."""
+
+MAX_CONNECTIONS: Final = 4096
+"""At once; more are closed as they come."""
+
+BACKLOG: Final = 1024
+
+CHANNELS: Final = {"stdin": 0, "stdout": 1, "stderr": 2, "error": 3, "resize": 4}
+"""Over WebSocket."""
+
+COMMAND_WEBSOCKET_PROTOCOLS: Final = (
+    websocket.V5,
+    websocket.V4,
+    websocket.V4_BASE64,
+    websocket.V1,
+    websocket.V1_BASE64,
+    "",
+)
+TUNNEL_PROTOCOL: Final = websocket.TUNNEL_PREFIX + portforward.PROTOCOL
+FORWARD_WEBSOCKET_PROTOCOLS: Final = (TUNNEL_PROTOCOL, websocket.V4, websocket.V4_BASE64, "")
+
+
+@dataclass(frozen=True, slots=True)
+class ExecTicket:
+    """What an Exec asked for."""
+
+    container_id: str
+    cmd: tuple[str, ...]
+    options: StreamOptions
+    verb = "exec"
+
+
+@dataclass(frozen=True, slots=True)
+class AttachTicket:
+    """What an Attach asked for."""
+
+    container_id: str
+    options: StreamOptions
+    verb = "attach"
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardTicket:
+    """What a PortForward asked for."""
+
+    sandbox_id: str
+    ports: tuple[int, ...]
+    """For clients of the older form over WebSocket, which do not name them."""
+    verb = "portforward"
+
+
+Ticket = ExecTicket | AttachTicket | ForwardTicket
+
+
+class StreamingServer:
+    """Serves exec, attach and port-forward."""
+
+    def __init__(self, config: StreamingConfig, backend: StreamingBackend) -> None:
+        self._config = config
+        self._backend = backend
+        self._tokens: Tokens[Ticket] = Tokens()
+        self._server: asyncio.Server | None = None
+        self._sessions: dict[asyncio.Task[None], Connection] = {}
+        self._base_url = ""
+
+    async def start(self) -> None:
+        """Listen. Raises FAILED_PRECONDITION if the address or the certificate cannot be used."""
+        config = self._config
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: Connection(self._accept),
+                config.address,
+                config.port,
+                ssl=_tls(config),
+                backlog=BACKLOG,
+                reuse_address=True,
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise CrispError(
+                Code.FAILED_PRECONDITION, f"cannot serve streams on {config.address} port {config.port}: {error}"
+            ) from None
+        port = self._server.sockets[0].getsockname()[1]
+        host = f"[{config.address}]" if ":" in config.address else config.address
+        self._base_url = f"{'https' if config.tls_certificate else 'http'}://{host}:{port}"
+
+    async def stop(self) -> None:
+        """Stop listening and end all sessions."""
+        if self._server is not None:
+            self._server.close()
+        sessions = list(self._sessions.items())
+        for task, connection in sessions:
+            connection.abort()
+            task.cancel()
+        await asyncio.gather(*(task for task, _ in sessions), return_exceptions=True)
+        if self._server is not None:
+            await self._server.wait_closed()
+            self._server = None
+
+    # -- for the gRPC side -------------------------------------------------------------------------------------------
+
+    def exec_url(self, container_id: str, cmd: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str:
+        """Where a client can run a command. Raises INVALID_ARGUMENT for impossible streams, RESOURCE_EXHAUSTED."""
+        return self._url(ExecTicket(container_id, tuple(cmd), StreamOptions(tty, stdin, stdout, stderr)))
+
+    def attach_url(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str:
+        """Where a client can attach. Raises INVALID_ARGUMENT for impossible streams, RESOURCE_EXHAUSTED."""
+        return self._url(AttachTicket(container_id, StreamOptions(tty, stdin, stdout, stderr)))
+
+    def port_forward_url(self, sandbox_id: str, ports: Sequence[int] = ()) -> str:
+        """Where a client can reach ports. Raises RESOURCE_EXHAUSTED."""
+        return self._url(ForwardTicket(sandbox_id, tuple(ports)))
+
+    def _url(self, ticket: Ticket) -> str:
+        return f"{self._base_url}/{ticket.verb}/{self._tokens.issue(ticket)}"
+
+    # -- for the clients ---------------------------------------------------------------------------------------------
+
+    def _accept(self, connection: Connection) -> None:
+        if len(self._sessions) >= MAX_CONNECTIONS:
+            connection.abort()
+            return
+        task = asyncio.create_task(self._serve(connection))
+        self._sessions[task] = connection
+        task.add_done_callback(self._sessions.pop)
+
+    async def _serve(self, connection: Connection) -> None:
+        idle = asyncio.create_task(self._end_when_idle(connection))
+        try:
+            request = await _receive_request(connection)
+            if request is not None:
+                await self._answer(connection, request)
+        except (ConnectionLostError, StreamResetError):
+            pass
+        except Exception:
+            log.exception("streaming session failed", peer=connection.peer)
+        finally:
+            idle.cancel()
+            connection.abort()
+
+    async def _end_when_idle(self, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        limit = self._config.idle_timeout_seconds
+        rest = limit
+        while rest > 0:
+            await asyncio.sleep(rest)
+            rest = connection.last_activity + limit - loop.time()
+        log.info("streaming session was idle: closed", peer=connection.peer, seconds=limit)
+        connection.abort()
+
+    async def _answer(self, connection: Connection, request: UpgradeRequest) -> None:
+        ticket = self._tokens.redeem(request.token)
+        if ticket is None or ticket.verb != request.verb:
+            await _reject(connection, Rejection(HTTPStatus.NOT_FOUND, "the token is unknown, used up or expired"))
+        elif isinstance(ticket, ForwardTicket):
+            await self._forward(connection, request, ticket)
+        else:
+            await self._command(connection, request, ticket)
+
+    async def _command(self, connection: Connection, request: UpgradeRequest, ticket: ExecTicket | AttachTicket) -> None:
+        ours = SPDY_PROTOCOLS if request.upgrade is Upgrade.SPDY else COMMAND_WEBSOCKET_PROTOCOLS
+        protocol = http_upgrade.negotiate(request, ours)
+        if isinstance(protocol, Rejection):
+            await _reject(connection, protocol)
+            return
+        if request.upgrade is Upgrade.SPDY:
+            opened = await self._spdy_streams(connection, request, protocol, ticket.options)
+        else:
+            opened = await _websocket_streams(connection, request, protocol, ticket.options)
+        if opened is None:
+            return
+        session, streams = opened
+        watcher = asyncio.create_task(session.watch())
+        try:
+            message = await self._run(ticket, session, streams, protocol)
+            if message:
+                await streams.error.write(message)
+            await session.finish()
+        finally:
+            watcher.cancel()
+
+    async def _run(self, ticket: ExecTicket | AttachTicket, session: Session, streams: Streams, protocol: str) -> bytes:
+        """Run the session; returns what is to be said at its end."""
+        try:
+            io = await self._open(ticket)
+        except CrispError as error:
+            return failure_message(protocol, error.message)
+        except Exception:
+            log.exception("cannot open a streaming session", verb=ticket.verb, container=ticket.container_id)
+            return failure_message(protocol, f"{ticket.verb} failed for a reason that is in the log of crisp")
+        code = await ProcessSession(io, streams, is_attach=isinstance(ticket, AttachTicket)).run(session)
+        return exit_message(protocol, code)
+
+    async def _open(self, ticket: ExecTicket | AttachTicket) -> ProcessIO:
+        options = ticket.options
+        if isinstance(ticket, AttachTicket):
+            return await self._backend.attach(
+                ticket.container_id,
+                tty=options.tty,
+                stdin=options.stdin,
+                stdout=options.stdout,
+                stderr=options.stderr,
+            )
+        return await self._backend.exec(
+            ticket.container_id,
+            ticket.cmd,
+            tty=options.tty,
+            stdin=options.stdin,
+            stdout=options.stdout,
+            stderr=options.stderr,
+        )
+
+    async def _spdy_streams(
+        self, connection: Connection, request: UpgradeRequest, protocol: str, options: StreamOptions
+    ) -> tuple[Session, Streams] | None:
+        """Switch to SPDY and wait for the streams that the request was about."""
+        missing = set(expected_streams(options, protocol))
+        streams: dict[str, Stream] = {}
+        complete = asyncio.Event()
+
+        def on_stream(stream: Stream) -> bool:
+            kind = stream.headers.get("streamtype", "")
+            if kind not in missing:
+                return False
+            missing.discard(kind)
+            streams[kind] = stream
+            if not missing:
+                complete.set()
+            return True
+
+        connection.write(http_upgrade.switch_to_spdy(protocol))
+        session = SpdySession(connection, is_server=True, on_stream=on_stream)
+        connection.data_received(request.rest)
+        try:
+            async with asyncio.timeout(self._config.stream_creation_timeout_seconds):
+                await unless_lost(connection.lost, complete.wait())
+        except TimeoutError:
+            log.info("streaming client did not open its streams", peer=connection.peer, missing=sorted(missing))
+            await session.finish()
+            return None
+        return session, Streams(**streams)
+
+    async def _forward(self, connection: Connection, request: UpgradeRequest, ticket: ForwardTicket) -> None:
+        spdy = request.upgrade is Upgrade.SPDY
+        ours = (portforward.PROTOCOL,) if spdy else FORWARD_WEBSOCKET_PROTOCOLS
+        protocol = http_upgrade.negotiate(request, ours)
+        if isinstance(protocol, str) and not spdy and protocol != TUNNEL_PROTOCOL and not ticket.ports:
+            protocol = Rejection(
+                HTTPStatus.BAD_REQUEST, f"the request named no ports: use {TUNNEL_PROTOCOL} or SPDY, or name them"
+            )
+        if isinstance(protocol, Rejection):
+            await _reject(connection, protocol)
+            return
+
+        async def dial(port: int) -> socket.socket:
+            return await self._backend.dial(ticket.sandbox_id, port)
+
+        if spdy:
+            connection.write(http_upgrade.switch_to_spdy(protocol))
+            await self._forward_spdy(connection, connection, request.rest, dial)
+            return
+        codec = await _accept_websocket(connection, request, protocol)
+        if codec is None:
+            return
+        if protocol == TUNNEL_PROTOCOL:
+            await self._forward_spdy(connection, WebSocketTunnel(connection, codec), request.rest, dial)
+        else:
+            await portforward.serve_channels(connection, codec, ticket.ports, dial)
+
+    async def _forward_spdy(self, connection: Connection, wire: Wire, rest: bytes, dial: portforward.Dial) -> None:
+        pair_seconds = self._config.stream_creation_timeout_seconds
+        forwarder = portforward.SpdyForwarder(wire, dial, pair_seconds=pair_seconds)
+        connection.data_received(rest)
+        await forwarder.run()
+
+
+def _tls(config: StreamingConfig) -> ssl.SSLContext | None:
+    if not config.tls_certificate:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(config.tls_certificate, config.tls_key)
+    return context
+
+
+async def _receive_request(connection: Connection) -> UpgradeRequest | None:
+    """The connection's request; None if it was bad and has been answered."""
+    decoder = UpgradeDecoder()
+    outcome: asyncio.Future[UpgradeRequest | Rejection] = asyncio.get_running_loop().create_future()
+
+    def receive(data: bytes) -> None:
+        if not outcome.done() and (result := decoder.receive_data(data)) is not None:
+            # What comes from now on belongs to the next protocol, which is not there yet.
+            connection.pause_reading()
+            outcome.set_result(result)
+
+    async def received() -> UpgradeRequest | Rejection:
+        return await outcome
+
+    connection.set_receiver(receive)
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            result = await unless_lost(connection.lost, received())
+    except TimeoutError:
+        result = Rejection(HTTPStatus.REQUEST_TIMEOUT, f"no request came within {REQUEST_SECONDS:g} s")
+    if isinstance(result, Rejection):
+        await _reject(connection, result)
+        return None
+    connection.resume_reading()
+    return result
+
+
+async def _reject(connection: Connection, rejection: Rejection) -> None:
+    connection.write(rejection.encode())
+    await connection.finish()
+
+
+async def _accept_websocket(connection: Connection, request: UpgradeRequest, protocol: str) -> ChannelConnection | None:
+    codec = ChannelConnection(protocol)
+    if (wrong := codec.accept(request.headers, request.path)) is not None:
+        await _reject(connection, Rejection(HTTPStatus.BAD_REQUEST, wrong))
+        return None
+    return codec
+
+
+async def _websocket_streams(
+    connection: Connection, request: UpgradeRequest, protocol: str, options: StreamOptions
+) -> tuple[Session, Streams] | None:
+    """Switch to WebSocket. Its channels are all there at once."""
+    codec = await _accept_websocket(connection, request, protocol)
+    if codec is None:
+        return None
+    wanted = expected_streams(options, websocket.V5)
+    session = WebSocketSession(connection, codec, (CHANNELS[kind] for kind in wanted))
+    connection.data_received(request.rest)
+    streams = Streams(**{kind: session.streams[CHANNELS[kind]] for kind in wanted})
+    # As the Kubernetes server does: an empty message on the first channel that the client reads.
+    first = streams.stdout or streams.stderr or streams.error
+    with contextlib.suppress(ConnectionLostError):
+        await first.write(b"")
+    return session, streams
