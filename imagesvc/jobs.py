@@ -1,6 +1,7 @@
 """What a worker child does: one job, named by its request, with its answer as a JSON-able dict.
 
     unpack    a layer's tar, compressed or not, into a directory        the channel says how far the file has come
+    settle    removes a layer's whiteouts that hide nothing, once the layers below are known
     remove    directory trees
     rebuild   hashes the tar that a layer directory came from           verify
 
@@ -28,6 +29,8 @@ AVAILABLE = struct.Struct("<QQ")
 PROGRESS = struct.Struct("<Q")
 """Child to daemon: compressed bytes worked on so far. Told from an answer by its length."""
 _READ = 512 * 1024
+_WHITEOUTS = "whiteouts"
+"""File beside `fs`: the paths of a layer's whiteouts that are still to be looked at, NUL between them."""
 _REPORT_EVERY = 8 * MIB
 
 
@@ -51,21 +54,19 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
     limits = Limits(**request["limits"])
     source = _GrowingFile(request["file"], request["offset"], channel)
     bones = skeleton.SkeletonWriter(os.path.join(request["target"], "skeleton"))
-    lower: MergedView | None = None
-    if request["lower"] is not None:
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1024)), hard))
-        lower = MergedView([os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in request["lower"]])
+    lower = None if request["lower"] is None else _open_lower(request["lower"])
     root = os.path.join(request["target"], "fs")
     os.umask(0)
     os.mkdir(root, 0o755)
     # Before chroot: afterwards there is nothing to import zstandard from.
     reader = inflate.open_reader(source.read)
-    os.chroot(root)
-    os.chdir("/")
     meter = _Meter(limits, source)
     writer = unpack.LayerWriter(lower, bones, limits)
-    unpack.apply(reader.read, writer, bones, meter.update)
+    with open(os.path.join(request["target"], _WHITEOUTS), "wb") as whiteouts:
+        os.chroot(root)
+        os.chdir("/")
+        unpack.apply(reader.read, writer, bones, meter.update)
+        whiteouts.write(b"\0".join(writer.whiteouts))
     source.finish()
     return {
         "diff_id": meter.diff_id(),
@@ -74,9 +75,28 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
         "inodes": writer.inodes,
         "entries": writer.entries,
         "depends": writer.depends,
+        "unsettled": bool(writer.whiteouts),
         "has_root": writer.has_root,
         "skeleton": bones.close(),
     }
+
+
+def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Finishes a layer that was unpacked alone and has whiteouts."""
+    lower = _open_lower(request["lower"])
+    with open(os.path.join(request["target"], _WHITEOUTS), "rb") as stream:
+        whiteouts = stream.read().split(b"\0")
+    os.chroot(os.path.join(request["target"], "fs"))
+    os.chdir("/")
+    unpack.settle_whiteouts(lower, whiteouts)
+    return {}
+
+
+def _open_lower(directories: list[str]) -> MergedView:
+    """A view of layer directories, topmost first, that outlasts chroot."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1024)), hard))
+    return MergedView([os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in directories])
 
 
 class _GrowingFile:
@@ -161,6 +181,7 @@ def _rebuild(request: Mapping[str, Any], channel: socket.socket) -> dict[str, An
 
 _JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] = {
     "unpack": _unpack,
+    "settle": _settle,
     "remove": _remove,
     "rebuild": _rebuild,
 }

@@ -82,6 +82,7 @@ class LayerWork:
         layer = self._layers.find(diff_id, chain_id)
         if layer is not None:
             self._hold(layer)
+            await self._settle(layer, chain_id, below)
             progress.state = "exists"
             progress.downloaded = progress.unpacked = progress.size
             self._progress.changed()
@@ -138,7 +139,7 @@ class LayerWork:
             return await self._unpacker.unpack(blob, diff_id, chain_id, lower, count)
 
         try:
-            layer: Layer = await self._joins.run(("layer", diff_id), alone)
+            layer: Layer = await self._joins.run(("layer", diff_id, chain_id), alone)
         except JobFailed as failure:
             if failure.kind != "needs_lower":
                 raise layer_error(failure, blob.digest) from None
@@ -149,7 +150,22 @@ class LayerWork:
                 raise layer_error(again, blob.digest) from None
         self._hold(layer)
         await asyncio.shield(blob.done)
+        await self._settle(layer, chain_id, below)
         return layer
+
+    async def _settle(self, layer: Layer, chain_id: str, below: Sequence[Awaitable[Layer]]) -> None:
+        """Whiteouts are settled when the layers below are there, by whichever pull comes first."""
+        if layer.settled:
+            return
+        lower = [await task for task in below][::-1]
+
+        async def settle() -> None:
+            await self._unpacker.settle(layer, lower)
+
+        try:
+            await self._joins.run(("settle", chain_id), settle)
+        except JobFailed as failure:
+            raise layer_error(failure, layer.info.diff_id) from None
 
     def _hold(self, layer: Layer) -> None:
         layer.users += 1

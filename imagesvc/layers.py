@@ -5,6 +5,7 @@
         chain-<hex of chain id>/   a layer that took something from those below it (see unpack.py)
             fs/                    the overlay lower directory
             skeleton               the tar without file contents (skeleton.py); missing if it could not be kept
+            whiteouts              of what it was unsettled (jobs.py)
             layer.json             diff id, size and so on
         new-<random>/              being unpacked, or not on disk yet
         old-<random>/              being removed
@@ -54,6 +55,8 @@ class Layer:
     def __init__(self, info: LayerInfo, path: str) -> None:
         self.info = info
         self.path = path
+        self.settled = True
+        """False while it has whiteouts of which it is not known what they hide."""
         self.users = 0
         """Pulls that count on this layer while it is not yet part of a recorded image."""
 
@@ -94,7 +97,8 @@ class LayerStore:
         return junk
 
     def find(self, diff_id: str, chain_id: str) -> Layer | None:
-        """The layer for this place in an image, if it is here: published, or unpacked by a pull that still runs."""
+        """The layer for this place in an image, if it is here: published, or unpacked by a pull that still runs, which may
+        not have settled it."""
         for key in (_own_key(diff_id), _chain_key(chain_id)):
             layer = self.by_key(key)
             if layer is not None:
@@ -125,7 +129,9 @@ class LayerStore:
     def stage(self, path: str, result: dict[str, Any], diff_id: str, chain_id: str) -> Layer:
         """Takes in an unpacked directory. Where another pull has staged the same layer meanwhile, that one is returned
         and this directory removed. Blocking, but only for one small file."""
-        key = _chain_key(chain_id) if result["depends"] else _own_key(diff_id)
+        key = _chain_key(chain_id) if result["depends"] or result["unsettled"] else _own_key(diff_id)
+        if not result["skeleton"]:
+            os.unlink(os.path.join(path, "skeleton"))
         info = LayerInfo(
             key=key,
             diff_id=diff_id,
@@ -135,7 +141,10 @@ class LayerStore:
             has_root=result["has_root"],
             skeleton=result["skeleton"],
         )
-        return self._stage(path, info)
+        layer = self._stage(path, info)
+        if layer.path == path:
+            layer.settled = not result["unsettled"]
+        return layer
 
     def stage_artifact(self, path: str, key: str, digest: str, size: int, inodes: int) -> Layer:
         """Takes in the directory of an artifact (artifacts.py); its diff id is the manifest's digest."""

@@ -29,7 +29,6 @@ class SkeletonWriter:
     """Records the events of one tar as they are unpacked."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
         self._out: BinaryIO = igzip.open(path, "wb", compresslevel=1)  # type: ignore[no-untyped-call]
         self._parts: list[bytes] = []
         self._pending = 0
@@ -58,11 +57,9 @@ class SkeletonWriter:
         self._pending = 0
 
     def close(self) -> bool:
-        """Finishes the file; returns whether it can rebuild the archive. One that cannot is removed."""
+        """Finishes the file; returns whether it can rebuild the archive."""
         self._flush()
         self._out.close()
-        if not self.whole:
-            os.unlink(self._path)
         return self.whole
 
 

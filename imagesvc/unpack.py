@@ -15,6 +15,10 @@ Whiteouts become overlayfs' own marks: `.wh.NAME` a character device 0/0, `.wh..
 OCI layer.md: "Whiteout files MUST only apply to resources in lower/parent layers"; so a name that this layer has itself
 stays, and a directory of it becomes opaque.
 
+A whiteout must hide something: overlayfs lists one by name in a directory that it need not merge, as a file that cannot be
+opened. So those that hide nothing are removed: at once where the layers below are known or the directory is opaque, else by
+`settle_whiteouts` when they are there. Such a layer is keyed by its chain id too, but it is not unpacked twice.
+
 Runs as root in a process whose root is the layer's directory: whatever a name says, it stays inside.
 """
 
@@ -23,7 +27,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from imagesvc import tar_stream
 from imagesvc.limits import MAX_SYMLINKS, Limits
@@ -61,6 +65,8 @@ class LayerWriter:
         self._parents: dict[bytes, bytes] = {b"": b""}
         self._times: dict[bytes, int] = {}
         self._opaque: set[bytes] = set()
+        self.whiteouts: list[bytes] = []
+        """Paths of whiteouts of which it is not known whether they hide anything."""
         self._inherits_group = False
         self._file = -1
         self._segments: list[tuple[int, int]] | None = None
@@ -114,7 +120,15 @@ class LayerWriter:
             self._finish_file()
 
     def finish(self) -> None:
-        """Sets the directories' times, which every file made in them has changed."""
+        """Removes whiteouts that hide nothing, and sets directories' times, which every file made in them has changed."""
+        kept = [path for path in self.whiteouts if _is_whiteout_at(path)]
+        self.whiteouts = [path for path in kept if not self._in_opaque(path)]
+        for path in set(kept).difference(self.whiteouts):
+            os.unlink(path)
+        if self._lower is not None and self.whiteouts:
+            settle_whiteouts(self._lower, self.whiteouts)
+            self.whiteouts = []
+            self.depends = True
         for path, mtime in self._times.items():
             os.utime(path or b".", ns=(mtime, mtime), follow_symlinks=False)
 
@@ -296,6 +310,7 @@ class LayerWriter:
         try:
             os.mknod(path, stat.S_IFCHR, 0)
             self.inodes += 1
+            self.whiteouts.append(path)
         except FileExistsError:
             if stat.S_ISDIR(os.lstat(path).st_mode):
                 self._make_opaque(path)
@@ -389,15 +404,20 @@ class LayerWriter:
 
     def _lookup_lower(self, path: bytes) -> Found | None:
         """What the layers below show at a path; None where this layer hides them."""
-        ancestor = path
-        while ancestor:
-            ancestor = ancestor.rpartition(b"/")[0]
-            if ancestor in self._opaque:
-                return None
+        if self._in_opaque(path):
+            return None
         if self._lower is None:
             raise NeedsLower(os.fsdecode(path))
         self.depends = True
         return self._lower.lookup(path)
+
+    def _in_opaque(self, path: bytes) -> bool:
+        """Whether a directory of this layer hides what lower ones have at a path."""
+        while path:
+            path = path.rpartition(b"/")[0]
+            if path in self._opaque:
+                return True
+        return False
 
     def _copy_up(self, found: Found, path: bytes) -> None:
         """Makes an object of a lower layer one of this layer, as overlayfs does before it changes one."""
@@ -410,6 +430,26 @@ class LayerWriter:
                 self._inherits_group = True
         else:
             self.bytes += (found.status.st_size + _PAGE - 1) & -_PAGE
+
+
+def settle_whiteouts(lower: MergedView, whiteouts: Iterable[bytes]) -> None:
+    """Removes those of the whiteouts, given by path below the working directory, that hide nothing of `lower`.
+
+    The times of the directories that they lie in stay as they are.
+    """
+    for path in whiteouts:
+        if lower.lookup(path) is None:
+            parent = path.rpartition(b"/")[0] or b"."
+            mtime = os.lstat(parent).st_mtime_ns
+            os.unlink(path)
+            os.utime(parent, ns=(mtime, mtime), follow_symlinks=False)
+
+
+def _is_whiteout_at(path: bytes) -> bool:
+    try:
+        return is_whiteout(os.lstat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def copy_object(found: Found, path: bytes) -> None:

@@ -92,6 +92,13 @@ class Unpacker:
                 if not kept:
                     self._layers.remove_directories([directory])
 
+    async def settle(self, layer: Layer, lower: Sequence[Layer]) -> None:
+        """Finishes a layer that was unpacked alone and has whiteouts, now that those below are there."""
+        if not layer.settled:
+            directories = [below.directory for below in lower]
+            await self._workers.run({"job": "settle", "target": layer.path, "lower": directories})
+            layer.settled = True
+
     async def _run(
         self, blob: Incoming, directory: str, lower: Sequence[Layer] | None, progress: Callable[[int], None]
     ) -> dict[str, Any]:

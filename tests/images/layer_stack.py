@@ -1,0 +1,117 @@
+"""Unpacking stacks of layers for tests: through the real job, in forked and chrooted children, and mounted with overlayfs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from imagesvc import jobs
+from imagesvc.limits import Limits
+
+
+def run_unpack(blob: bytes, target: Path, lower: list[Path] | None, limits: Limits | None = None) -> dict[str, Any]:
+    """One unpack job in a child of its own; returns its answer."""
+    target.mkdir()
+    file = target.with_suffix(".blob")
+    file.write_bytes(blob)
+    request = {
+        "job": "unpack",
+        "file": str(file),
+        "offset": 0,
+        "target": str(target),
+        "lower": None if lower is None else [str(d) for d in lower],
+        "limits": asdict(limits or Limits()),
+    }
+    return run_job(request, jobs.AVAILABLE.pack(len(blob), len(blob)))
+
+
+def run_job(request: dict[str, Any], message: bytes = b"") -> dict[str, Any]:
+    """Any job, in a forked child."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        if message:
+            ours.send(message)
+        pid = os.fork()
+        if not pid:
+            try:
+                theirs.send(json.dumps(jobs.run(request, theirs)).encode())
+            finally:
+                os._exit(0)
+        theirs.close()
+        answer: dict[str, Any] = {}
+        while message := ours.recv(1 << 16):
+            if len(message) != jobs.PROGRESS.size:
+                answer = json.loads(message)
+        os.waitpid(pid, 0)
+    return answer
+
+
+def unpack_stack(layers: list[bytes], base: Path) -> list[Path]:
+    """Unpacks as a pull does: each layer alone, and those that depend on others again. Lower directories, topmost first."""
+    answers = [run_unpack(layer, base / f"{i}a", None) for i, layer in enumerate(layers)]
+    roots: list[Path] = []
+    for i, answer in enumerate(answers):
+        directory = base / f"{i}a"
+        if answer.get("error") == "needs_lower":
+            directory = base / f"{i}b"
+            answer = run_unpack(layers[i], directory, roots)  # noqa: PLW2901
+        if "error" in answer:
+            raise UnpackFailed(answer["message"])
+        if answer["ok"]["unsettled"]:
+            settled = run_job({"job": "settle", "target": str(directory), "lower": [str(r) for r in roots]})
+            assert settled == {"ok": {}}
+        assert answer["ok"]["diff_id"] == "sha256:" + hashlib.sha256(layers[i]).hexdigest()
+        roots.insert(0, directory / "fs")
+    return roots
+
+
+class UnpackFailed(Exception):
+    pass
+
+
+@contextmanager
+def overlay(roots: list[Path], target: Path) -> Iterator[Path]:
+    """A read-only overlay of the directories, topmost first."""
+    target.mkdir()
+    empty = target.with_name(target.name + "-empty")
+    empty.mkdir()
+    lower = ":".join(str(root) for root in [*roots, empty])
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={lower}", target], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+
+
+def describe(root: Path, *, times: bool = True) -> dict[bytes, tuple[Any, ...]]:
+    """Everything below a directory: type, mode, owner, device, content or target, time of what is no directory, xattrs."""
+    found: dict[bytes, tuple[Any, ...]] = {}
+    top = os.fsencode(root)
+    for parent, directories, files in os.walk(top):
+        for name in [*directories, *files]:
+            path = os.path.join(parent, name)
+            status = os.lstat(path)
+            content: Any = None
+            if stat.S_ISREG(status.st_mode):
+                content = Path(os.fsdecode(path)).read_bytes()
+            elif stat.S_ISLNK(status.st_mode):
+                content = os.readlink(path)
+            elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+                content = (os.major(status.st_rdev), os.minor(status.st_rdev))
+            xattrs = {n: os.getxattr(path, n, follow_symlinks=False) for n in os.listxattr(path, follow_symlinks=False)}
+            xattrs = {n: v for n, v in xattrs.items() if not n.startswith("trusted.overlay.")}
+            mtime = status.st_mtime_ns if times and not stat.S_ISDIR(status.st_mode) else None
+            found[os.path.relpath(path, top)] = (
+                *(stat.S_IFMT(status.st_mode), stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid),
+                *(content, mtime, xattrs),
+            )
+    return found
