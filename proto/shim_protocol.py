@@ -71,6 +71,7 @@ OPS: dict[str, dict[str, Field]] = {
         "rootfs": Field(dict),
         "user": Field(dict),
         "mkdirs": Field(list, False),
+        "volumes": Field(list, False),
         "stdin": Field(bool, False),
         "stdin_once": Field(bool, False),
         "tty": Field(bool, False),

@@ -7,6 +7,7 @@ uses; until the container is made no list shows it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 from pathlib import PurePosixPath
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from kernel import cgroups
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import container_remove, container_watch, limits, sandbox_run, stop_signals
+from runtime import container_remove, container_watch, image_volumes, limits, sandbox_run, stop_signals
 from runtime.failpoints import failpoint
 from runtime.fork_server import ShimOptions
 from runtime.host_paths import find_sources
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, new_id
 from runtime.oci import spec
+from runtime.oci.mounts import Source
 from runtime.oci.process import user
 from runtime.records import CLOCK, ContainerRecord
 from runtime.shim_client import ShimClient
@@ -54,8 +56,11 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig) -> 
     image = node.images.resolve(config.image.image)
     if image is None:
         raise CrispError(Code.NOT_FOUND, f"image {config.image.image} is not on this node: pull it first")
+    volumes = image_volumes.resolve(node, config)
     async with sandbox.lock:
-        container = _register(node, sandbox, config, image)
+        if config.linux.security_context.namespace_options.pid == cri.POD:
+            await sandbox_run.share_pid_namespace(node, sandbox)
+        container = _register(node, sandbox, config, image, volumes)
     async with container.lock:
         try:
             await node.store.containers.put(container.record.id, container.record.document())
@@ -83,7 +88,7 @@ def _existing(container: Container, config: cri.ContainerConfig) -> str:
     )
 
 
-def _register(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, image: Image) -> Container:
+def _register(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, image: Image, volumes: list[Image]) -> Container:
     """Enter the container in memory; from here on the sandbox cannot go without it."""
     if sandbox.record.state is not SandboxState.READY:
         raise failed_precondition(f"sandbox {sandbox.record.id} is {sandbox.record.state.value}, not ready")
@@ -99,9 +104,11 @@ def _register(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, image: 
         cgroup=cgroups.container_path(sandbox.record.cgroup_parent, container_id, node.host.systemd_cgroups),
         stop_signal=stop_signals.choose(config.stop_signal, image.config.stop_signal),
         resources=config.linux.resources,
+        volume_images=[volume.id for volume in volumes],
     )
     container = Container(record, sandbox)
-    node.images.acquire(image, container_id)
+    for (holder, _), held in zip(image_volumes.holders(record), (image, *volumes), strict=True):
+        node.images.acquire(held, holder)
     node.containers[container_id] = container
     sandbox.containers[container_id] = container
     return container
@@ -149,6 +156,7 @@ async def _make(node: Node, container: Container, image: Image) -> None:
             _rootfs(node, container, image),
             user(record.config, image.config).document(),
             mkdirs=sorted(image.config.volumes),
+            volumes=image_volumes.shim_arguments(node, record),
             stdin=record.config.stdin,
             stdin_once=record.config.stdin_once,
             tty=record.config.tty,
@@ -179,7 +187,7 @@ async def _specification(node: Node, container: Container, image: Image) -> dict
             image=image.config,
             sandbox_directory=node.paths.sandbox(sandbox.id),
             cgroups_path=cgroups.oci_path(sandbox.cgroup_parent, record.id, node.host.systemd_cgroups),
-            sources=await find_sources(node, record.config.mounts),
+            sources=await _sources(node, container),
             target_pid=_target_pid(node, container),
             hostname=sandbox_run.hostname(sandbox),
             daemon=node.config,
@@ -188,6 +196,17 @@ async def _specification(node: Node, container: Container, image: Image) -> dict
             host=node.host,
         )
     )
+
+
+async def _sources(node: Node, container: Container) -> list[Source]:
+    """Where the client's mounts come from: host paths, or images that the shim mounts."""
+    mounts = container.record.config.mounts
+    for mount in mounts:
+        if not mount.host_path and not mount.image.image:
+            raise invalid(f"mount {mount.container_path} has neither a host path nor an image")
+    found = await find_sources(node, list(dict.fromkeys(m.host_path for m in mounts if m.host_path)))
+    volumes = (image_volumes.source(node.paths.bundle(container.record.id), index) for index in itertools.count())
+    return [found[mount.host_path] if mount.host_path else next(volumes) for mount in mounts]
 
 
 def _target_pid(node: Node, container: Container) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kernel import mounts
 from proto.errors import Code, CrispError
-from runtime import cgroup_end, container_stop, limits
+from runtime import cgroup_end, container_stop, image_volumes, limits
 from runtime.failpoints import failpoint
 
 if TYPE_CHECKING:
@@ -57,7 +57,8 @@ async def discard(node: Node, container: Container) -> None:
     await loop.run_in_executor(node.blocking, _discard_blocking, node, container)
     failpoint("container.unlinked")
     await node.store.containers.delete(record.id)
-    node.images.release(record.id)
+    for holder, _ in image_volumes.holders(record):
+        node.images.release(holder)
     node.containers.pop(record.id, None)
     container.sandbox.containers.pop(record.id, None)
 

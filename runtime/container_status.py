@@ -48,6 +48,9 @@ def status(container: Container) -> cri.ContainerStatus:
         stop_signal=cri.Signal.Name(stop_signals.TO_CRI.get(record.stop_signal, cri.SIGNAL_RUNTIME_DEFAULT)),
     )
     reply.resources.linux.CopyFrom(record.resources)
+    volumes = (mount for mount in reply.mounts if mount.image.image)
+    for mount, image_id in zip(volumes, record.volume_images, strict=True):
+        mount.image.image_ref = image_id
     reply.user.linux.uid = record.uid
     reply.user.linux.gid = record.gid
     reply.user.linux.supplemental_groups.extend(record.groups)

@@ -4,11 +4,10 @@ stat(2) never returns. The daemon itself never touches them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kernel import mounts
-from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, invalid
 from runtime import limits
 from runtime.oci.mounts import Source
@@ -17,12 +16,11 @@ if TYPE_CHECKING:
     from runtime.node import Node
 
 
-async def find_sources(node: Node, requested: Iterable[cri.Mount]) -> dict[str, Source]:
-    """What stands at each host path; a path that is missing becomes a directory, which is what the kubelet expects.
+async def find_sources(node: Node, paths: Sequence[str]) -> dict[str, Source]:
+    """What stands at each host path; one that is missing becomes a directory, which is what the kubelet expects.
 
     Raises DEADLINE_EXCEEDED naming the paths if the helper gets no answer from the file system.
     """
-    paths = list(dict.fromkeys(mount.host_path for mount in requested if mount.host_path))
     if not paths:
         return {}
     for path in paths:

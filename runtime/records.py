@@ -109,6 +109,8 @@ class ContainerRecord:
     uid: int = 0
     gid: int = 0
     groups: list[int] = field(default_factory=list)
+    volume_images: list[str] = field(default_factory=list)
+    """Ids of the images of its image volumes, in the order of their mounts."""
     resources: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)
     """As last asked for, by create or by update."""
 

@@ -24,7 +24,7 @@ import structlog
 from kernel import cgroups, mounts, namespaces
 from proto import api_pb2 as cri
 from proto.errors import CrispError
-from runtime import cgroup_end, container_remove, container_watch, sandbox_teardown
+from runtime import cgroup_end, container_remove, container_watch, image_volumes, sandbox_teardown
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, Sandbox
 from runtime.records import CLOCK, ContainerRecord, SandboxRecord
@@ -91,9 +91,9 @@ def _load(node: Node) -> set[str]:
 async def _container(node: Node, container: Container) -> None:
     record = container.record
     bundle = str(node.paths.bundle(record.id))
-    image = node.images.resolve(record.image_id)
-    if image is not None:
-        node.images.acquire(image, record.id)
+    for holder, image_id in image_volumes.holders(record):
+        if (image := node.images.resolve(image_id)) is not None:
+            node.images.acquire(image, holder)
     if shim_alive(bundle):
         try:
             container.shim = await ShimClient.connect(bundle)
@@ -140,7 +140,7 @@ def _missing(node: Node, record: SandboxRecord) -> str:
         return "its network namespace"
     if options.ipc != cri.NODE and not namespaces.is_pinned(str(node.paths.namespace(record.id, "ipc"))):
         return "its IPC namespace"
-    if options.pid == cri.POD and not node.host.hierarchies.group(record.cgroup).populated():
+    if record.pause_pid and not node.host.hierarchies.group(record.cgroup).populated():
         return "its init process"
     return ""
 

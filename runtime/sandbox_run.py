@@ -111,8 +111,6 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
         record.ips, record.network = list(result.ips), dict(result.detail)
     failpoint("sandbox.network")
     _write_files(node, record)
-    if options.pid == cri.POD:
-        await _start_pause(node, sandbox)
 
 
 async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption) -> None:
@@ -182,8 +180,14 @@ def hostname(record: SandboxRecord) -> str:
     return record.config.hostname
 
 
-async def _start_pause(node: Node, sandbox: Sandbox) -> None:
+async def share_pid_namespace(node: Node, sandbox: Sandbox) -> None:
+    """Give the sandbox a PID namespace of its own, with a minimal init; made for the first container that wants it.
+
+    The caller holds the sandbox's lock.
+    """
     record = sandbox.record
+    if record.pause_pid or record.state is not SandboxState.READY:
+        return
     kinds = _kinds(record.config.linux.security_context.namespace_options)
     reply = await node.fork_server.run_job(
         "shim.pause:main",
@@ -196,3 +200,4 @@ async def _start_pause(node: Node, sandbox: Sandbox) -> None:
         timeout=limits.SANDBOX_SECONDS,
     )
     record.pause_pid = reply["pid"]
+    await node.store.sandboxes.put(record.id, record.document())

@@ -19,7 +19,7 @@ from typing import Any
 
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message, Request, State
-from shim import exit_record, process, rootfs, user_lookup
+from shim import exit_record, image_volumes, process, rootfs, user_lookup
 from shim.execs import Exec, read_pid
 from shim.exit_record import ExitRecord
 from shim.loop import Event, Loop
@@ -131,6 +131,7 @@ class Container:
         root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             rootfs.make_directories(root_fd, fields.get("mkdirs", []))
+            image_volumes.mount_all(self._bundle, fields.get("volumes", []))
             wanted = fields["user"]
             user = user_lookup.resolve(
                 root_fd,

@@ -14,7 +14,7 @@ from proto.errors import invalid
 from runtime.oci import devices, mounts, process, resources, seccomp
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from imagesvc.images import OciConfig
     from runtime.config import Config, HandlerConfig
@@ -36,8 +36,8 @@ class Inputs:
     image: OciConfig
     sandbox_directory: Path
     cgroups_path: str
-    sources: Mapping[str, Source]
-    """By host path."""
+    sources: Sequence[Source]
+    """Of the client's mounts, in their order."""
     target_pid: int
     """Init of the container whose PID namespace is shared; 0 if none is."""
     hostname: str
@@ -78,8 +78,8 @@ def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
         defaults = [replaced.get(mount["destination"], mount) for mount in defaults]
     defaults += mounts.pod_files(inputs.sandbox_directory, host_ipc=host_ipc, readonly=context.readonly_rootfs)
     clients = [
-        mounts.client_mount(mount, inputs.sources[mount.host_path], rro=inputs.features.recursive_read_only)
-        for mount in inputs.config.mounts
+        mounts.client_mount(mount, source, rro=inputs.features.recursive_read_only)
+        for mount, source in zip(inputs.config.mounts, inputs.sources, strict=True)
     ]
     return mounts.arrange(defaults, clients)
 
