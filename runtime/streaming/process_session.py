@@ -46,21 +46,20 @@ class ProcessSession:
         stdin = asyncio.create_task(self._copy_stdin())
         resize = asyncio.create_task(self._follow_size())
         waiter = asyncio.create_task(self._io.wait())
-        ends = [asyncio.create_task(output.ended()) for output in outputs]
+        silence = asyncio.create_task(_all_ended(outputs))
         try:
             if not self._is_attach:
                 code = await waiter
             else:
                 # A container that has ended has closed its output, though not the other way round: that is
                 # the sign for attaches. One for input alone ends with the client's input.
-                all_ended = asyncio.gather(*ends) if ends else stdin
-                await asyncio.wait((waiter, all_ended), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((waiter, silence if outputs else stdin), return_when=asyncio.FIRST_COMPLETED)
                 code = 0
             for output in outputs:
                 await output.drain()
             return code
         finally:
-            tasks = (stdin, resize, waiter, *ends)
+            tasks = (stdin, resize, waiter, silence)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, *(output.stop() for output in outputs), return_exceptions=True)
@@ -103,6 +102,11 @@ class ProcessSession:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await asyncio.shield(closing)
+
+
+async def _all_ended(outputs: list[Output]) -> None:
+    for output in outputs:
+        await output.ended()
 
 
 async def _discard(stream: Stream) -> None:
