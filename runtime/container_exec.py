@@ -51,7 +51,7 @@ async def exec_sync(node: Node, reference: str, command: list[str], timeout: int
         code = await _wait(session, command[0], timeout)
         # The exit code wins over what a grandchild that holds the pipes may still write.
         await asyncio.wait((stdout.ended, stderr.ended), timeout=limits.EXEC_DRAIN_SECONDS)
-        return bytes(stdout.data), bytes(stderr.data), code
+        return *_fit(bytes(stdout.data), bytes(stderr.data)), code
     finally:
         stdout.stop()
         stderr.stop()
@@ -64,6 +64,14 @@ async def _wait(session: ExecSession, name: str, timeout: int) -> int:
     except TimeoutError:
         await session.kill()
         raise CrispError(Code.DEADLINE_EXCEEDED, f"command {name!r} timed out: timeout of {timeout} s exceeded") from None
+
+
+def _fit(stdout: bytes, stderr: bytes) -> tuple[bytes, bytes]:
+    """Cut the longer one so that both fit into one message, which is all that a client reads."""
+    room = limits.GRPC_MESSAGE_BYTES - limits.GRPC_OVERHEAD_BYTES
+    if len(stdout) >= len(stderr):
+        return stdout[: max(room - len(stderr), room // 2)], stderr[: room // 2]
+    return stdout[: room // 2], stderr[: max(room - len(stdout), room // 2)]
 
 
 class Capture:

@@ -9,6 +9,9 @@ MIB: Final = 1024 * 1024
 GRPC_MESSAGE_BYTES: Final = 16 * MIB
 """The kubelet reads at most this much in one message."""
 
+GRPC_OVERHEAD_BYTES: Final = 1024
+"""Room in a message for what surrounds its one large field."""
+
 EXEC_SYNC_BYTES: Final = 16 * MIB
 """What ExecSync keeps of each stream; the command keeps running and the rest is read and dropped."""
 

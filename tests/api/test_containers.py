@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import stat
@@ -34,7 +35,6 @@ def cgroup_value(container: Container, controller: str, name: str) -> str:
 
 def pid_of(container: Container) -> int:
     """Its init on the host, from the verbose status."""
-    import json
 
     reply = container.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container.id, verbose=True))
     return int(json.loads(reply.info["info"])["pid"])
@@ -205,7 +205,7 @@ def test_capabilities_and_no_new_privs(kubelet: Kubelet) -> None:
     wanted.linux.security_context.capabilities.drop_capabilities.append("ALL")
     wanted.linux.security_context.capabilities.add_capabilities.append("NET_BIND_SERVICE")
     wanted.linux.security_context.no_new_privs = True
-    lines = dict(l.split(":\t") for l in kubelet.pod().shell("cat /proc/self/status", wanted).output().splitlines())
+    lines = dict(line.split(":\t") for line in kubelet.pod().shell("cat /proc/self/status", wanted).output().splitlines())
     for name in ("CapPrm", "CapEff", "CapBnd"):
         assert int(lines[name], 16) == 1 << 10, name
     assert int(lines["CapInh"], 16) == int(lines["CapAmb"], 16) == 0

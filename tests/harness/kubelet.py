@@ -6,6 +6,7 @@ import itertools
 import os
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,11 @@ class Kubelet:
         config = config or self.pod_config(**linux)
         reply = self.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config, runtime_handler=handler))
         return Pod(self, reply.pod_sandbox_id, config)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look until it is so."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come to be so"
+        time.sleep(0.02)
