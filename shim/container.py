@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -265,7 +266,10 @@ class Container:
         elif not empty:
             self._reason = "processes of the container do not die"
         self._record = ExitRecord(code, number, oom_killed, self._started_at, finished_at, self._reason)
-        exit_record.write(self._bundle, self._record)
+        try:
+            exit_record.write(self._bundle, self._record)
+        except OSError:  # the disk is full, or someone has removed the bundle: those who listen are told all the same
+            sys.excepthook(*sys.exc_info())
         self.state = State.STOPPED
         self.on_exit(self._record._asdict())
         await until(self._loop, lambda: not self.execs, RECORD_TIME)

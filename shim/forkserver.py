@@ -48,6 +48,10 @@ def main() -> None:
     for name in modules:
         importlib.import_module(name)
     _detach_from_terminal()
+    for caught in signal.valid_signals():
+        # What the daemon's parent made it ignore (nohup does) would reach every container.
+        if signal.getsignal(caught) == signal.SIG_IGN and caught not in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(caught, signal.SIG_DFL)
     # A child that ended is reaped by the kernel: the server never waits for one.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -57,9 +57,17 @@ class Call:
         finally:
             os.close(self._log)
         if text:
-            with open(self._log_copy, "ab", buffering=0) as file:
-                file.write(text)
+            keep(text, self._log_copy)
         if code == process.EXEC_FAILED and not text:
             text = f"{self._runtime.path} cannot be executed".encode()
         if code:
             raise oci_runtime.failure(self._runtime, self._verb, code, text, command)
+
+
+def keep(text: bytes, path: str) -> None:
+    """Append to the bundle's runtime.log; a full disk or a bundle that has gone is no reason to fail."""
+    try:
+        with open(path, "ab", buffering=0) as file:
+            file.write(text)
+    except OSError:
+        return

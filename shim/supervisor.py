@@ -36,6 +36,7 @@ from shim.session import Answer, Session
 from shim.tracking import Tracking
 
 MAX_SESSIONS = 256
+FORGOTTEN_AFTER = 120.0  # seconds without a session until a shim that has created nothing leaves
 # glibc's own limit grows with the first large buffer that is freed; memory would then stay with the shim.
 MMAP_THRESHOLD = 64 << 10  # bytes
 
@@ -121,6 +122,7 @@ class Shim:
         self._listener.listen(64)
         self._listener.setblocking(False)
         self._loop.add(self._listener.fileno(), self._on_connection)
+        self._loop.spawn(self._leave_if_forgotten())
 
     def run(self) -> None:
         """Serve until the container is gone."""
@@ -147,6 +149,14 @@ class Shim:
             self._loop.spawn(session.exec.kill())
         if session.holds_stdin:
             self._container.client_left_stdin()
+        if not self._sessions:
+            self._loop.spawn(self._leave_if_forgotten())
+
+    async def _leave_if_forgotten(self) -> None:
+        """A shim whose daemon died before `create` would otherwise wait for ever."""
+        await self._loop.sleep(FORGOTTEN_AFTER)
+        if not self._sessions and self._container.state is State.NEW:
+            await self._container.kill()
 
     def _state(self) -> Message:
         return {"version": shim_protocol.VERSION, "id": self._id, **self._container.status()}
