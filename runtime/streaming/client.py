@@ -1,0 +1,321 @@
+"""The other side: what `crisp exec`, `crisp attach` and `crisp port-forward` do with a URL. It speaks SPDY/3.1, as
+crictl."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import socket
+import ssl
+import sys
+import termios
+import threading
+import tty as terminal
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import h11
+
+from proto.errors import Code, CrispError
+from runtime.streaming import portforward
+from runtime.streaming.connection import Connection, ConnectionLostError, unless_lost
+from runtime.streaming.http_upgrade import PROTOCOL_HEADER, SPDY
+from runtime.streaming.relay import CHUNK_BYTES, read_fd, write_fd
+from runtime.streaming.remote_command import SPDY_PROTOCOLS, StreamOptions, expected_streams
+from runtime.streaming.session import Stream, StreamResetError
+from runtime.streaming.spdy_session import SpdySession
+
+CONNECT_SECONDS: Final = 30.0
+
+
+async def connect(url: str, protocols: Sequence[str], tls: ssl.SSLContext | None = None) -> tuple[SpdySession, str]:
+    """Open a session; returns it with the protocol that was agreed on.
+
+    `tls` is for https URLs, by default with the system's certificate authorities. Raises UNAVAILABLE, or what the server
+    refused with.
+    """
+    parts = urlsplit(url)
+    secure = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(lambda _: None), parts.hostname or "", parts.port or (443 if secure else 80), ssl=secure
+            )
+            protocol, rest = await unless_lost(connection.lost, _upgrade(connection, parts.path, parts.netloc, protocols))
+    except (OSError, TimeoutError, ConnectionLostError) as error:
+        raise CrispError(Code.UNAVAILABLE, f"cannot connect to {parts.netloc}: {error or 'no answer'}") from None
+    session = SpdySession(connection, is_server=False)
+    connection.data_received(rest)
+    connection.resume_reading()
+    return session, protocol
+
+
+async def _upgrade(connection: Connection, path: str, host: str, protocols: Sequence[str]) -> tuple[str, bytes]:
+    """Ask for SPDY; returns the chosen protocol and the bytes that came after the answer."""
+    http = h11.Connection(h11.CLIENT)
+    answered: asyncio.Future[h11.InformationalResponse] = asyncio.get_running_loop().create_future()
+    refusal: list[Any] = []
+
+    def receive(data: bytes) -> None:
+        try:
+            http.receive_data(data)
+            while not answered.done() and (event := http.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
+                    connection.pause_reading()
+                    answered.set_result(event)
+                elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
+                    answered.set_exception(_refused(refusal))
+                else:
+                    refusal.append(event)
+        except h11.RemoteProtocolError as error:
+            answered.set_exception(CrispError(Code.UNAVAILABLE, f"{host} does not speak HTTP: {error}"))
+
+    connection.set_receiver(receive)
+    headers = [("Host", host), ("Connection", "Upgrade"), ("Upgrade", SPDY), ("Content-Length", "0")]
+    headers += [(PROTOCOL_HEADER, protocol) for protocol in protocols]
+    request = http.send(h11.Request(method="POST", target=path, headers=headers)) or b""
+    connection.write(request + (http.send(h11.EndOfMessage()) or b""))
+    response = await answered
+    wanted = PROTOCOL_HEADER.lower().encode()
+    protocol = next((value.decode() for name, value in response.headers if name == wanted), "")
+    return protocol, http.trailing_data[0]
+
+
+def _refused(events: Sequence[Any]) -> CrispError:
+    status = next((event.status_code for event in events if isinstance(event, h11.Response)), 0)
+    text = b"".join(bytes(event.data) for event in events if isinstance(event, h11.Data)).decode(errors="replace").strip()
+    code = {404: Code.NOT_FOUND, 429: Code.RESOURCE_EXHAUSTED}.get(status, Code.UNAVAILABLE)
+    return CrispError(code, text or f"the server answered with status {status}")
+
+
+# -- exec and attach -------------------------------------------------------------------------------------------------
+
+
+async def run_command(url: str, options: StreamOptions, *, stdin: int = 0, stdout: int = 1, stderr: int = 2) -> int:
+    """Join this program's own streams with an exec's or attach's; returns the exit code.
+
+    With a terminal on both sides it is raw for as long as this takes, and its size is followed. Raises the failure that the
+    server reports, or UNAVAILABLE if the connection is lost.
+    """
+    session, protocol = await connect(url, SPDY_PROTOCOLS)
+    watcher = asyncio.create_task(session.watch())
+    try:
+        return await _joined(session, protocol, options, (stdin, stdout, stderr))
+    except (ConnectionLostError, StreamResetError):
+        raise CrispError(Code.UNAVAILABLE, "the connection was lost before the command ended") from None
+    finally:
+        session.abort()
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+
+
+async def _joined(session: SpdySession, protocol: str, options: StreamOptions, fds: tuple[int, int, int]) -> int:
+    stdin, stdout, stderr = fds
+    # The error stream first, as other clients do: a server may count on it.
+    kinds = sorted(expected_streams(options, protocol), key=lambda kind: kind != "error")
+    streams = {kind: await session.open({"streamtype": kind}) for kind in kinds}
+    raw = options.tty and options.stdin and os.isatty(stdin)
+    background: list[asyncio.Task[Any]] = []
+    outputs: list[asyncio.Task[Any]] = []
+    with _raw(stdin) if raw else contextlib.nullcontext():
+        try:
+            if "stdin" in streams:
+                background.append(asyncio.create_task(_send_input(stdin, streams["stdin"])))
+            if "resize" in streams and os.isatty(stdin):
+                background.append(asyncio.create_task(_send_size(stdin, streams["resize"])))
+            message = asyncio.create_task(_all(streams["error"]))
+            background.append(message)
+            for kind, fd in (("stdout", stdout), ("stderr", stderr)):
+                if kind in streams:
+                    outputs.append(asyncio.create_task(_print(streams[kind], fd)))
+            await asyncio.gather(message, *outputs)
+        finally:
+            for task in (*background, *outputs):
+                task.cancel()
+            await asyncio.gather(*background, *outputs, return_exceptions=True)
+    return _exit_code(message.result())
+
+
+async def _all(stream: Stream) -> bytes:
+    return b"".join([data async for data in _chunks(stream)])
+
+
+async def _chunks(stream: Stream) -> AsyncIterator[bytes]:
+    while data := await stream.read():
+        yield data
+
+
+async def _print(stream: Stream, fd: int) -> None:
+    """Write to a descriptor of this program. If that blocks, everything waits, as it should."""
+    async for data in _chunks(stream):
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+async def _send_input(fd: int, stream: Stream) -> None:
+    with contextlib.suppress(StreamResetError):
+        async for data in _input(fd):
+            await stream.write(data)
+        stream.end()
+
+
+async def _input(fd: int) -> AsyncIterator[bytes]:
+    """What a descriptor of this program's has to say, read by a thread: it may be a file, and a terminal's flags are not
+    ours to change. The thread may outlast the program's interest in it, so it is a daemon."""
+    loop = asyncio.get_running_loop()
+    chunks: asyncio.Queue[bytes] = asyncio.Queue()
+    wanted = threading.Semaphore(1)
+
+    def read() -> None:
+        data = b"begin"
+        while data:
+            wanted.acquire()
+            try:
+                data = os.read(fd, CHUNK_BYTES)
+            except OSError:
+                data = b""
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(chunks.put_nowait, data)
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while data := await chunks.get():
+        yield data
+        wanted.release()
+
+
+async def _send_size(fd: int, stream: Stream) -> None:
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+    changed.set()
+    loop.add_signal_handler(signal.SIGWINCH, changed.set)
+    try:
+        while True:
+            await changed.wait()
+            changed.clear()
+            size = os.get_terminal_size(fd)
+            await stream.write(json.dumps({"Width": size.columns, "Height": size.lines}).encode() + b"\n")
+    finally:
+        loop.remove_signal_handler(signal.SIGWINCH)
+
+
+@contextlib.contextmanager
+def _raw(fd: int) -> Iterator[None]:
+    before = termios.tcgetattr(fd)
+    terminal.setraw(fd)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _exit_code(message: bytes) -> int:
+    """What the error stream said at the end."""
+    if not message:
+        return 0
+    try:
+        status = json.loads(message)
+        if status["status"] == "Success":
+            return 0
+        for cause in status.get("details", {}).get("causes", ()):
+            if status.get("reason") == "NonZeroExitCode" and cause.get("reason") == "ExitCode":
+                return int(cause["message"])
+        text = str(status.get("message"))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        text = message.decode(errors="replace")
+    raise CrispError(Code.UNKNOWN, text)
+
+
+# -- port-forward ----------------------------------------------------------------------------------------------------
+
+
+async def forward_ports(
+    url: str,
+    ports: Sequence[tuple[int, int]],
+    *,
+    address: str = "127.0.0.1",
+    on_listening: Callable[[int, int], None] = lambda _local, _remote: None,
+    on_error: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
+) -> None:
+    """Listen on local ports and carry each connection to its port in the pod, until cancelled.
+
+    `ports` are pairs of local port (0: any) and port in the pod. Raises UNAVAILABLE when the connection is lost.
+    """
+    session, _ = await connect(url, (portforward.PROTOCOL,))
+    watcher = asyncio.create_task(session.watch())
+    requests = itertools.count()
+    loop = asyncio.get_running_loop()
+    tasks = {watcher}
+    try:
+        for local, remote in ports:
+            listener = _listen(address, local)
+            on_listening(listener.getsockname()[1], remote)
+            tasks.add(loop.create_task(_accept(session, listener, remote, requests, on_error)))
+        await watcher
+        raise CrispError(Code.UNAVAILABLE, "the connection was lost")
+    finally:
+        session.abort()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _listen(address: str, port: int) -> socket.socket:
+    try:
+        listener = socket.create_server(
+            (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET, reuse_port=False
+        )
+    except OSError as error:
+        raise CrispError(Code.UNAVAILABLE, f"cannot listen on {address} port {port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+async def _accept(
+    session: SpdySession, listener: socket.socket, port: int, requests: Iterator[int], on_error: Callable[[str], None]
+) -> None:
+    loop = asyncio.get_running_loop()
+    with listener:
+        async with asyncio.TaskGroup() as connections:
+            while True:
+                connection, _ = await loop.sock_accept(listener)
+                connections.create_task(_carry(session, connection, port, str(next(requests)), on_error))
+
+
+async def _carry(
+    session: SpdySession, connection: socket.socket, port: int, request: str, on_error: Callable[[str], None]
+) -> None:
+    """One connection's life."""
+    headers = {"port": str(port), "requestid": request}
+    with connection:
+        connection.setblocking(False)
+        try:
+            error = await session.open({**headers, "streamtype": "error"})
+            error.end()
+            data = await session.open({**headers, "streamtype": "data"})
+            upward = asyncio.create_task(_upward(connection.fileno(), data))
+            try:
+                while (chunk := await data.read()) and await write_fd(connection.fileno(), chunk):
+                    pass
+            finally:
+                upward.cancel()
+                await asyncio.gather(upward, return_exceptions=True)
+            data.reset()
+            if message := await _all(error):
+                on_error(message.decode(errors="replace"))
+        except StreamResetError:
+            on_error(f"the server refused the connection to port {port}")
+        except ConnectionLostError:
+            return
+
+
+async def _upward(fd: int, data: Stream) -> None:
+    with contextlib.suppress(StreamResetError, ConnectionLostError):
+        while chunk := await read_fd(fd):
+            await data.write(chunk)
+        data.end()
