@@ -76,6 +76,7 @@ def verbose(node: Node, container: Container) -> dict[str, str]:
         "writableLayer": str(node.paths.writable_layer(record.id)),
         "cgroup": record.cgroup,
         "runtimeHandler": record.handler,
+        "terminal": record.config.tty,
     }
     try:
         info["runtimeSpec"] = json.loads((bundle / "config.json").read_bytes())

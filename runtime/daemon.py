@@ -31,6 +31,8 @@ from runtime.rpc_images import ImageService as ImageRpcs
 from runtime.rpc_runtime import RuntimeService
 from runtime.server import Boundary
 from runtime.store import Store
+from runtime.stream_sources import StreamSources
+from runtime.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,8 +108,11 @@ async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack
 async def _serve(node: Node, stack: AsyncExitStack) -> None:
     stack.push_async_callback(_close_shims, node)
     stack.push_async_callback(node.joiner.settle, limits.SHUTDOWN_SECONDS)
+    streaming = StreamingServer(node.config.streaming, StreamSources(node))
+    await streaming.start()
+    stack.push_async_callback(streaming.stop)
     boundary = Boundary()
-    boundary.add(api_pb2.DESCRIPTOR.services_by_name["RuntimeService"], RuntimeService(node))
+    boundary.add(api_pb2.DESCRIPTOR.services_by_name["RuntimeService"], RuntimeService(node, streaming))
     boundary.add(api_pb2.DESCRIPTOR.services_by_name["ImageService"], ImageRpcs(node))
     boundary.add(admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(node))
     node.config.socket.parent.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from runtime.paths import Paths
     from runtime.shim_client import ShimClient
     from runtime.store import Store
-    from runtime.streaming.server import StreamingServer
 
 
 @dataclass(slots=True, eq=False)
@@ -75,7 +74,6 @@ class Node:
     images: ImageService
     events: EventBus
     blocking: ThreadPoolExecutor
-    streaming: StreamingServer | None = None
     joiner: Joiner = field(default_factory=Joiner)
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)

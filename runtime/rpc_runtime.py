@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import crisp
 from proto import api_pb2 as cri
+from proto.errors import failed_precondition, invalid
 from runtime import (
     container_create,
     container_exec,
@@ -18,9 +19,11 @@ from runtime import (
     sandbox_status,
     sandbox_teardown,
 )
+from runtime.lifecycle import SandboxState
 
 if TYPE_CHECKING:
     from runtime.node import Node
+    from runtime.streaming.server import StreamingServer
 
 API_VERSION = "v1"
 
@@ -28,8 +31,9 @@ API_VERSION = "v1"
 class RuntimeService:
     """Pods and containers."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, streaming: StreamingServer) -> None:
         self._node = node
+        self._streaming = streaming
 
     async def Version(self, request: cri.VersionRequest) -> cri.VersionResponse:
         """Name and versions; the kubelet wants all four fields."""
@@ -112,6 +116,27 @@ class RuntimeService:
         _, shim = container_exec.running(self._node, request.container_id)
         await shim.reopen_log()
         return cri.ReopenContainerLogResponse()
+
+    async def Exec(self, request: cri.ExecRequest) -> cri.ExecResponse:
+        """A URL where a client can run a command."""
+        if not request.cmd:
+            raise invalid("Exec without a command")
+        container, _ = container_exec.running(self._node, request.container_id)
+        streams = {"tty": request.tty, "stdin": request.stdin, "stdout": request.stdout, "stderr": request.stderr}
+        return cri.ExecResponse(url=self._streaming.exec_url(container.record.id, request.cmd, **streams))
+
+    async def Attach(self, request: cri.AttachRequest) -> cri.AttachResponse:
+        """A URL where a client can attach."""
+        container, _ = container_exec.running(self._node, request.container_id)
+        streams = {"tty": request.tty, "stdin": request.stdin, "stdout": request.stdout, "stderr": request.stderr}
+        return cri.AttachResponse(url=self._streaming.attach_url(container.record.id, **streams))
+
+    async def PortForward(self, request: cri.PortForwardRequest) -> cri.PortForwardResponse:
+        """A URL where a client can reach ports of the pod."""
+        sandbox = self._node.sandbox(request.pod_sandbox_id)
+        if sandbox.record.state is not SandboxState.READY:
+            raise failed_precondition(f"sandbox {sandbox.record.id} is {sandbox.record.state.value}, not ready")
+        return cri.PortForwardResponse(url=self._streaming.port_forward_url(sandbox.record.id, request.port))
 
     async def ExecSync(self, request: cri.ExecSyncRequest) -> cri.ExecSyncResponse:
         """Run a command to its end."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import crisp
-from runtime.cli import check, images, ps, run, serve
+from runtime.cli import check, images, ps, run, serve, streams
 from runtime.client import DEFAULT_SOCKET
 
 
@@ -33,3 +33,6 @@ main.add_command(check.command)
 main.add_command(run.command)
 main.add_command(ps.command)
 main.add_command(images.group)
+main.add_command(streams.exec_)
+main.add_command(streams.attach)
+main.add_command(streams.port_forward)

@@ -1,0 +1,80 @@
+"""`crisp exec`, `crisp attach`, `crisp port-forward`: through the same URLs that crictl gets."""
+
+from __future__ import annotations
+
+import asyncio
+
+import click
+
+from runtime.cli.output import errors, fail
+from runtime.client import Client
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("container")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("-i", "--stdin", is_flag=True, help="Pass our input on.")
+@click.option("-t", "--tty", is_flag=True, help="Give the process a terminal.")
+@click.pass_obj
+def exec_(socket_path: str, container: str, command: tuple[str, ...], stdin: bool, tty: bool) -> None:
+    """Run a command in a running container; ends with its exit code."""
+    from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
+    from runtime.streaming.client import run_command  # noqa: PLC0415
+    from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
+
+    with errors(), Client(socket_path) as client:
+        request = cri.ExecRequest(container_id=container, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+        url = client.runtime.Exec(request).url
+        code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty)))
+    raise SystemExit(code)
+
+
+@click.command("attach")
+@click.argument("container")
+@click.option("-i", "--stdin", is_flag=True, help="Pass our input on.")
+@click.pass_obj
+def attach(socket_path: str, container: str, stdin: bool) -> None:
+    """Show a running container's output from now on, until it ends."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+    from runtime.streaming.client import run_command  # noqa: PLC0415
+    from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
+
+    with errors(), Client(socket_path) as client:
+        verbose = cri.ContainerStatusRequest(container_id=container, verbose=True)
+        tty = '"terminal": true' in client.runtime.ContainerStatus(verbose).info["info"]
+        request = cri.AttachRequest(container_id=container, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+        url = client.runtime.Attach(request).url
+        code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty)))
+    raise SystemExit(code)
+
+
+@click.command("port-forward")
+@click.argument("pod")
+@click.argument("ports", nargs=-1, required=True)
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on here.")
+@click.pass_obj
+def port_forward(socket_path: str, pod: str, ports: tuple[str, ...], address: str) -> None:
+    """Reach ports of a pod from here: PORT, or LOCAL:PORT; until Ctrl-C."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+    from runtime.streaming.client import forward_ports  # noqa: PLC0415
+
+    pairs = [_ports(text) for text in ports]
+    with errors(), Client(socket_path) as client:
+        request = cri.PortForwardRequest(pod_sandbox_id=pod, port=[remote for _, remote in pairs])
+        url = client.runtime.PortForward(request).url
+
+        def listening(local: int, remote: int) -> None:
+            click.echo(f"{address}:{local} -> {remote}")
+
+        try:
+            asyncio.run(forward_ports(url, pairs, address=address, on_listening=listening))
+        except KeyboardInterrupt:
+            return
+
+
+def _ports(text: str) -> tuple[int, int]:
+    local, colon, remote = text.rpartition(":")
+    try:
+        return (int(local) if colon else int(remote)), int(remote)
+    except ValueError:
+        fail(f"{text!r} is neither PORT nor LOCAL:PORT", 2)
