@@ -189,7 +189,8 @@ class Group:
 
     def remove(self) -> bool:
         """Remove the group and the groups below it everywhere; False while the kernel calls one of them busy."""
-        return all([remove_tree(os.path.join(root, self.path)) for root in self.hierarchies.roots()])
+        busy = [root for root in self.hierarchies.roots() if not remove_tree(os.path.join(root, self.path))]
+        return not busy
 
 
 # --- one directory of one hierarchy ----------------------------------------------------------------------------

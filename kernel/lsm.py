@@ -7,9 +7,7 @@ import os
 
 def apparmor_enabled() -> bool:
     """Whether AppArmor is enabled in the kernel and its interface is mounted."""
-    return _read("/sys/module/apparmor/parameters/enabled")[:1] == b"Y" and os.path.isdir(
-        "/sys/kernel/security/apparmor"
-    )
+    return _read("/sys/module/apparmor/parameters/enabled")[:1] == b"Y" and os.path.isdir("/sys/kernel/security/apparmor")
 
 
 def selinux_enabled() -> bool:

@@ -110,10 +110,10 @@ def holding(path: str | bytes, entries: list[Mount] | None = None) -> Mount:
     best: Mount | None = None
     for entry in found:
         prefix = entry.mount_point.rstrip(b"/")
-        if wanted == entry.mount_point or wanted.startswith(prefix + b"/"):
-            # A later mount on the same point hides the earlier one.
-            if best is None or len(entry.mount_point) >= len(best.mount_point):
-                best = entry
+        inside = wanted == entry.mount_point or wanted.startswith(prefix + b"/")
+        # A later mount on the same point hides the earlier one.
+        if inside and (best is None or len(entry.mount_point) >= len(best.mount_point)):
+            best = entry
     if best is None:
         raise OSError(errno.ENOENT, "no mount holds this path", os.fsdecode(wanted))
     return best
@@ -168,9 +168,7 @@ def tmpfs(target: str | bytes, size: int, mode: int = 0o1777) -> None:
     syscalls.mount("shm", target, "tmpfs", flags, options)
 
 
-def overlay(
-    target: str | bytes, lower: list[str], upper: str = "", work: str = "", volatile: bool = False
-) -> None:
+def overlay(target: str | bytes, lower: list[str], upper: str = "", work: str = "", volatile: bool = False) -> None:
     """Mount an overlay of `lower` (topmost first, at most 500: the kernel's limit) at `target`.
 
     Without `upper` it is read-only and needs two lower directories (the caller binds a single one instead). `volatile`
@@ -211,9 +209,7 @@ def _overlay_fd(lower: list[str], options: list[tuple[bytes, str]], volatile: bo
         os.close(context)
 
 
-def _overlay_by_options(
-    target: str | bytes, lower: list[str], options: list[tuple[bytes, str]], volatile: bool
-) -> None:
+def _overlay_by_options(target: str | bytes, lower: list[str], options: list[tuple[bytes, str]], volatile: bool) -> None:
     """mount(2) with everything in one page of options, names relative to the layers' common directory."""
     top = os.path.commonpath([os.path.dirname(directory) for directory in lower])
     names = [os.path.relpath(directory, top) for directory in lower]
@@ -223,9 +219,7 @@ def _overlay_by_options(
         + (["volatile"] if volatile else [])
     )
     if len(os.fsencode(data)) >= _PAGE:
-        message = (
-            f"the options of an overlay of {len(lower)} layers exceed one page; Linux 6.5 lifts that limit"
-        )
+        message = f"the options of an overlay of {len(lower)} layers exceed one page; Linux 6.5 lifts that limit"
         raise OSError(errno.E2BIG, message, os.fsdecode(target))
     absolute = os.path.abspath(os.fsdecode(target))
     before = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

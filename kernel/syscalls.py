@@ -108,9 +108,7 @@ def oserror(syscall: str, path: Path = b"") -> OSError:
     """The OSError of the call that just failed, with the call's name and the path in its message."""
     code = ctypes.get_errno()
     why = _WHY.get(code, os.strerror(code))
-    return (
-        OSError(code, f"{syscall}: {why}", os.fsdecode(path)) if path else OSError(code, f"{syscall}: {why}")
-    )
+    return OSError(code, f"{syscall}: {why}", os.fsdecode(path)) if path else OSError(code, f"{syscall}: {why}")
 
 
 def mount(source: Path, target: Path, fstype: Path = b"", flags: int = 0, data: Path = b"") -> None:
@@ -195,9 +193,7 @@ def move_mount(fd: int, target: Path) -> None:
         raise oserror("move_mount", target)
 
 
-def mount_setattr(
-    fd: int, attr_set: int = 0, propagation: int = 0, userns_fd: int = 0, recursive: bool = False
-) -> None:
+def mount_setattr(fd: int, attr_set: int = 0, propagation: int = 0, userns_fd: int = 0, recursive: bool = False) -> None:
     """mount_setattr(2) on the mount that `fd` refers to."""
     attr = MountAttr(attr_set, 0, propagation, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)

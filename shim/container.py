@@ -10,17 +10,15 @@ record, tell, delete the container at the OCI runtime, remove the cgroups.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message, Request, State
-from shim import exit_record, image_volumes, process, rootfs, user_lookup
+from shim import exit_record, preparation, process
 from shim.execs import Exec, read_pid
 from shim.exit_record import ExitRecord
 from shim.loop import Event, Loop
@@ -105,49 +103,38 @@ class Container:
         self.state = State.CREATED
         self._loop.spawn(self._watch(self._loop.child(self._pid)))
         self._loop.unclaim()
-        return {"pid": self._pid, **user._asdict()}
+        return {"pid": self._pid, **user}
 
-    async def _create(self, request: Request) -> user_lookup.User:
-        with open(os.path.join(self._bundle, "spec.json"), "rb") as file:
-            spec = json.loads(file.read())
-        self._command = str(spec["process"]["args"][0])
+    async def _create(self, request: Request) -> Message:
         self._stdin_once = request.flag("stdin_once")
         stdio = self._stdio = Stdio(self._loop, self._bundle, request.flag("tty"), request.flag("stdin"))
         pid_file = os.path.join(self._bundle, "pid")
         options = ["--bundle", self._bundle, "--pid-file", pid_file]
         if stdio.console is not None:
             options += ["--console-socket", stdio.console.path]
-        with opened_procs(self._tracking.for_init()) as procs_fd, rootfs.private_namespace(self._detach_unified):
-            user = self._prepare_root(request.fields, spec)
-            call = self._runner.begin("create", *options, self._id, stdio=stdio.child_fds, procs_fd=procs_fd)
+        result_read, result_write = os.pipe2(os.O_CLOEXEC)
+
+        def prepare() -> None:
+            preparation.prepare(self._bundle, request.fields, self._detach_unified, result_write)
+
+        try:
+            with opened_procs(self._tracking.for_init()) as procs_fd:
+                call = self._runner.begin(
+                    "create", *options, self._id, stdio=stdio.child_fds, procs_fd=procs_fd, prepare=prepare
+                )
+            os.close(result_write)
+            await call.ended
+            prepared = preparation.read_result(result_read)
+        finally:
+            os.close(result_read)
+        self._command = prepared.command if prepared is not None else ""
         await call.finish(self._command)
+        if prepared is None:
+            raise CrispError(Code.INTERNAL, f"container {self._id}: its root was not prepared")
         stdio.created()
         self._pid = read_pid(pid_file)
         self._pidfd = os.pidfd_open(self._pid)
-        return user
-
-    def _prepare_root(self, fields: Message, spec: dict[str, Any]) -> user_lookup.User:
-        """Mount the root and write config.json with the user that its /etc/passwd makes."""
-        root = rootfs.mount(self._bundle, fields["rootfs"])
-        root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            rootfs.make_directories(root_fd, fields.get("mkdirs", []))
-            image_volumes.mount_all(self._bundle, fields.get("volumes", []))
-            wanted = fields["user"]
-            user = user_lookup.resolve(
-                root_fd,
-                wanted.get("user", ""),
-                wanted.get("group"),
-                wanted.get("supplemental", ()),
-                wanted.get("policy", "merge"),
-            )
-        finally:
-            os.close(root_fd)
-        spec["process"].setdefault("user", {}).update({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups})
-        fd = os.open(os.path.join(self._bundle, "config.json"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(json.dumps(spec).encode())
-        return user
+        return prepared.user
 
     async def _undo_create(self) -> None:
         """Leave nothing of a create that failed, and leave."""

@@ -80,10 +80,11 @@ def serve(channel: socket.socket) -> None:
             return
         if not datagram:
             return
+        request = json.loads(datagram)  # here, so that a child's memory does not grow by the parser's
         pid = os.fork()
         if pid == 0:
             channel.close()
-            run_child(datagram, fds)
+            run_child(request, fds)
         answer(channel, pid)
         for fd in fds:
             os.close(fd)
@@ -104,13 +105,12 @@ def answer(channel: socket.socket, pid: int) -> None:
             os.close(pidfd)
 
 
-def run_child(datagram: bytes, fds: list[int]) -> NoReturn:
+def run_child(request: dict[str, Any], fds: list[int]) -> NoReturn:
     """Run the requested job in the forked child and leave."""
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        request = json.loads(datagram)
         with socket.socket(fileno=fds[0]) as report:
             code = run_job(request["job"], request["args"], fds[1:], report)
     except BaseException:
@@ -136,7 +136,7 @@ def run_job(name: str, args: dict[str, Any], fds: list[int], channel: socket.soc
 
     try:
         module, _, function = name.partition(":")
-        job: Job = getattr(importlib.import_module(module), function)
+        job: Job = getattr(sys.modules.get(module) or importlib.import_module(module), function)
         result = job(args, fds, lambda message: report({"ok": message}))
         report({"ok": result or {}})
     except CrispError as error:

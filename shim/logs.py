@@ -1,7 +1,7 @@
 """The container's log file: appended to, reopened between two lines, and never a reason for the container to wait.
 
-When the disk is full, lines are dropped and their bytes counted; what the failed write left of a line is cut off, so that the
-next line that fits follows the last whole one.
+When the disk is full, lines are dropped and their bytes counted; what the failed write left of a line is cut off, so that
+the next line that fits follows the last whole one.
 """
 
 from __future__ import annotations

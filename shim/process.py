@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 # What the OCI runtime finds its tools by. Nothing else of the daemon's environment reaches it.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 EXEC_FAILED = 127
 
 
-def spawn(argv: list[str], stdio: tuple[int, int, int], procs_fd: int = -1) -> int:
+def spawn(
+    argv: list[str], stdio: tuple[int, int, int], procs_fd: int = -1, prepare: Callable[[], None] | None = None
+) -> int:
     """Start `argv` with `stdio` as its descriptors 0 to 2 and nothing else inherited; the child's pid.
 
-    `procs_fd` is the opened cgroup.procs of a cgroup2 directory that the child joins first, -1 for none. A child that cannot
-    exec ends with 127.
+    `procs_fd` is the opened cgroup.procs of a cgroup2 directory that the child joins first, -1 for none; `prepare` is called
+    in the child after that. A child that cannot exec, or whose `prepare` raises, ends with 127.
     """
     pid = os.fork()
     if pid:
@@ -31,11 +34,13 @@ def spawn(argv: list[str], stdio: tuple[int, int, int], procs_fd: int = -1) -> i
         # Python ignores these two, and what is ignored stays so across exec, down to the container's init.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        if prepare is not None:
+            prepare()
         high = [os.dup(fd) if fd < 3 else fd for fd in stdio]
         for target, fd in enumerate(high):
             os.dup2(fd, target)
         os.execve(argv[0], argv, ENVIRONMENT)
-    except BaseException:
+    except Exception:
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(EXEC_FAILED)

@@ -1,43 +1,32 @@
 """The container's root file system, mounted where only the container can see it.
 
-The shim makes a mount namespace, mounts there, starts the OCI runtime in it (which makes the container's own namespace
-from it) and goes back to the host's. The mount then lives exactly as long as the container. Whatever else was mounted keeps
-its propagation, or volumes with Bidirectional propagation would not reach the host; `<bundle>/..` is a private mount,
-which is what keeps the rootfs from propagating.
+The child that becomes the OCI runtime makes a mount namespace and mounts there; the runtime makes the container's own
+namespace from that one. The mount then lives exactly as long as the container. Whatever else was mounted keeps its
+propagation, or volumes with Bidirectional propagation would not reach the host; `<bundle>/..` is a private mount, which is
+what keeps the rootfs from propagating.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from kernel import mounts, syscalls
 from kernel.cgroups import ROOT as CGROUP_ROOT
 
 
-@contextmanager
-def private_namespace(detach_unified: str = "") -> Iterator[None]:
-    """Run the body in a mount namespace of its own and return to the present one.
+def enter_private_namespace(detach_unified: str = "") -> None:
+    """Move this process into a mount namespace of its own.
 
     `detach_unified` is the cgroup2 mount of a hybrid host, which crun 1.8 refuses to see: it is unmounted in the new
     namespace, with what it lies in made private first so that the host keeps it.
     """
-    home = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        syscalls.unshare(syscalls.CLONE_NEWNS)
-        try:
-            if detach_unified:
-                mounts.make_private(CGROUP_ROOT)
-                mounts.make_private(detach_unified)
-                mounts.detach(detach_unified)
-            yield
-        finally:
-            syscalls.setns(home, syscalls.CLONE_NEWNS)
-            os.chdir("/")
-    finally:
-        os.close(home)
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    if detach_unified:
+        mounts.make_private(CGROUP_ROOT)
+        mounts.make_private(detach_unified)
+        mounts.detach(detach_unified)
 
 
 def mount(bundle: str, rootfs: dict[str, Any]) -> str:

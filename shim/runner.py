@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+from proto.errors import CrispError
 from shim import oci_runtime, process
 from shim.loop import Event, Loop
 
@@ -18,10 +20,17 @@ class Runner:
         self._loop = loop
         self._bundle = bundle
 
-    def begin(self, verb: str, *arguments: str, stdio: tuple[int, int, int] | None = None, procs_fd: int = -1) -> Call:
-        """Start a call in the present mount namespace; await its `finish`.
+    def begin(
+        self,
+        verb: str,
+        *arguments: str,
+        stdio: tuple[int, int, int] | None = None,
+        procs_fd: int = -1,
+        prepare: Callable[[], None] | None = None,
+    ) -> Call:
+        """Start a call; await its `finish`, or its `ended` and then ask for its `verdict`.
 
-        Without `stdio` the runtime gets /dev/null. `procs_fd` is the cgroup.procs that it joins first.
+        Without `stdio` the runtime gets /dev/null. `procs_fd` and `prepare` are for the child, see `process.spawn`.
         """
         # The log is a memory file that the runtime opens by this process's name for it. Its stderr cannot serve: a
         # container's init inherits it, and whoever reads it to the end waits for the container's end.
@@ -29,7 +38,7 @@ class Runner:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             argv = self.runtime.command(verb, *arguments, log=f"/proc/{os.getpid()}/fd/{log}")
-            pid = process.spawn(argv, stdio or (null, null, null), procs_fd)
+            pid = process.spawn(argv, stdio or (null, null, null), procs_fd, prepare)
         finally:
             os.close(null)
         return Call(self.runtime, verb, self._loop.child(pid), log, os.path.join(self._bundle, "runtime.log"))
@@ -40,28 +49,33 @@ class Runner:
 
 
 class Call:
-    """A call under way."""
+    """A call under way. Its verdict must be asked for: it closes the log."""
 
     def __init__(self, runtime: oci_runtime.Runtime, verb: str, ended: Event[int], log: int, log_copy: str) -> None:
+        self.ended = ended
+        """The wait status."""
         self._runtime = runtime
         self._verb = verb
-        self._ended = ended
         self._log = log
         self._log_copy = log_copy
 
     async def finish(self, command: str = "") -> None:
-        """Wait for the end; a failure is a CrispError that names `command` if that is what's missing."""
-        try:
-            code, _ = process.exit_code(await self._ended)
-            text = os.pread(self._log, MAX_LOG, 0)
-        finally:
-            os.close(self._log)
+        """Wait for the end and raise a CrispError if it was a failure."""
+        await self.ended
+        error = await self.verdict(command)
+        if error is not None:
+            raise error
+
+    async def verdict(self, command: str = "") -> CrispError | None:
+        """Why the call failed, None if it did not; `command` is what is named if that is what's missing."""
+        code, _ = process.exit_code(await self.ended)
+        text = os.pread(self._log, MAX_LOG, 0)
+        os.close(self._log)
         if text:
             keep(text, self._log_copy)
         if code == process.EXEC_FAILED and not text:
             text = f"{self._runtime.path} cannot be executed".encode()
-        if code:
-            raise oci_runtime.failure(self._runtime, self._verb, code, text, command)
+        return oci_runtime.failure(self._runtime, self._verb, code, text, command) if code else None
 
 
 def keep(text: bytes, path: str) -> None:

@@ -1,0 +1,87 @@
+"""What the child that becomes `crun create` does before: mount the root, resolve the user, write config.json.
+
+It is done there and not in the shim, because the mount namespace in which the root is mounted is the child's own, because a
+mount that hangs then hangs a process that can be killed, and because the memory it takes ends with the exec.
+
+    child -> shim, on a pipe: {"user": {uid, gid, groups}, "command": PROGRAM} or {"error": {code, message}}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, NamedTuple
+
+from proto import shim_protocol
+from proto.errors import Code, CrispError
+from proto.shim_protocol import Message
+from shim import image_volumes, rootfs, user_lookup
+
+MAX_RESULT = 1 << 16  # bytes; what a pipe holds, for the shim reads it once the child has ended
+
+
+class Prepared(NamedTuple):
+    """What the child found out."""
+
+    user: Message
+    """uid, gid, groups."""
+    command: str
+    """The program that the container is to run, for messages."""
+
+
+def prepare(bundle: str, fields: Message, detach_unified: str, result_fd: int) -> None:
+    """Run in the child. On failure the result says why, and the child must not go on: SystemExit."""
+    try:
+        with open(os.path.join(bundle, "spec.json"), "rb") as file:
+            spec = json.loads(file.read())
+        rootfs.enter_private_namespace(detach_unified)
+        user = _furnish_root(bundle, fields)
+        _write_config(bundle, spec, user)
+        result: Message = {"user": user._asdict(), "command": str(spec["process"]["args"][0])}
+    except CrispError as error:
+        result = {"error": shim_protocol.error_fields(error.code, error.message)}
+    except OSError as error:
+        result = {"error": shim_protocol.error_fields(Code.INTERNAL, f"cannot prepare the container's root: {error}")}
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        result = {"error": shim_protocol.error_fields(Code.INVALID_ARGUMENT, f"{bundle}/spec.json: {error!r}")}
+    os.write(result_fd, shim_protocol.encode(result))
+    if "error" in result:
+        raise SystemExit
+
+
+def _furnish_root(bundle: str, fields: Message) -> user_lookup.User:
+    """Mount the root and what belongs into it; the user that its /etc/passwd makes."""
+    root = rootfs.mount(bundle, fields["rootfs"])
+    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        rootfs.make_directories(root_fd, fields.get("mkdirs", []))
+        image_volumes.mount_all(bundle, fields.get("volumes", []))
+        wanted = fields["user"]
+        return user_lookup.resolve(
+            root_fd,
+            wanted.get("user", ""),
+            wanted.get("group"),
+            wanted.get("supplemental", ()),
+            wanted.get("policy", "merge"),
+        )
+    finally:
+        os.close(root_fd)
+
+
+def _write_config(bundle: str, spec: dict[str, Any], user: user_lookup.User) -> None:
+    """Write the OCI configuration with the user in it."""
+    spec["process"].setdefault("user", {}).update({"uid": user.uid, "gid": user.gid, "additionalGids": user.groups})
+    path = os.path.join(bundle, "config.json")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(json.dumps(spec).encode())
+
+
+def read_result(result_fd: int) -> Prepared | None:
+    """The child's result, once the child has ended; its error raised; None if it died without one."""
+    message = shim_protocol.decode(os.read(result_fd, MAX_RESULT))
+    if message is None:
+        return None
+    if "error" in message:
+        raise shim_protocol.error_from(message["error"])
+    return Prepared(message["user"], message["command"])
