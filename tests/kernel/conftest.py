@@ -1,4 +1,4 @@
-"""Containers for tests on the real kernel: a shim lab with crun and runc, a busybox root, and a check that nothing is left."""
+"""Containers on the real kernel: a lab with crun and with runc, a busybox root, and a check that nothing is left."""
 
 from __future__ import annotations
 

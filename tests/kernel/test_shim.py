@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import select
 import signal
@@ -118,7 +119,7 @@ async def test_missing_command_is_named(lab: ShimLab) -> None:
 
 async def test_missing_rootfs_names_the_path(lab: ShimLab) -> None:
     bundle, shim, cgroup = await lab.shim()
-    (bundle / "spec.json").write_text(__import__("json").dumps(lab.spec(["true"], cgroup, False, {})))
+    (bundle / "spec.json").write_text(json.dumps(lab.spec(["true"], cgroup, False, {})))
     rootfs = {"lowerdirs": ["/nonexistent-layer"], "upper": str(lab.base), "work": str(lab.base)}
     with pytest.raises(CrispError):
         await shim.create(rootfs, {"user": ""})
@@ -374,7 +375,7 @@ async def test_exec_with_a_terminal(lab: ShimLab) -> None:
 
 async def test_exec_of_a_missing_command(lab: ShimLab) -> None:
     _, shim = await lab.run("sleep", "1000")
-    with pytest.raises(CrispError, match="nosuch.*not found"):
+    with pytest.raises(CrispError, match=r"nosuch.*not found"):
         await shim.exec(lab.exec_process("nosuch"))
 
 
