@@ -91,7 +91,9 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, on_open: Callable[[Connection], None]) -> None:
         self._on_open = on_open
-        self._receiver: Callable[[bytes], None] = lambda _: None
+        self._receiver: Callable[[bytes], None] = self._keep
+        self._early = b""
+        """What came before there was a receiver: with TLS, a request can come together with the end of the handshake."""
         self._transport: asyncio.Transport | None = None
         self._may_write = asyncio.Event()
         self._may_write.set()
@@ -159,6 +161,12 @@ class Connection(asyncio.Protocol):
     def set_receiver(self, receiver: Callable[[bytes], None]) -> None:
         """Have bytes delivered to another function from now on."""
         self._receiver = receiver
+        if early := self._early:
+            self._early = b""
+            self.data_received(early)
+
+    def _keep(self, data: bytes) -> None:
+        self._early += data
 
     def write(self, data: bytes) -> None:
         """Send bytes; nothing happens when the connection is over."""

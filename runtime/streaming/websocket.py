@@ -106,7 +106,7 @@ class ChannelConnection:
                     accept = AcceptConnection(subprotocol=self._subprotocol or None)
                     self._output += self._ws.send(accept)
                     return None
-        except (RemoteProtocolError, LocalProtocolError) as error:
+        except (RemoteProtocolError, LocalProtocolError, ValueError) as error:  # ValueError: a Host that is no name
             return str(error)
         return "not a WebSocket handshake"
 

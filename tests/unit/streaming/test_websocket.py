@@ -121,6 +121,7 @@ def test_pings_are_answered_and_closes_returned() -> None:
 
 
 def test_a_request_that_is_no_handshake() -> None:
+    assert ChannelConnection(websocket.V5).accept([(b"host", b"\x84"), (b"upgrade", b"websocket")], "/") is not None
     assert ChannelConnection(websocket.V5).accept([(b"host", b"x"), (b"upgrade", b"websocket")], "/") is not None
 
 
