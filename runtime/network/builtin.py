@@ -68,7 +68,11 @@ class BuiltinNetwork:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
 
     async def start(self) -> None:
-        """Load the leases, then make or mend bridge, forwarding and table."""
+        """Load the leases, then make or mend bridge, forwarding and table.
+
+        A host that does not allow this is a reason not to be ready, which `check` reports until it has changed, and none
+        not to start: there are pods without a network of their own.
+        """
         for sandbox_id, document in self._store.items():
             lease = Lease.parse(document)
             self._leases[sandbox_id] = lease
@@ -77,7 +81,10 @@ class BuiltinNetwork:
             for ip in lease.ips:
                 for pool in self._pools:
                     pool.claim(ip)
-        await self._blocking(self._host.start, [port for ports in self._ports.values() for port in ports])
+        self._host.expect([port for ports in self._ports.values() for port in ports])
+        readiness = await self.check()
+        if not readiness.ready:
+            log.error("the pod network cannot be set up", reason=readiness.message)
 
     async def close(self) -> None:
         """Let go of threads and sockets."""

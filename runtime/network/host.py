@@ -71,10 +71,9 @@ class SharedHost:
         self.route.close()
         self._filter.close()
 
-    def start(self, ports: Collection[HostPort]) -> None:
-        """Make everything, with the host ports that are open already."""
+    def expect(self, ports: Collection[HostPort]) -> None:
+        """Before the first `ensure`: these host ports are open already, or should be."""
         self._ports = set(ports)
-        self.ensure()
 
     def ensure(self) -> None:
         """Make or mend what is missing. If all is well, it costs two netlink requests and reading two

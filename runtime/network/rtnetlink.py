@@ -301,7 +301,9 @@ def _get_link(netlink: NetlinkSocket, body: bytes) -> Link | None:
 def list_links(netlink: NetlinkSocket, *, master: int) -> list[Link]:
     """The ports of a bridge."""
     body = _link_header() + u32(IFLA_MASTER, master) + _NO_STATISTICS
-    return [_decode_link(message) for message in netlink.dump(Message(RTM_GETLINK, 0, body))]
+    links = [_decode_link(message) for message in netlink.dump(Message(RTM_GETLINK, 0, body))]
+    # The kernel's filter is a favour: it lists everything for a master of 0, and kernels before 4.20 always do.
+    return [link for link in links if link.master == master != 0]
 
 
 def list_routes(netlink: NetlinkSocket, family: socket.AddressFamily) -> list[Route]:

@@ -79,7 +79,7 @@ class PodNetwork(Protocol):
     """Connects sandboxes that have a network namespace of their own."""
 
     async def start(self) -> None:
-        """Make what all pods share, or mend what is left of it; idempotent."""
+        """Make what all pods share, or mend what is left of it. Where that fails, `check` says why, and tries again."""
 
     async def close(self) -> None:
         """Let go of sockets and threads; the pods keep their network."""

@@ -75,9 +75,7 @@ class Lab:
 
 
 def request(netns: Netns, *ports: PortMapping, **options: Any) -> NetworkRequest:
-    return NetworkRequest(
-        sandbox_id=secrets.token_hex(32), netns_path=netns.path, port_mappings=ports, **options
-    )
+    return NetworkRequest(sandbox_id=secrets.token_hex(32), netns_path=netns.path, port_mappings=ports, **options)
 
 
 def links(netns: Netns) -> set[str]:
@@ -226,9 +224,7 @@ def test_a_host_port_in_use_is_refused_and_nothing_remains(lab: Lab) -> None:
         async with lab.network() as network:
             mapped = request(first, PortMapping("tcp", 1, 80))
             await network.attach(mapped)
-            with pytest.raises(
-                CrispError, match=f"80/tcp is in use by sandbox {mapped.sandbox_id}"
-            ) as caught:
+            with pytest.raises(CrispError, match=f"80/tcp is in use by sandbox {mapped.sandbox_id}") as caught:
                 await network.attach(request(second, PortMapping("tcp", 1, 80)))
             assert caught.value.code is Code.FAILED_PRECONDITION
             assert list(lab.leases.documents) == [mapped.sandbox_id]
@@ -351,9 +347,7 @@ def test_check_leaves_a_whole_table_alone(lab: Lab) -> None:
 
     async def body() -> None:
         async with lab.network() as network:
-            await network.attach(
-                request(pod, PortMapping("sctp", 8080, 80), PortMapping("udp", 1, 2, "127.0.0.1"))
-            )
+            await network.attach(request(pod, PortMapping("sctp", 8080, 80), PortMapping("udp", 1, 2, "127.0.0.1")))
             lab.host.sh("nft add table ip somebody")
             before = lab.host.sh("nft -a list table inet crisp")
             assert (await network.check()).ready
@@ -535,9 +529,7 @@ def test_bad_annotations_and_namespaces_are_refused_before_anything_is_made(lab:
             with pytest.raises(CrispError, match="ingress-bandwidth"):
                 await network.attach(request(pod, annotations={"kubernetes.io/ingress-bandwidth": "fast"}))
             with pytest.raises(CrispError, match="cannot connect sandbox"):
-                await network.attach(
-                    NetworkRequest(sandbox_id=secrets.token_hex(32), netns_path="/proc/self/ns/uts")
-                )
+                await network.attach(NetworkRequest(sandbox_id=secrets.token_hex(32), netns_path="/proc/self/ns/uts"))
             pod.sh("ip link add eth0 type veth peer name other")
             with pytest.raises(CrispError, match="cannot connect sandbox"):
                 await network.attach(request(pod))
@@ -547,13 +539,23 @@ def test_bad_annotations_and_namespaces_are_refused_before_anything_is_made(lab:
     lab.run(body)
 
 
-def test_start_refuses_subnets_that_the_host_uses(lab: Lab) -> None:
-    lab.host.sh("ip addr add 10.201.7.1/24 dev uplink")
+def test_subnets_that_the_host_uses_are_left_alone(lab: Lab) -> None:
+    lab.host.sh("ip addr add 10.201.7.1/24 dev uplink; ip link add elsewhere type veth peer name cr0123456789a")
+    pod = lab.pod()
 
     async def body() -> None:
-        with pytest.raises(CrispError, match=r"overlaps the host's route to 10\.201\.7\.0/24"):
-            async with lab.network():
-                pass
+        async with lab.network() as network:
+            readiness = await network.check()
+            assert not readiness.ready
+            assert "overlaps the host's route to 10.201.7.0/24" in readiness.message
+            with pytest.raises(CrispError, match="overlaps the host's route"):
+                await network.attach(request(pod))
+            await network.sweep(set())
+            assert links(lab.host) == {"elsewhere", "cr0123456789a"}
+            assert lab.leases.documents == {}
+            lab.host.sh("ip addr del 10.201.7.1/24 dev uplink")
+            assert (await network.check()).ready
+            await network.attach(request(pod))
 
     lab.run(body)
 
