@@ -10,7 +10,7 @@ import struct
 import termios
 
 PIPE_SIZE = 1 << 20  # bytes; the default limit of /proc/sys/fs/pipe-max-size
-# One read. Larger reads cost page faults for the fresh buffer, smaller ones system calls: 256 KiB measured best.
+# One read. Twice as much gains 5 % of log throughput; the buffers of a burst count against the shim's memory.
 READ_SIZE = 1 << 18  # bytes
 
 

@@ -119,9 +119,7 @@ class Echo:
         self.close()
 
 
-def ask(
-    netns: Netns, address: str, port: int, *, kind: int = socket.SOCK_STREAM, seconds: float = SECONDS
-) -> str:
+def ask(netns: Netns, address: str, port: int, *, kind: int = socket.SOCK_STREAM, seconds: float = SECONDS) -> str:
     """Connect from a namespace to an Echo; returns the address that the server saw."""
     with netns.socket(family_of(address), kind) as connection:
         connection.settimeout(seconds)
