@@ -25,7 +25,7 @@ _PAGE = 4096
 async def unpack_artifact(
     digest: str, manifest: Manifest, source: Source, downloads: Downloads, layers: LayerStore, progress: PullProgress
 ) -> Layer:
-    """Fetches an artifact's blobs into a staged layer, which the caller holds (`users` counts it)."""
+    """Fetches an artifact's blobs into a staged layer, which the caller wants (LayerStore.want)."""
     key = artifact_key(digest)
     layer = layers.by_key(key)
     if layer is None:
@@ -36,7 +36,6 @@ async def unpack_artifact(
         except BaseException:
             layers.remove_directories([directory])
             raise
-    layer.users += 1
     return layer
 
 

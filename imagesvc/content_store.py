@@ -13,11 +13,13 @@ Blocking calls run on the executor that the store is given; a write of one `_BAT
 from __future__ import annotations
 
 import asyncio
+import collections
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from typing import Protocol
 
 from imagesvc.disk_errors import disk_error
@@ -42,6 +44,7 @@ class ContentStore:
         self._blobs_dir = os.path.join(root, "blobs")
         self._executor = executor
         self._sizes: dict[str, int] = {}
+        self._kept: collections.Counter[str] = collections.Counter()
         self._putting = asyncio.Lock()
 
     def prepare(self, keep_partial_seconds: float) -> None:
@@ -119,6 +122,14 @@ class ContentStore:
             finally:
                 ingest.close()
 
+    def adopt(self, path: str, digest: str) -> None:
+        """Stages a file that this daemon has made, and whose digest it has computed, for `publish`. Blocking."""
+        os.rename(path, os.path.join(self._ingest_dir, _file_name(digest)))
+
+    def staged_path(self, digest: str) -> str:
+        """Where a blob lies until it is published."""
+        return os.path.join(self._ingest_dir, _file_name(digest))
+
     def publish(self, digests: Iterable[str]) -> None:
         """Renames verified and synced blobs into their place and syncs the directory. Blocking."""
         directories = set()
@@ -138,9 +149,22 @@ class ContentStore:
         for directory in directories:
             sync_directory(directory)
 
+    @contextmanager
+    def keeping(self, digests: Iterable[str]) -> Iterator[None]:
+        """For as long as the context lasts, `remove` leaves these alone: a record that needs them is being written."""
+        wanted = list(digests)
+        self._kept.update(wanted)
+        try:
+            yield
+        finally:
+            self._kept.subtract(wanted)
+            self._kept = +self._kept
+
     def remove(self, digests: Iterable[str]) -> None:
-        """Removes published blobs. Blocking."""
+        """Removes published blobs. Blocking, but only for as many unlinks."""
         for digest in digests:
+            if digest in self._kept:
+                continue
             self._sizes.pop(digest, None)
             try:
                 os.unlink(self.path(digest))

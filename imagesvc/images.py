@@ -104,6 +104,8 @@ class Image:
     """Fingerprints of the credentials with which a registry has served it."""
     architecture: str = ""
     os: str = ""
+    removed: bool = False
+    """Removed by the client while containers used it: no longer shown, kept until they are gone."""
 
     @property
     def uid(self) -> int | None:
@@ -152,6 +154,7 @@ class Image:
             "checked": list(self.checked),
             "architecture": self.architecture,
             "os": self.os,
+            "removed": self.removed,
         }
 
     @classmethod
@@ -174,6 +177,7 @@ class Image:
             checked=tuple(record["checked"]),
             architecture=record["architecture"],
             os=record["os"],
+            removed=record["removed"],
         )
 
 
@@ -201,11 +205,16 @@ class ImageIndex:
         self._pinned = pinned
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
+        self._removed: dict[str, Image] = {}
 
     def load(self) -> None:
         """Reads the records."""
         for record in self._records.load():
-            self._show(Image.from_record(record))
+            image = Image.from_record(record)
+            if image.removed:
+                self._removed[image.id] = image
+            else:
+                self._show(image)
 
     def all(self) -> list[Image]:
         """Every image, in the order in which they came."""
@@ -247,6 +256,7 @@ class ImageIndex:
             if replace(image, created_at=known.created_at, pinned=known.pinned) == known:
                 return known
         image = replace(image, created_at=time.time())
+        self._removed.pop(image.id, None)
         losers = {self._names[tag] for tag in image.repo_tags if self._names.get(tag, image.id) != image.id}
         await self._put(image)
         for loser in losers:
@@ -265,10 +275,28 @@ class ImageIndex:
             )
         )
 
-    async def remove(self, image: Image) -> None:
-        """Forgets an image and all its names."""
-        await self._records.delete(image.id)
+    def removed(self) -> list[Image]:
+        """Images that are no longer shown, but whose layers containers use."""
+        return list(self._removed.values())
+
+    def get_removed(self, image_id: str) -> Image | None:
+        """One of them by its whole id."""
+        return self._removed.get(image_id)
+
+    async def remove(self, image: Image, *, in_use: bool) -> None:
+        """Forgets an image and all its names; with `in_use` its record stays, but it is no longer shown."""
+        if in_use:
+            gone = replace(image, removed=True, repo_tags=(), repo_digests=())
+            await self._records.put(image.id, gone.to_record())
+            self._removed[image.id] = gone
+        else:
+            await self._records.delete(image.id)
         self._hide(image.id)
+
+    async def forget(self, image: Image) -> None:
+        """Forgets a removed image that nobody uses any more."""
+        if self._removed.pop(image.id, None) is not None:
+            await self._records.delete(image.id)
 
     async def _put(self, image: Image) -> None:
         try:

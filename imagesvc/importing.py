@@ -50,7 +50,9 @@ class ArchivedImage:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """A stretch of a file. Bytes."""
+
     path: str
     offset: int
     size: int
@@ -71,7 +73,7 @@ class Archive:
             raise invalid(f"there is no file {path}") from None
         except OSError as error:
             raise disk_error(error, path, "reading an archive") from error
-        self._by_digest: dict[str, _Place] = {}
+        self._by_digest: dict[str, Place] = {}
 
     def close(self) -> None:
         """Removes the scratch file, if one was needed."""
@@ -80,7 +82,7 @@ class Archive:
         except FileNotFoundError:
             pass
 
-    def _index(self) -> dict[str, _Place]:
+    def _index(self) -> dict[str, Place]:
         path = self._path
         with open(path, "rb") as stream:
             plain = stream.read(262)[257:] == b"ustar"
@@ -89,7 +91,7 @@ class Archive:
             path = self._scratch
         with tarfile.open(path, "r:") as archive:
             return {
-                os.path.normpath(member.name): _Place(path, member.offset_data, member.size) for member in _resolved(archive)
+                os.path.normpath(member.name): Place(path, member.offset_data, member.size) for member in _resolved(archive)
             }
 
     def images(self, platform: Platform, base_name: str = "") -> list[ArchivedImage]:
@@ -191,7 +193,7 @@ class Archive:
         with open(place.path, "rb") as stream:
             return os.pread(stream.fileno(), place.size, place.offset)
 
-    def _place(self, name: str) -> _Place:
+    def _place(self, name: str) -> Place:
         place = self._members.get(os.path.normpath(name))
         if place is None:
             raise invalid(f"{self._path} has no {name[:200]!r}, which its manifest names")
@@ -201,8 +203,8 @@ class Archive:
         """What LayerWork takes blobs from."""
 
         @asynccontextmanager
-        async def hold(descriptor: Descriptor) -> AsyncIterator[ArchivedBlob]:
-            blob = ArchivedBlob(self._by_digest[descriptor.digest], descriptor, executor)
+        async def hold(descriptor: Descriptor) -> AsyncIterator[StoredBlob]:
+            blob = StoredBlob(self._by_digest[descriptor.digest], descriptor, executor)
             try:
                 yield blob
             finally:
@@ -212,10 +214,10 @@ class Archive:
         return hold
 
 
-class ArchivedBlob:
-    """A blob inside an archive file: an unpacking.Incoming that is all there from the start."""
+class StoredBlob:
+    """A blob in a file of this node: an unpacking.Incoming that is all there from the start."""
 
-    def __init__(self, place: _Place, descriptor: Descriptor, executor: Executor) -> None:
+    def __init__(self, place: Place, descriptor: Descriptor, executor: Executor) -> None:
         self.path = place.path
         self.offset = place.offset
         self.size = place.size
@@ -271,12 +273,12 @@ def _resolved(archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
     return found
 
 
-def _directory(path: str) -> dict[str, _Place]:
+def _directory(path: str) -> dict[str, Place]:
     members = {}
     for parent, _directories, files in os.walk(path):
         for name in files:
             full = os.path.join(parent, name)
-            members[os.path.relpath(full, path)] = _Place(full, 0, os.stat(full).st_size)
+            members[os.path.relpath(full, path)] = Place(full, 0, os.stat(full).st_size)
     return members
 
 

@@ -3,7 +3,10 @@
     unpack    a layer's tar, compressed or not, into a directory        the channel says how far the file has come
     settle    removes a layer's whiteouts that hide nothing, once the layers below are known
     remove    directory trees
-    rebuild   hashes the tar that a layer directory came from           verify
+    rebuild   the tar that a layer directory came from: its digest, or a compressed blob of it
+    pack      a directory as a new layer's compressed blob
+    export    an archive of blobs, documents and rebuilt layers
+    measure   disk taken by a directory
 
 Answers are {"ok": {...}} or {"error": kind, "message": text, ...}. The daemon's side is worker_pool.py.
 """
@@ -14,12 +17,13 @@ import errno
 import hashlib
 import os
 import resource
+import shutil
 import socket
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from imagesvc import inflate, skeleton, unpack
+from imagesvc import inflate, pack, skeleton, tar_writer, unpack
 from imagesvc.limits import MIB, Limits
 from imagesvc.merged_view import MergedView
 from imagesvc.tar_stream import TarError
@@ -56,13 +60,14 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
     bones = skeleton.SkeletonWriter(os.path.join(request["target"], "skeleton"))
     lower = None if request["lower"] is None else _open_lower(request["lower"])
     root = os.path.join(request["target"], "fs")
-    os.umask(0)
+    os.umask(0o022)
     os.mkdir(root, 0o755)
     # Before chroot: afterwards there is nothing to import zstandard from.
     reader = inflate.open_reader(source.read)
     meter = _Meter(limits, source)
     writer = unpack.LayerWriter(lower, bones, limits)
     with open(os.path.join(request["target"], _WHITEOUTS), "wb") as whiteouts:
+        os.umask(0)
         os.chroot(root)
         os.chdir("/")
         unpack.apply(reader.read, writer, bones, meter.update)
@@ -84,8 +89,10 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
 def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
     """Finishes a layer that was unpacked alone and has whiteouts."""
     lower = _open_lower(request["lower"])
-    with open(os.path.join(request["target"], _WHITEOUTS), "rb") as stream:
+    path = os.path.join(request["target"], _WHITEOUTS)
+    with open(path, "rb") as stream:
         whiteouts = stream.read().split(b"\0")
+    os.unlink(path)
     os.chroot(os.path.join(request["target"], "fs"))
     os.chdir("/")
     unpack.settle_whiteouts(lower, whiteouts)
@@ -173,10 +180,59 @@ def _remove(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
 
 
 def _rebuild(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
-    """Hashes the archive that a layer's directory and skeleton make."""
+    """The archive that a layer's directory and skeleton make: hashed, and compressed into `output` if that is named."""
+    if request["output"]:
+        blob = pack.GzipBlob(request["output"])
+        _rebuild_layer(request["layer"], blob.write)
+        return blob.finish()
     digest = hashlib.sha256()
-    skeleton.rebuild(os.path.join(request["layer"], "skeleton"), os.path.join(request["layer"], "fs"), digest.update)
+    _rebuild_layer(request["layer"], digest.update)
     return {"diff_id": "sha256:" + digest.hexdigest()}
+
+
+def _rebuild_layer(layer: str, write: Callable[[bytes], object]) -> None:
+    skeleton.rebuild(os.path.join(layer, "skeleton"), os.path.join(layer, "fs"), write)
+
+
+def _pack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Packs `directory` into the compressed layer `output`."""
+    blob = pack.GzipBlob(request["output"])
+    excluded = frozenset(os.fsencode(path.strip("/")) for path in request["excluded"])
+    pack.pack(os.fsencode(request["directory"]), blob, excluded, request["newest"])
+    return blob.finish()
+
+
+def _export(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Writes the tar `output` of `members`: each has a name and one of text, file, or layer with its size."""
+    with open(request["output"], "xb") as out:
+        for member in request["members"]:
+            name = member["name"].encode()
+            if "text" in member:
+                data = member["text"].encode()
+                out.write(tar_writer.header(tar_writer.file_entry(name, len(data))) + data)
+                size = len(data)
+            elif "file" in member:
+                with open(member["file"], "rb") as source:
+                    size = os.fstat(source.fileno()).st_size
+                    out.write(tar_writer.header(tar_writer.file_entry(name, size)))
+                    shutil.copyfileobj(source, out, _READ)
+            else:
+                size = member["size"]
+                out.write(tar_writer.header(tar_writer.file_entry(name, size)))
+                start = out.tell()
+                _rebuild_layer(member["layer"], out.write)
+                if out.tell() - start != size:
+                    raise ValueError(f"layer {member['layer']} has changed since it was unpacked; try `image verify`")
+            out.write(tar_writer.padding(size))
+        out.write(tar_writer.END)
+        out.flush()
+        os.fsync(out.fileno())
+    return {}
+
+
+def _measure(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    size, inodes = pack.measure(os.fsencode(request["directory"]))
+    return {"bytes": size, "inodes": inodes}
 
 
 _JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] = {
@@ -184,4 +240,7 @@ _JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] =
     "settle": _settle,
     "remove": _remove,
     "rebuild": _rebuild,
+    "pack": _pack,
+    "export": _export,
+    "measure": _measure,
 }

@@ -41,7 +41,7 @@ class LayerWork:
         self._progress = progress
         self._keep_blobs = keep_blobs
         self._blobs = AsyncExitStack()
-        self._held: list[Layer] = []
+        self._diff_ids: Sequence[str] = ()
         self.incoming: list[Incoming] = []
         """The blobs that had to come and are kept."""
 
@@ -50,13 +50,13 @@ class LayerWork:
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         await self._blobs.__aexit__(kind, error, trace)
-        for layer in self._held:
-            layer.users -= 1
-        self._layers.drop_staged(self._held)
+        self._layers.unwant(self._diff_ids)
 
     async def all(self, descriptors: Sequence[Descriptor], diff_ids: Sequence[str]) -> list[Layer]:
         """Every layer, bottom first, unpacked. The first failure stops the others and is the one that is raised."""
         chain = chain_ids(diff_ids)
+        self._diff_ids = diff_ids
+        self._layers.want(diff_ids)
         self._progress.layers = [LayerProgress(d.digest, d.size) for d in descriptors]
         self._progress.changed()
         tasks: list[asyncio.Task[Layer]] = []
@@ -81,7 +81,6 @@ class LayerWork:
     ) -> Layer:
         layer = self._layers.find(diff_id, chain_id)
         if layer is not None:
-            self._hold(layer)
             await self._settle(layer, chain_id, below)
             progress.state = "exists"
             progress.downloaded = progress.unpacked = progress.size
@@ -142,13 +141,12 @@ class LayerWork:
             layer: Layer = await self._joins.run(("layer", diff_id, chain_id), alone)
         except JobFailed as failure:
             if failure.kind != "needs_lower":
-                raise layer_error(failure, blob.digest) from None
+                raise layer_error(failure, blob.digest, self._layers.root) from None
             lower = [await task for task in below][::-1]
             try:
                 layer = await self._joins.run(("chain", chain_id), upon)
             except JobFailed as again:
-                raise layer_error(again, blob.digest) from None
-        self._hold(layer)
+                raise layer_error(again, blob.digest, self._layers.root) from None
         await asyncio.shield(blob.done)
         await self._settle(layer, chain_id, below)
         return layer
@@ -165,11 +163,7 @@ class LayerWork:
         try:
             await self._joins.run(("settle", chain_id), settle)
         except JobFailed as failure:
-            raise layer_error(failure, layer.info.diff_id) from None
-
-    def _hold(self, layer: Layer) -> None:
-        layer.users += 1
-        self._held.append(layer)
+            raise layer_error(failure, layer.info.diff_id, self._layers.root) from None
 
 
 def _telling(errors: BaseExceptionGroup[Any]) -> BaseException:

@@ -5,7 +5,7 @@
         chain-<hex of chain id>/   a layer that took something from those below it (see unpack.py)
             fs/                    the overlay lower directory
             skeleton               the tar without file contents (skeleton.py); missing if it could not be kept
-            whiteouts              of what it was unsettled (jobs.py)
+            whiteouts              while the layer is not settled (jobs.py)
             layer.json             diff id, size and so on
         new-<random>/              being unpacked, or not on disk yet
         old-<random>/              being removed
@@ -19,6 +19,7 @@ Sizes are counted once, while unpacking: no layer is ever walked to learn them.
 from __future__ import annotations
 
 import asyncio
+import collections
 import hashlib
 import json
 import os
@@ -57,8 +58,6 @@ class Layer:
         self.path = path
         self.settled = True
         """False while it has whiteouts of which it is not known what they hide."""
-        self.users = 0
-        """Pulls that count on this layer while it is not yet part of a recorded image."""
 
     @property
     def directory(self) -> str:
@@ -70,20 +69,21 @@ class LayerStore:
     """All layers of one root directory. Look-ups read memory."""
 
     def __init__(self, root: str, executor: Executor, workers: WorkerPool) -> None:
-        self._root = os.path.join(root, "layers")
+        self.root = os.path.join(root, "layers")
         self._executor = executor
         self._workers = workers
         self._layers: dict[str, Layer] = {}
         self._staged: dict[str, Layer] = {}
+        self._wanted: collections.Counter[str] = collections.Counter()
         self._syncing = asyncio.Lock()
         self._background: set[asyncio.Task[None]] = set()
         self._removals: set[asyncio.Task[None]] = set()
 
     def prepare(self) -> list[str]:
         """Loads the whole layers; returns the directories that are left over and have to be removed. Blocking."""
-        os.makedirs(self._root, mode=0o711, exist_ok=True)
+        os.makedirs(self.root, mode=0o711, exist_ok=True)
         junk = []
-        for entry in os.scandir(self._root):
+        for entry in os.scandir(self.root):
             if entry.name.startswith((_NEW, _OLD)):
                 junk.append(entry.path)
                 continue
@@ -119,11 +119,11 @@ class LayerStore:
 
     def new_directory(self) -> str:
         """Makes an empty directory to unpack into. Blocking, but only for a mkdir."""
-        path = os.path.join(self._root, _NEW + secrets.token_hex(8))
+        path = os.path.join(self.root, _NEW + secrets.token_hex(8))
         try:
             os.mkdir(path, 0o711)
         except OSError as error:
-            raise disk_error(error, self._root, "making a layer directory") from error
+            raise disk_error(error, self.root, "making a layer directory") from error
         return path
 
     def stage(self, path: str, result: dict[str, Any], diff_id: str, chain_id: str) -> Layer:
@@ -132,6 +132,8 @@ class LayerStore:
         key = _chain_key(chain_id) if result["depends"] or result["unsettled"] else _own_key(diff_id)
         if not result["skeleton"]:
             os.unlink(os.path.join(path, "skeleton"))
+        if not result["unsettled"]:
+            os.unlink(os.path.join(path, "whiteouts"))
         info = LayerInfo(
             key=key,
             diff_id=diff_id,
@@ -159,7 +161,7 @@ class LayerStore:
             with open(os.path.join(path, "layer.json"), "w", encoding="ascii") as out:
                 json.dump(asdict(info), out)
         except OSError as error:
-            raise disk_error(error, self._root, f"writing layer {info.diff_id}") from error
+            raise disk_error(error, self.root, f"writing layer {info.diff_id}") from error
         layer = self._staged[info.key] = Layer(info, path)
         self._write_back()
         return layer
@@ -167,7 +169,7 @@ class LayerStore:
     def _write_back(self) -> None:
         """Has the kernel write while the next layers are unpacked, so that the sync at the end finds little to do."""
         if not self._syncing.locked() and not self._background:
-            task = asyncio.create_task(sync_file_system(self._root))
+            task = asyncio.create_task(sync_file_system(self.root))
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
@@ -178,7 +180,7 @@ class LayerStore:
         """
         wanted = list(layers)
         async with self._syncing:
-            await sync_file_system(self._root)
+            await sync_file_system(self.root)
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._executor, before_rename)
             await loop.run_in_executor(self._executor, self._rename, wanted)
@@ -190,21 +192,31 @@ class LayerStore:
         try:
             for layer in layers:
                 if layer.info.key not in self._layers:
-                    target = os.path.join(self._root, layer.info.key)
+                    target = os.path.join(self.root, layer.info.key)
                     os.rename(layer.path, target)
                     layer.path = target
-            sync_directory(self._root)
+            sync_directory(self.root)
         except OSError as error:
-            raise disk_error(error, self._root, "publishing layers") from error
+            raise disk_error(error, self.root, "publishing layers") from error
 
-    def drop_staged(self, layers: Iterable[Layer]) -> None:
-        """Gives up staged layers that no other pull uses."""
+    def want(self, diff_ids: Iterable[str]) -> None:
+        """A pull counts on layers with these diff ids, here or yet to come, until it calls `unwant`."""
+        self._wanted.update(diff_ids)
+
+    def unwant(self, diff_ids: Iterable[str]) -> None:
+        """Ends `want`: staged layers that no other pull wants are given up."""
+        self._wanted.subtract(diff_ids)
+        self._wanted = +self._wanted
         paths = []
-        for layer in layers:
-            if not layer.users and self._staged.get(layer.info.key) is layer:
+        for layer in list(self._staged.values()):
+            if not self.is_wanted(layer):
                 del self._staged[layer.info.key]
                 paths.append(layer.path)
         self.remove_directories(paths)
+
+    def is_wanted(self, layer: Layer) -> bool:
+        """Whether a running pull counts on the layer."""
+        return layer.info.diff_id in self._wanted
 
     def remove(self, keys: Iterable[str]) -> int:
         """Removes published layers: gone from view at once, from the disk soon. Returns the bytes that this frees."""
@@ -219,7 +231,7 @@ class LayerStore:
         return freed
 
     def _set_aside(self, path: str) -> str:
-        aside = os.path.join(self._root, _OLD + secrets.token_hex(8))
+        aside = os.path.join(self.root, _OLD + secrets.token_hex(8))
         os.rename(path, aside)
         return aside
 

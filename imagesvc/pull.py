@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 
@@ -109,14 +109,17 @@ class Puller:
             return await self._index.add(self._named(present, reference, top, fingerprint))
         resolved = await self._resolve(source, top, first)
         progress.state = "fetching"
+
+        def named(image: Image) -> Image:
+            return self._named(image, reference, top, fingerprint)
+
         if resolved.manifest.is_image:
-            image = await self._pull_image(resolved, progress)
+            image = await self._pull_image(resolved, named, progress)
         else:
-            image = await self._pull_artifact(resolved, progress)
-        stored = await self._index.add(self._named(image, reference, top, fingerprint))
+            image = await self._pull_artifact(resolved, named, progress)
         progress.state = "done"
         progress.changed()
-        return stored
+        return image
 
     def _present(self, top: str) -> Image | None:
         """The image that a top-level digest has led to before, if all of it is still here."""
@@ -204,7 +207,7 @@ class Puller:
             await asyncio.shield(download.done)
             return await asyncio.to_thread(_read_file, download.path)
 
-    async def _pull_image(self, resolved: _Resolved, progress: PullProgress) -> Image:
+    async def _pull_image(self, resolved: _Resolved, named: Callable[[Image], Image], progress: PullProgress) -> Image:
         manifest = resolved.manifest
         raw = await self._config_blob(resolved.source, manifest.config)
         config = manifests.parse_config(raw, manifest.config.digest)
@@ -225,17 +228,20 @@ class Puller:
         async with work:
             layers = await work.all(manifest.layers, config.diff_ids)
             blobs = [blob for blob in work.incoming if isinstance(blob, Download)]
-            await self._publish(layers, documents, blobs, progress)
             image = _image(manifest, resolved.digest, resolved.top, config, layers, documents)
-            return await self._index.add(image)
+            return await self._record(named(image), layers, documents, progress, downloads=blobs)
 
-    async def take_in(self, archived: ArchivedImage, hold: HoldBlob, progress: PullProgress) -> str:
-        """Stores an image of an archive under the names that it has there; returns its id."""
+    async def take_in(
+        self, archived: ArchivedImage, hold: HoldBlob, progress: PullProgress, blobs: Sequence[str] = ()
+    ) -> str:
+        """Stores an image of an archive under the names that it has there; returns its id.
+
+        `blobs` are staged layer blobs to be kept.
+        """
         manifest = archived.manifest
         config = manifests.parse_config(archived.config, manifest.config.digest)
         async with LayerWork(self._layers, self._unpacker, self._joins, hold, progress) as work:
             layers = await work.all(manifest.layers, config.diff_ids)
-            await self._publish(layers, archived.documents, [], progress)
             image = _image(manifest, archived.digest, archived.top, config, layers, archived.documents)
             named = replace(
                 image,
@@ -244,15 +250,15 @@ class Puller:
                 if archived.from_registry
                 else (),
             )
-            return (await self._index.add(named)).id
+            return (await self._record(named, layers, archived.documents, progress, blobs=blobs)).id
 
-    async def _pull_artifact(self, resolved: _Resolved, progress: PullProgress) -> Image:
-        layer = await unpack_artifact(
-            resolved.digest, resolved.manifest, resolved.source, self._downloads, self._layers, progress
-        )
+    async def _pull_artifact(self, resolved: _Resolved, named: Callable[[Image], Image], progress: PullProgress) -> Image:
+        self._layers.want([resolved.digest])
         try:
+            layer = await unpack_artifact(
+                resolved.digest, resolved.manifest, resolved.source, self._downloads, self._layers, progress
+            )
             documents = resolved.documents
-            await self._publish([layer], documents, [], progress)
             image = Image(
                 id=resolved.digest,
                 kind=images.ARTIFACT,
@@ -266,26 +272,31 @@ class Puller:
                 top=resolved.top,
                 annotations=resolved.manifest.annotations,
             )
-            return await self._index.add(image)
+            return await self._record(named(image), [layer], documents, progress)
         finally:
-            layer.users -= 1
-            self._layers.drop_staged([layer])
+            self._layers.unwant([resolved.digest])
 
-    async def _publish(
+    async def _record(
         self,
+        image: Image,
         layers: Sequence[Layer],
         documents: Mapping[str, bytes],
-        downloads: Sequence[Download],
         progress: PullProgress,
-    ) -> None:
+        *,
+        downloads: Sequence[Download] = (),
+        blobs: Sequence[str] = (),
+    ) -> Image:
+        """Makes everything durable, then the record. `downloads` and `blobs` are layer blobs that are kept."""
         progress.state = "syncing"
         progress.changed()
-        for digest, data in documents.items():
-            await self._store.put(digest, data)
-        digests = [*documents, *(download.digest for download in downloads)]
-        await self._layers.publish(layers, lambda: self._store.publish(digests))
-        for download in downloads:
-            download.published = True
+        digests = [*documents, *(download.digest for download in downloads), *blobs]
+        with self._store.keeping(digests):
+            for digest, data in documents.items():
+                await self._store.put(digest, data)
+            await self._layers.publish(layers, lambda: self._store.publish(digests))
+            for download in downloads:
+                download.published = True
+            return await self._index.add(image)
 
 
 def _checked_digest(reply: ManifestReply, wanted: str) -> str:

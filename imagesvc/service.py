@@ -15,32 +15,42 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import structlog
 
 from imagesvc import credentials, endpoints
+from imagesvc.commit import Changes, Committer
 from imagesvc.config import ImageConfig
 from imagesvc.content_store import ContentStore
-from imagesvc.credentials import Auth
+from imagesvc.credentials import Auth, Credentials
 from imagesvc.downloads import Downloads
+from imagesvc.endpoints import Endpoint
+from imagesvc.exporting import Exporter
 from imagesvc.images import ROOTFS, Image, ImageIndex, ImageRecords, OciConfig
 from imagesvc.importing import Archive
 from imagesvc.joins import Joins
 from imagesvc.layers import LayerStore
+from imagesvc.materials import Materials, require_image
 from imagesvc.progress import PullProgress
 from imagesvc.pull import Puller
+from imagesvc.push import Pusher
 from imagesvc.references import Reference, parse_reference, try_parse
 from imagesvc.registry_client import RegistryClient
 from imagesvc.rootfs import rootfs_image
 from imagesvc.unpacking import Unpacker
 from imagesvc.usage import FsInfo, image_usage
+from imagesvc.verify import Report, check_blobs, check_layer
 from imagesvc.worker_pool import WorkerPool
 from proto.errors import not_found
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _THREADS = 4
 
@@ -64,13 +74,13 @@ class ImageService:
             config, self._client, self._store, self._layers, self._downloads, unpacker, self._index, self._joins
         )
         self._pulls: dict[object, PullProgress] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._holders: dict[str, Image] = {}
         self._key = b""
 
     async def start(self) -> None:
         """Loads the records and cleans up after whatever ended the last run."""
-        loop = asyncio.get_running_loop()
-        junk = await loop.run_in_executor(self._executor, self._prepare)
+        junk = await self._blocking(self._prepare)
         self._index.load()
         self._layers.remove_directories(junk)
         self._collect()
@@ -84,10 +94,16 @@ class ImageService:
     async def close(self) -> None:
         """Stops pulls, keeping what they have downloaded, and ends the worker process."""
         await self._joins.close()
-        await self._layers.settle()
+        await self.settle()
         await self._workers.close()
         await self._client.close()
         self._executor.shutdown(wait=True)
+
+    async def settle(self) -> None:
+        """Returns when everything that was to be removed is gone from the disk."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._layers.settle()
 
     async def pull(
         self, reference: str, auth: Auth | None = None, progress: Callable[[PullProgress], None] | None = None
@@ -98,11 +114,7 @@ class ImageService:
             CrispError: see pull.Puller.pull and references.parse_reference.
         """
         parsed = parse_reference(reference)
-        given = credentials.from_auth(auth)
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._executor, endpoints.endpoints_for, parsed, self._config.registries)
-        if given.anonymous:
-            given = await loop.run_in_executor(self._executor, credentials.from_files, parsed, self._config.auth_files)
+        found, given = await self._registry_access(parsed, auth)
         fingerprint = given.fingerprint(self._key)
         key = ("pull", str(parsed), fingerprint)
         shown = self._pulls.setdefault(key, PullProgress(str(parsed)))
@@ -140,8 +152,11 @@ class ImageService:
         """
         image = self._index.resolve(reference)
         if image is not None:
-            await self._index.remove(image)
+            await self._index.remove(image, in_use=self._is_held(image))
             self._collect()
+
+    def _is_held(self, image: Image) -> bool:
+        return any(held.id == image.id for held in self._holders.values())
 
     async def untag(self, reference: str) -> None:
         """Takes one name from an image, and removes the image with its last name."""
@@ -162,6 +177,10 @@ class ImageService:
         name = parse_reference(target)
         return await self._index.add(replace(image, repo_tags=(str(name),), repo_digests=()))
 
+    def image_of(self, image_id: str) -> Image | None:
+        """The image of a container by its whole id, also if the image has been removed since."""
+        return self._index.get(image_id) or self._index.get_removed(image_id)
+
     def acquire(self, image: Image, holder: str) -> None:
         """Keeps an image's layers for a holder (a container, a mount) until it releases them."""
         self._holders[holder] = image
@@ -169,7 +188,22 @@ class ImageService:
     def release(self, holder: str) -> None:
         """Ends `acquire`; layers that nobody uses any more are removed."""
         if self._holders.pop(holder, None) is not None:
-            self._collect()
+            self.drop_unused()
+
+    def drop_unused(self) -> None:
+        """Drops what no image and no holder needs. Called after recovery too, when every container has its image."""
+        for image in self._index.removed():
+            if not self._is_held(image):
+                task = asyncio.create_task(self._index.forget(image))
+                self._tasks.add(task)
+                task.add_done_callback(self._forgotten)
+        self._collect()
+
+    def _forgotten(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("cannot forget a removed image", error=str(task.exception()))
+        self._collect()
 
     def lower_dirs(self, image: Image) -> Sequence[str]:
         """The overlay lower directories, topmost first; at least one.
@@ -214,10 +248,7 @@ class ImageService:
         """Makes an image of a plain directory, without copying it; returns its id."""
         reference: Reference = parse_reference(name)
         platform = self._config.wanted_platform()
-        loop = asyncio.get_running_loop()
-        image, raw = await loop.run_in_executor(
-            self._executor, rootfs_image, reference, directory, config or OciConfig(), platform
-        )
+        image, raw = await self._blocking(rootfs_image, reference, directory, config or OciConfig(), platform)
         await self._store.put(image.id, raw)
         await self._layers.publish([], lambda: self._store.publish([image.id]))
         return (await self._index.add(image)).id
@@ -229,22 +260,113 @@ class ImageService:
 
         `name` is for archives that do not say what their image is called.
         """
-        loop = asyncio.get_running_loop()
         scratch = os.path.join(self._root, "ingest", f"import-{secrets.token_hex(8)}")
-        archive = await loop.run_in_executor(self._executor, Archive, path, scratch)
+        archive = await self._blocking(Archive, path, scratch)
         try:
-            platform = self._config.wanted_platform()
-            found = await loop.run_in_executor(self._executor, archive.images, platform, name)
+            found = await self._blocking(archive.images, self._config.wanted_platform(), name)
             shown = PullProgress(path, watchers=[progress] if progress else [])
             return [await self._puller.take_in(image, archive.holder(self._executor), shown) for image in found]
         finally:
-            await loop.run_in_executor(self._executor, archive.close)
+            await self._blocking(archive.close)
+
+    async def export(self, references: Sequence[str], path: str, form: str = "oci") -> None:
+        """Writes images into a new archive: an OCI layout ("oci") or the format of `docker save` ("docker")."""
+        chosen = [require_image(self._index.resolve(name), name) for name in references]
+        with self._using(chosen), self._materials() as materials:
+            await Exporter(self._store, self._layers, self._workers).export(chosen, path, form, materials)
+
+    async def push(
+        self,
+        reference: str,
+        target: str = "",
+        auth: Auth | None = None,
+        progress: Callable[[PullProgress], None] | None = None,
+    ) -> str:
+        """Uploads an image, under another name if `target` is given; returns the digest that it has there."""
+        image = require_image(self._index.resolve(reference), reference)
+        name = parse_reference(target or reference)
+        found, given = await self._registry_access(name, auth)
+        shown = PullProgress(str(name), watchers=[progress] if progress else [])
+        with self._using([image]), self._materials() as materials:
+            digest = await Pusher(self._client, self._store).push(image, name, found, given, materials, shown)
+        fingerprint = given.fingerprint(self._key)
+        await self._index.add(replace(image, repo_tags=(), repo_digests=(name.with_digest(digest),), checked=(fingerprint,)))
+        return digest
+
+    async def commit(self, base: Image, upper: str, reference: str, changes: Changes | None = None) -> str:
+        """Makes an image of a container's writable directory on top of its image; returns the new image's id."""
+        name = parse_reference(reference)
+        with self._using([base]), self._materials() as materials:
+            committer = Committer(self._store, self._workers, self._puller, self._executor, materials)
+            return await committer.commit(base, upper, name, changes or Changes())
+
+    async def verify(self, *, repair: bool = True) -> Report:
+        """Checks every blob and layer; with `repair`, drops what is bad and the records of images that need it."""
+        report = Report()
+        await self._blocking(check_blobs, self._store, sorted(self._store.digests()), report)
+        for layer in self._layers.all():
+            await check_layer(self._workers, layer, report)
+        if repair and not report.good:
+            await self._repair(report)
+        return report
+
+    async def _repair(self, report: Report) -> None:
+        held = {layer.key for image in self._holders.values() for layer in image.layers}
+        for image in self._index.all():
+            documents = {image.id, image.manifest, image.top} & set(report.bad_blobs)
+            if documents or any(layer.key in report.bad_layers for layer in image.layers):
+                report.dropped_images.append(image.id)
+                await self._index.remove(image, in_use=self._is_held(image))
+        self._store.remove(report.bad_blobs)
+        report.in_use = [key for key in report.bad_layers if key in held]
+        self._layers.remove(key for key in report.bad_layers if key not in held)
+        self._collect()
+
+    async def measure(self, directory: str) -> tuple[int, int]:
+        """Bytes of disk and inodes below a container's writable directory, counted by a worker when asked for."""
+        answer = await self._workers.run({"job": "measure", "directory": directory})
+        return answer["bytes"], answer["inodes"]
+
+    async def _blocking(self, call: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)
+
+    async def _registry_access(self, name: Reference, auth: Auth | None) -> tuple[Sequence[Endpoint], Credentials]:
+        """Where to ask, and as whom: the caller's credentials, or the node's where the caller brings none."""
+        given = credentials.from_auth(auth)
+        found = await self._blocking(endpoints.endpoints_for, name, self._config.registries)
+        if given.anonymous:
+            given = await self._blocking(credentials.from_files, name, self._config.auth_files)
+        return found, given
+
+    @contextmanager
+    def _using(self, images: Sequence[Image]) -> Iterator[None]:
+        """Keeps the layers of images while they are read."""
+        holders = [f"reader-{secrets.token_hex(8)}" for _image in images]
+        for holder, image in zip(holders, images, strict=True):
+            self.acquire(image, holder)
+        try:
+            yield
+        finally:
+            for holder in holders:
+                self.release(holder)
+
+    @contextmanager
+    def _materials(self) -> Iterator[Materials]:
+        materials = Materials(self._store, self._layers, self._workers, os.path.join(self._root, "ingest"))
+        try:
+            yield materials
+        finally:
+            materials.close()
 
     def _collect(self) -> None:
         """Removes layers and blobs that no image and no holder needs."""
-        live = [*self._index.all(), *self._holders.values()]
+        live = [*self._index.all(), *self._index.removed(), *self._holders.values()]
         keys = {layer.key for image in live for layer in image.layers}
-        unused = [layer.info.key for layer in self._layers.all() if layer.info.key not in keys and not layer.users]
+        unused = [
+            layer.info.key
+            for layer in self._layers.all()
+            if layer.info.key not in keys and not self._layers.is_wanted(layer)
+        ]
         if unused:
             freed = self._layers.remove(unused)
             log.info("removed layers that nobody uses", layers=len(unused), bytes=freed)

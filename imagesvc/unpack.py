@@ -159,7 +159,10 @@ class LayerWriter:
             os.mkdir(path, entry.mode)
             self._set_directory(entry, path)
         elif kind == tar_stream.LINK:
-            os.link(self._link_target(entry), path, follow_symlinks=False)
+            target = self._link_target(entry)
+            if target.startswith(path + b"/"):
+                raise TarError(f"{_shown(entry.name)} is a hard link to something below itself")
+            os.link(target, path, follow_symlinks=False)
             return
         elif kind == tar_stream.SYMLINK:
             os.symlink(entry.link, path)
@@ -382,7 +385,7 @@ class LayerWriter:
             return os.readlink(path)
         if is_whiteout(status):
             os.unlink(path)
-            os.mkdir(path, _DEFAULT_DIRECTORY_MODE)
+            self._make_default(path)
             self._make_opaque(path)
             return None
         raise TarError(f"{_shown(path)} is not a directory, and an entry lies below it")
@@ -390,10 +393,8 @@ class LayerWriter:
     def _step_lower(self, path: bytes) -> bytes | None:
         found = self._lookup_lower(path)
         if found is None:
-            os.mkdir(path, _DEFAULT_DIRECTORY_MODE)
-            os.lchown(path, 0, 0)
+            self._make_default(path)
             self.inodes += 1
-            self.bytes += _PAGE
             return None
         if found.is_symlink:
             return found.link_target()
@@ -401,6 +402,13 @@ class LayerWriter:
             raise TarError(f"{_shown(path)} is not a directory in the layers below, and an entry lies below it")
         self._copy_up(found, path)
         return None
+
+    def _make_default(self, path: bytes) -> None:
+        """A directory of which nothing is known; a set-group-id parent must not show in it."""
+        os.mkdir(path)
+        os.lchown(path, 0, 0)
+        os.chmod(path, _DEFAULT_DIRECTORY_MODE)
+        self.bytes += _PAGE
 
     def _lookup_lower(self, path: bytes) -> Found | None:
         """What the layers below show at a path; None where this layer hides them."""

@@ -142,9 +142,9 @@ def _is_missing(failure: JobFailed | CrispError) -> bool:
     return isinstance(failure, JobFailed) and failure.kind == "os" and failure.errno == errno.ENOENT
 
 
-def layer_error(failure: JobFailed, digest: str) -> CrispError:
-    """A job's failure for the person who pulls."""
+def layer_error(failure: JobFailed, digest: str, directory: str) -> CrispError:
+    """A job's failure for the person who pulls. Paths that a job names are seen from inside its chroot."""
     if failure.kind == "os":
         error = OSError(failure.errno, failure.message, failure.path)
-        return disk_error(error, failure.path, f"unpacking layer {digest}")
+        return disk_error(error, directory, f"unpacking layer {digest}")
     return invalid(f"layer {digest} cannot be unpacked: {failure.message}")

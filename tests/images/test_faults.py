@@ -1,0 +1,309 @@
+"""Broken connections, wrong bytes, hostile layers, full disks, cancellation and restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from imagesvc.limits import Limits
+from proto.errors import Code
+from tests.images.conftest import Node, StartService
+from tests.images.fault_proxy import FaultProxy, Rule
+from tests.images.image_builder import OCI, Layout, Member, directory, hardlink, sha256, symlink, tar
+from tests.images.registry_server import Registry
+from tests.images.test_pull import failure
+
+pytestmark = pytest.mark.root
+
+BIG = os.urandom(8 << 20)
+
+
+@pytest.fixture
+def image(layout: Layout, registry: Registry) -> tuple[str, str]:
+    """A one-layer image: its name without the host, and its layer's digest."""
+    name = f"faults/{layout.path.parent.name.lower().replace('_', '-')}:v1"
+    members = [directory("./"), Member("big", BIG)]
+    layout.image("v1", [tar(members)])
+    layout.push("v1", f"{registry.host}/{name}")
+    return name, layout.layer(tar(members))["digest"]
+
+
+async def test_a_cut_download_goes_on_where_it_stopped(
+    registry: Registry, image: tuple[str, str], start: StartService
+) -> None:
+    name, digest = image
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules.append(Rule(f"/blobs/{digest}", times=3, cut_after=2 << 20))
+        service = await start()
+        await service.pull(f"{proxy.host}/{name}")
+        ranges = [h.get("Range") for _method, path, h in proxy.requests if path.endswith(digest)]
+        assert ranges[0] is None
+        assert len(ranges) == 4
+        assert all(r is not None and r.startswith("bytes=") for r in ranges[1:])
+
+
+async def test_a_failed_pull_is_resumed_by_the_next_one_even_after_a_restart(
+    registry: Registry, image: tuple[str, str], node: Node, start: StartService
+) -> None:
+    name, digest = image
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules += [Rule(f"/blobs/{digest}", times=1, cut_after=4 << 20), Rule(f"/blobs/{digest}", times=1, status=403)]
+        service = await start()
+        error = await failure(service.pull(f"{proxy.host}/{name}"))
+        assert error.code is Code.PERMISSION_DENIED
+        assert service.list() == []
+        await service.settle()
+        assert len(node.leftovers()) == 1
+        await service.close()
+        again = await start()
+        await again.pull(f"{proxy.host}/{name}")
+        last = [h for _method, path, h in proxy.requests if path.endswith(digest)][-1]
+        assert int(last["Range"].removeprefix("bytes=").rstrip("-")) > 1 << 20
+        assert node.leftovers() == []
+
+
+async def test_corrupt_bytes_are_fetched_again_from_the_next_endpoint(
+    registry: Registry, image: tuple[str, str], node: Node, start: StartService
+) -> None:
+    name, digest = image
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules.append(Rule(f"/blobs/{digest}", corrupt=True))
+        node.hosts("registry.example", f'server = "http://{registry.host}"\n[host."http://{proxy.host}"]\n')
+        service = await start()
+        image_id = await service.pull(f"registry.example/{name}")
+        root = Path(service.lower_dirs(service.resolve(image_id))[0])
+        assert (root / "big").read_bytes() == BIG
+
+
+async def test_corrupt_bytes_everywhere(registry: Registry, image: tuple[str, str], node: Node, start: StartService) -> None:
+    name, digest = image
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules.append(Rule(f"/blobs/{digest}", corrupt=True))
+        service = await start()
+        error = await failure(service.pull(f"{proxy.host}/{name}"))
+        assert f"blob {digest} is corrupt" in error.message
+        assert service.list() == []
+        await service.settle()
+        assert [x for x in node.leftovers() if not x.startswith("ingest/")] == []
+
+
+async def test_a_wrong_manifest_digest(registry: Registry, image: tuple[str, str], start: StartService) -> None:
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules.append(Rule("/manifests/", corrupt=True))
+        service = await start()
+        repository = image[0].partition(":")[0]
+        wanted = "sha256:" + "0" * 64
+        proxy.rules.insert(0, Rule("GET .*/manifests/sha256", times=0))
+        error = await failure(service.pull(f"{proxy.host}/{repository}@{wanted}"))
+        assert error.code is Code.NOT_FOUND
+        error = await failure(service.pull(f"{proxy.host}/{image[0]}"))
+        assert error.code in (Code.INVALID_ARGUMENT, Code.UNKNOWN)
+
+
+async def test_retries_while_a_registry_is_overloaded(
+    registry: Registry, image: tuple[str, str], start: StartService
+) -> None:
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules.append(Rule("/manifests/", times=2, status=503))
+        proxy.rules.append(Rule("/blobs/", times=2, status=429))
+        service = await start()
+        await service.pull(f"{proxy.host}/{image[0]}")
+
+
+async def test_no_byte_for_too_long(registry: Registry, image: tuple[str, str], start: StartService) -> None:
+    async with FaultProxy(registry.host) as proxy:
+        stall = asyncio.Event()
+        proxy.rules.append(Rule(f"/blobs/{image[1]}", times=1, stall=stall))
+        service = await start(pull_progress_timeout=0.2)
+        await service.pull(f"{proxy.host}/{image[0]}")
+        stall.set()
+
+
+async def test_a_cancelled_pull_stops_and_leaves_its_partial_download(
+    registry: Registry, image: tuple[str, str], node: Node, start: StartService
+) -> None:
+    name, digest = image
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules.append(Rule(f"/blobs/{digest}", times=1, stall=asyncio.Event()))
+        service = await start()
+        waiters = [asyncio.create_task(service.pull(f"{proxy.host}/{name}")) for _ in range(2)]
+        await proxy.reached.wait()
+        waiters[0].cancel()
+        await asyncio.wait([waiters[0]])
+        assert len(service.running_pulls()) == 1
+        waiters[1].cancel()
+        await asyncio.wait([waiters[1]])
+        assert service.running_pulls() == []
+        await service.settle()
+        assert [x for x in node.leftovers() if not x.startswith("ingest/")] == []
+        await service.pull(f"{proxy.host}/{name}")
+
+
+async def test_the_end_of_the_daemon_ends_pulls(
+    registry: Registry, image: tuple[str, str], node: Node, start: StartService
+) -> None:
+    name, digest = image
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules.append(Rule(f"/blobs/{digest}", times=1, stall=asyncio.Event()))
+        service = await start()
+        waiter = asyncio.create_task(service.pull(f"{proxy.host}/{name}"))
+        await proxy.reached.wait()
+        await service.close()
+        await asyncio.wait([waiter])
+        assert waiter.cancelled()
+
+
+async def test_start_removes_half_made_layers(node: Node, start: StartService) -> None:
+    for name in ("new-1/fs/sub", "old-2/fs", "0123/fs"):
+        (node.root / "layers" / name).mkdir(parents=True)
+    service = await start()
+    await service.settle()
+    assert list((node.root / "layers").iterdir()) == []
+
+
+BAD_LAYERS = {
+    "dotdot": ([Member("../evil", b"x")], "`..`"),
+    "dotdot inside": ([directory("a/"), Member("a/../../evil", b"x")], "`..`"),
+    "link out": ([hardlink("x", "../../etc/shadow")], "`..`"),
+    "link to nothing": ([hardlink("x", "nowhere")], "which is nowhere"),
+    "file as directory": ([Member("a", b""), Member("a/b", b"")], "not a directory"),
+    "loop": ([symlink("l", "l"), Member("l/x", b"")], "symbolic links"),
+    "whiteout of dotdot": ([Member(".wh...", b"")], "whiteout of nothing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LAYERS)
+async def test_hostile_layers_are_refused(
+    layout: Layout, registry: Registry, node: Node, start: StartService, case: str
+) -> None:
+    members, text = BAD_LAYERS[case]
+    name = f"{registry.host}/hostile/{case.replace(' ', '-')}:v1"
+    layout.image("v1", [tar([Member("base", b"")]), tar(members)])
+    layout.push("v1", name)
+    service = await start()
+    error = await failure(service.pull(name))
+    assert error.code is Code.INVALID_ARGUMENT
+    assert text in error.message
+    assert "layer sha256:" in error.message
+    await service.settle()
+    assert node.leftovers() == []
+    assert service.list() == []
+
+
+@pytest.mark.parametrize("target", ["/", "/etc", "../../../../../../../..", "../.."])
+async def test_a_symbolic_link_leads_nowhere_out(
+    layout: Layout, registry: Registry, node: Node, start: StartService, tmp_path: Path, target: str
+) -> None:
+    """Followed from the layer's root, as a container would follow it."""
+    name = f"{registry.host}/hostile/through:v1"
+    layout.image("v1", [tar([symlink("out", target), Member("out/crisp-was-here", b"x")]), tar([Member("/absolute", b"y")])])
+    layout.push("v1", name)
+    service = await start()
+    image = service.resolve(await service.pull(name))
+    top, bottom = map(Path, service.lower_dirs(image))
+    place = bottom / "etc" if target == "/etc" else bottom
+    assert (place / "crisp-was-here").read_bytes() == b"x"
+    assert (top / "absolute").read_bytes() == b"y"
+    assert not os.path.exists("/crisp-was-here")
+    assert not os.path.exists("/etc/crisp-was-here")
+    assert not os.path.exists("/absolute")
+
+
+async def test_overlay_attributes_cannot_be_smuggled_in(layout: Layout, registry: Registry, start: StartService) -> None:
+    name = f"{registry.host}/hostile/xattr:v1"
+    smuggled = {"trusted.overlay.redirect": b"/other", "trusted.overlay.metacopy": b"", "user.fine": b"1"}
+    layout.image("v1", [tar([Member("x", b"", xattrs=smuggled), directory("d/", xattrs=smuggled)])])
+    layout.push("v1", name)
+    service = await start()
+    root = service.lower_dirs(service.resolve(await service.pull(name)))[0]
+    for path in (f"{root}/x", f"{root}/d"):
+        assert os.listxattr(path) == ["user.fine"]
+
+
+async def test_bombs(layout: Layout, registry: Registry, node: Node, start: StartService) -> None:
+    name = f"{registry.host}/hostile/bomb:v1"
+    layout.image("v1", [tar([Member("zeros", bytes(20 << 20))])])
+    layout.push("v1", name)
+    for limits, text in (
+        (Limits(layer_bytes=10 << 20), "limit of 10485760 bytes"),
+        (Limits(inflate_ratio=10, inflate_ratio_floor=1 << 20), "a bomb"),
+        (Limits(layer_entries=0), "more than 0 entries"),
+        (Limits(blob_bytes=100), "above this node's limit"),
+    ):
+        service = await start(limits=limits)
+        error = await failure(service.pull(name))
+        assert text in error.message
+        await service.settle()
+        assert node.leftovers() == []
+
+
+@pytest.mark.parametrize("wrong", ["diff id", "truncated", "count", "not json", "config digest"])
+async def test_documents_that_lie(layout: Layout, registry: Registry, node: Node, start: StartService, wrong: str) -> None:
+    layer = tar([Member("x", b"content" * 100)])
+    described = layout.layer(layer)
+    diff_ids = [sha256(layer)]
+    if wrong == "diff id":
+        diff_ids = ["sha256:" + "1" * 64]
+    elif wrong == "truncated":
+        described = layout.blob(gzip.compress(layer)[:-20], f"{OCI}.layer.v1.tar+gzip")
+    elif wrong == "count":
+        diff_ids *= 2
+    config = json.dumps({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}})
+    raw = b"{nonsense" if wrong == "not json" else config.encode()
+    configured = layout.blob(raw, f"{OCI}.config.v1+json")
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{OCI}.manifest.v1+json",
+        "config": configured,
+        "layers": [described],
+    }
+    layout.add("v1", layout.blob(json.dumps(manifest).encode(), f"{OCI}.manifest.v1+json"))
+    name = f"hostile/lies-{wrong.replace(' ', '-')}:v1"
+    layout.push("v1", f"{registry.host}/{name}")
+    async with FaultProxy(registry.host) as proxy:
+        if wrong == "config digest":
+            proxy.rules.append(Rule(f"/blobs/{configured['digest']}", corrupt=True))
+        service = await start()
+        error = await failure(service.pull(f"{proxy.host}/{name}"))
+    expected = {
+        "diff id": "where the image's configuration says",
+        "truncated": "gzip data ends too early",
+        "count": "has 1 layers, its configuration 2",
+        "not json": "is not JSON",
+        "config digest": "is corrupt",
+    }
+    assert expected[wrong] in error.message
+    await service.settle()
+    assert [x for x in node.leftovers() if wrong != "config digest"] == []
+
+
+@pytest.fixture
+def small_disk(node: Node) -> Iterator[None]:
+    """The node's directory on a file system of 12 MiB."""
+    node.root.mkdir(parents=True)
+    image = node.root.with_suffix(".img")
+    with image.open("wb") as out:
+        out.truncate(12 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, node.root], check=True)
+    yield
+    subprocess.run(["umount", node.root], check=True)
+
+
+@pytest.mark.usefixtures("small_disk")
+async def test_a_full_disk(registry: Registry, image: tuple[str, str], node: Node, start: StartService) -> None:
+    service = await start()
+    error = await failure(service.pull(f"{registry.host}/{image[0]}"))
+    assert error.code is Code.RESOURCE_EXHAUSTED
+    assert "no space left on device" in error.message
+    assert str(node.root) in error.message
+    await service.settle()
+    assert node.leftovers() == []
+    await service.close()
