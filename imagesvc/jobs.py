@@ -26,6 +26,7 @@ from typing import Any
 from imagesvc import inflate, pack, skeleton, tar_writer, unpack
 from imagesvc.limits import MIB, Limits
 from imagesvc.merged_view import MergedView
+from imagesvc.removal import remove_tree
 from imagesvc.tar_stream import TarError
 
 AVAILABLE = struct.Struct("<QQ")
@@ -175,7 +176,7 @@ class _Meter:
 
 def _remove(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
     for path in request["paths"]:
-        unpack.remove_tree(os.fsencode(path))
+        remove_tree(os.fsencode(path))
     return {}
 
 

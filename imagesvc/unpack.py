@@ -30,17 +30,17 @@ import stat
 from collections.abc import Callable, Iterable
 
 from imagesvc import tar_stream
+from imagesvc.copy_up import OVERLAY_XATTRS, copy_object
 from imagesvc.limits import MAX_SYMLINKS, Limits
 from imagesvc.merged_view import OPAQUE_XATTR, Found, MergedView, is_whiteout
+from imagesvc.removal import remove_tree
 from imagesvc.skeleton import SkeletonWriter
 from imagesvc.tar_stream import Data, Entry, Tail, TarError
 
 _WHITEOUT = b".wh."
 _WHITEOUT_META = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
-_OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 _PAGE = 4096
-_COPY_CHUNK = 1 << 30
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_MTIME = 1 << 62
 _DEFAULT_DIRECTORY_MODE = 0o755
@@ -247,7 +247,7 @@ class LayerWriter:
 
     def _set_xattrs(self, entry: Entry, target: bytes | int) -> None:
         for name, value in entry.xattrs.items():
-            if name.startswith(_OVERLAY_XATTRS):
+            if name.startswith(OVERLAY_XATTRS):
                 # They steer overlayfs (redirect, metacopy): a layer that could set them could show any file of the disk.
                 continue
             try:
@@ -460,40 +460,6 @@ def _is_whiteout_at(path: bytes) -> bool:
         return False
 
 
-def copy_object(found: Found, path: bytes) -> None:
-    """Copies one object with its owner, mode, attributes and times; of a directory not what is in it."""
-    status = found.status
-    if found.is_directory:
-        os.mkdir(path)
-    elif found.is_symlink:
-        os.symlink(found.link_target(), path)
-    elif stat.S_ISREG(status.st_mode):
-        _copy_content(found, path)
-    else:
-        os.mknod(path, status.st_mode, status.st_rdev)
-    os.lchown(path, status.st_uid, status.st_gid)
-    if not found.is_symlink:
-        os.chmod(path, stat.S_IMODE(status.st_mode))
-    for name, value in found.xattrs():
-        if not name.startswith(_OVERLAY_XATTRS):
-            os.setxattr(path, name, value, follow_symlinks=False)
-    os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
-
-
-def _copy_content(source: Found, target: bytes) -> None:
-    reader = os.open(source.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source.layer)
-    try:
-        writer = os.open(target, _CREATE, 0o600)
-        try:
-            offset = 0
-            while copied := os.sendfile(writer, reader, offset, _COPY_CHUNK):
-                offset += copied
-        finally:
-            os.close(writer)
-    finally:
-        os.close(reader)
-
-
 def normalise(name: bytes) -> bytes:
     """A name relative to the root: without leading `/` and `./`, and without `..`, which no honest archive needs."""
     if not name or b"\0" in name:
@@ -504,31 +470,6 @@ def normalise(name: bytes) -> bytes:
     if b".." in parts:
         raise TarError(f"the name {_shown(name)} has a `..` in it, which would lead out of the layer")
     return b"/".join(parts)
-
-
-def remove_tree(path: bytes, progress: Callable[[], None] | None = None) -> None:
-    """Removes a directory and everything in it, depth first; what is gone already is no error."""
-    stack = [path]
-    while stack:
-        directory = stack[-1]
-        children = []
-        try:
-            with os.scandir(directory) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        children.append(entry.path)
-                    else:
-                        os.unlink(entry.path)
-        except (FileNotFoundError, NotADirectoryError):
-            stack.pop()
-            continue
-        if children:
-            stack += children
-        else:
-            os.rmdir(directory)
-            stack.pop()
-        if progress is not None:
-            progress()
 
 
 def _in_metadata(raw_parent: bytes) -> bool:

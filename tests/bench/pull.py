@@ -2,10 +2,11 @@
 
     .venv/bin/python -m tests.bench.pull [--megabytes 1024] [--layers 12] [--files 60000] [--rounds 3] [--dir /var/tmp/...]
 
-Both runtimes pull through their own code: crisp through ImageService (a fresh one each round), containerd through its CRI. Each
-round has a new ext4 of its own in a loop device: on one where files were just deleted, ext4 spends half a millisecond on each
-new file (it does not reuse an inode within five minutes, and looks at each), whoever pulls. The registry is Debian's docker-registry; its pages are warm for both. "synced"
-adds a sync(1) of what containerd leaves in memory: crisp's pull ends after its own sync.
+Both runtimes pull through their own code: crisp through ImageService (a fresh one each round), containerd through its CRI.
+Each round has a new ext4 of its own in a loop device: where files were just deleted, ext4 spends half a millisecond on
+each new file (it does not reuse an inode within five minutes, and looks at each), whoever pulls. The registry is Debian's
+docker-registry; its pages are warm for both. "Until on disk" adds a sync(1) of what containerd leaves in memory: crisp
+ends a pull with a sync of its own.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 OCI = "application/vnd.oci.image"
 
 
@@ -101,8 +103,6 @@ class Layout:
         if compression == "gzip":
             return self.blob(gzip.compress(tar_bytes, 1, mtime=0), f"{OCI}.layer.v1.tar+gzip")
         if compression == "zstd":
-            import zstandard
-
             return self.blob(zstandard.ZstdCompressor(3).compress(tar_bytes), f"{OCI}.layer.v1.tar+zstd")
         return self.blob(tar_bytes, f"{OCI}.layer.v1.tar")
 
@@ -151,9 +151,9 @@ class Layout:
 
     def push(self, tag: str, target: str, *options: str) -> None:
         """Copies an image as it is (`target` without scheme, over plain HTTP)."""
+        options = ("--dest-tls-verify=false", "--insecure-policy", "-q", *options)
         subprocess.run(
-            ["skopeo", "copy", "--all", "--preserve-digests", "--dest-tls-verify=false", "--insecure-policy", "-q"]
-            + [*options, f"oci:{self.path}:{tag}", f"docker://{target}"],
+            ["skopeo", "copy", "--all", "--preserve-digests", *options, f"oci:{self.path}:{tag}", f"docker://{target}"],
             check=True,
             capture_output=True,
             text=True,

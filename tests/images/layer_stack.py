@@ -1,4 +1,4 @@
-"""Unpacking stacks of layers for tests: through the real job, in forked and chrooted children, and mounted with overlayfs."""
+"""Unpacking stacks of layers for tests: by the real job, in forked and chrooted children, and mounted with overlayfs."""
 
 from __future__ import annotations
 

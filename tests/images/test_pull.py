@@ -108,9 +108,9 @@ async def test_compressions(layout: Layout, registry: Registry, start: StartServ
 async def test_docker_schema_2(layout: Layout, registry: Registry, start: StartService) -> None:
     layout.image("v1", [busybox()])
     reference = f"{registry.host}/pull/schema2:v1"
+    options = ("-q", "--insecure-policy", "--format", "v2s2", "--dest-tls-verify=false")
     subprocess.run(
-        ["skopeo", "copy", "-q", "--insecure-policy", "--format", "v2s2", "--dest-tls-verify=false"]
-        + [f"oci:{layout.path}:v1", f"docker://{reference}"],
+        ["skopeo", "copy", *options, f"oci:{layout.path}:v1", f"docker://{reference}"],
         check=True,
     )
     service = await start()

@@ -164,7 +164,7 @@ def layers(draw: st.DrawFn) -> list[Member]:
         parent, _, base = name.rpartition("/")
         whiteout = Member(f"{parent}/.wh.{base}" if parent else f".wh.{base}")
         # A layer that also has something below the name must say first that the old one is gone, as all tools do.
-        touched = any(u.startswith(name + "/") or u == name or u.startswith("s/") for u in used)
+        touched = any(u == name or u.startswith((name + "/", "s/")) for u in used)
         position = 0 if touched else draw(st.integers(0, len(members)))
         members.insert(position, whiteout)
     for name in draw(st.lists(st.sampled_from(["d0", "d1"]), max_size=1)):

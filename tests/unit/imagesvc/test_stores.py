@@ -1,0 +1,227 @@
+"""Inflating, the content store, joined work, image records."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagesvc import inflate
+from imagesvc.content_store import ContentStore, digest_of
+from imagesvc.images import Image, ImageIndex, LayerRef, OciConfig
+from imagesvc.joins import Joins
+from imagesvc.layers import chain_ids
+from proto.errors import Code, CrispError
+from tests.images.memory_records import MemoryRecords
+
+
+def inflated(data: bytes, step: int) -> bytes:
+    chunks = iter([data[i : i + step] for i in range(0, len(data), step)])
+    reader = inflate.open_reader(lambda: next(chunks, b""))
+    pieces = []
+    while piece := reader.read():
+        assert len(piece) <= 1 << 20
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+@given(st.lists(st.binary(max_size=3000), min_size=1, max_size=3), st.integers(1, 5000))
+def test_inflating(parts: list[bytes], step: int) -> None:
+    whole = b"".join(parts)
+    assert inflated(b"".join(gzip.compress(part) for part in parts), step) == whole
+    assert inflated(b"".join(zstandard.ZstdCompressor().compress(part) for part in parts), step) == whole
+    if not inflate.is_compressed(whole[:4]):
+        assert inflated(whole, step) == whole
+
+
+def test_bounded_pieces_of_a_bomb() -> None:
+    data = bytes(50 << 20)
+    assert inflated(gzip.compress(data), 1 << 20) == data
+    assert inflated(zstandard.ZstdCompressor().compress(data), 1 << 20) == data
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:-10], lambda d: d[:50] + b"\xff\xff" + d[52:], lambda d: d + b"rubbish"])
+def test_damaged_gzip(change: object) -> None:
+    with pytest.raises(inflate.InflateError):
+        inflated(change(gzip.compress(bytes(range(256)) * 40)), 100)  # type: ignore[operator]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ContentStore]:
+    with ThreadPoolExecutor(2) as executor:
+        made = ContentStore(str(tmp_path), executor)
+        made.prepare(3600)
+        yield made
+
+
+async def test_a_blob_from_ingest_to_removal(store: ContentStore, tmp_path: Path) -> None:
+    data = b"x" * 3_000_000
+    digest = digest_of(data)
+    ingest = await store.ingest(digest, len(data))
+    told: list[int] = []
+    ingest.on_available = told.append
+    await ingest.write(data[:2_000_000])
+    await ingest.write(data[2_000_000:])
+    await ingest.verify()
+    ingest.close()
+    assert told[-1] == len(data)
+    assert not store.has(digest)
+    store.publish([digest])
+    assert store.has(digest)
+    assert (store.read(digest), store.total_bytes) == (data, len(data))
+    with store.keeping([digest]):
+        store.remove([digest])
+        assert store.has(digest)
+    store.remove([digest])
+    assert not Path(store.path(digest)).exists()
+    with pytest.raises(CrispError) as caught:
+        store.read(digest)
+    assert caught.value.code is Code.NOT_FOUND
+
+
+async def test_a_partial_download_is_resumed(store: ContentStore) -> None:
+    data = bytes(range(256)) * 10
+    first = await store.ingest(digest_of(data), len(data))
+    await first.write(data[:1000])
+    await first.flush()
+    first.close()
+    second = await store.ingest(digest_of(data), len(data))
+    assert second.received == 1000
+    await second.write(data[1000:])
+    await second.verify()
+    second.close()
+    third = await store.ingest(digest_of(data), 10)
+    assert third.received == 0
+    third.close()
+
+
+async def test_wrong_content_is_forgotten(store: ContentStore) -> None:
+    ingest = await store.ingest("sha256:" + "0" * 64, 3)
+    for data, text in ((b"abc", "is corrupt"), (b"ab", "2 bytes where its descriptor says 3")):
+        await ingest.write(data)
+        with pytest.raises(CrispError, match=text):
+            await ingest.verify()
+        assert ingest.received == 0
+    ingest.discard()
+
+
+async def test_stale_partials_go(store: ContentStore, tmp_path: Path) -> None:
+    await store.put(digest_of(b"a"), b"a")
+    store.drop_stale(3600)
+    assert len(list((tmp_path / "ingest").iterdir())) == 1
+    store.drop_stale(-10)
+    assert list((tmp_path / "ingest").iterdir()) == []
+
+
+async def test_joined_work_runs_once_and_shares_its_end() -> None:
+    joins = Joins()
+    release = asyncio.Event()
+    runs = 0
+
+    async def work() -> str:
+        nonlocal runs
+        runs += 1
+        await release.wait()
+        return "done"
+
+    callers = [asyncio.create_task(joins.run("k", work)) for _ in range(3)]
+    await asyncio.sleep(0)
+    callers[0].cancel()
+    await asyncio.wait([callers[0]])
+    release.set()
+    assert await asyncio.gather(*callers[1:]) == ["done", "done"]
+    assert (runs, joins.keys()) == (1, [])
+
+    async def fail() -> None:
+        raise CrispError(Code.NOT_FOUND, "x")
+
+    results = await asyncio.gather(*(joins.run("k", fail) for _ in range(2)), return_exceptions=True)
+    assert all(isinstance(result, CrispError) for result in results)
+
+
+async def test_the_last_caller_waits_for_the_clean_up() -> None:
+    joins = Joins()
+    cleaned = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.set()
+
+    caller = asyncio.create_task(joins.run("k", work))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.wait([caller])
+    assert caller.cancelled()
+    assert cleaned.is_set()
+
+
+def image(number: int, *tags: str) -> Image:
+    digest = f"sha256:{number:064x}"
+    return Image(
+        id=digest,
+        kind="image",
+        repo_tags=tags,
+        repo_digests=(),
+        size=1,
+        config=OciConfig(user="bob:staff"),
+        pinned=False,
+        layers=(LayerRef("key", digest),),
+    )
+
+
+async def test_records_come_back_as_they_were() -> None:
+    records = MemoryRecords()
+    index = ImageIndex(records, ())
+    stored = await index.add(image(1, "docker.io/library/a:latest"))
+    again = ImageIndex(records, ())
+    again.load()
+    assert again.all() == [stored]
+    assert (stored.uid, stored.username) == (None, "bob")
+
+
+async def test_a_tag_moves(tmp_path: Path) -> None:
+    records = MemoryRecords()
+    index = ImageIndex(records, ())
+    await index.add(image(1, "docker.io/library/a:latest"))
+    await index.add(image(2, "docker.io/library/a:latest"))
+    for view in (index, ImageIndex(records, ())):
+        view.load()
+        assert view.resolve("a").id == image(2).id
+        assert view.get(image(1).id).repo_tags == ()
+
+
+async def test_a_crash_while_a_tag_moves_leaves_the_younger_image_with_it() -> None:
+    records = MemoryRecords()
+    for number in (2, 1):
+        document = image(number, "docker.io/library/a:latest").to_record()
+        records.documents[str(number)] = {**document, "created_at": float(number)}
+    index = ImageIndex(records, ())
+    index.load()
+    assert index.resolve("a").id == image(2).id
+    assert index.get(image(1).id).repo_tags == ()
+
+
+async def test_prefixes_have_to_be_unique() -> None:
+    index = ImageIndex(MemoryRecords(), ())
+    await index.add(image(0x1))
+    await index.add(image(0x2))
+    assert index.resolve("0" * 63) is None
+    assert index.resolve("0" * 63 + "1").id == image(1).id
+
+
+def test_chain_ids() -> None:
+    a, b = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+    assert chain_ids([]) == []
+    assert chain_ids([a, b])[0] == a
+    assert chain_ids([a, b])[1] == digest_of(f"{a} {b}".encode())
