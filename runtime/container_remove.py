@@ -36,6 +36,8 @@ async def remove_container(node: Node, container: Container) -> None:
         if container.record.id not in node.containers:
             return
         if container.watcher is not None:
+            if container.shim is not None:
+                await container.shim.kill()  # it may wait for clients that are attached
             try:
                 await asyncio.wait_for(container.gone.wait(), limits.KILL_SECONDS)
             except TimeoutError:

@@ -13,6 +13,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
@@ -49,6 +50,12 @@ Observer = Callable[[str, str, float], None]
 """Called with method, code name and seconds after each call."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    code: Code
+    message: str
+
+
 class Boundary:
     """Serves service objects over gRPC."""
 
@@ -79,21 +86,28 @@ class Boundary:
 
     def _unary(self, name: str, implementation: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            begin = time.monotonic()
-            try:
-                if implementation is None:
-                    raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {name}")
-                if name in CANCELLABLE or name.startswith("List"):
-                    reply = await implementation(request)
-                else:
-                    reply = await asyncio.shield(self._keep(implementation(request)))
-            except Exception as error:
-                code, message = self._failed(name, request, error, time.monotonic() - begin)
-                await context.abort(STATUS[code], message)
-            self._succeeded(name, request, reply, time.monotonic() - begin)
-            return reply
+            work = self._run(name, implementation, request)
+            if name in CANCELLABLE or name.startswith("List"):
+                outcome = await work
+            else:
+                outcome = await asyncio.shield(self._keep(work))
+            if isinstance(outcome, _Failure):
+                await context.abort(STATUS[outcome.code], outcome.message)
+            return outcome
 
         return call
+
+    async def _run(self, name: str, implementation: Any, request: Any) -> Any:
+        """Call, and log the call: the reply, or a _Failure. Whether the client still waits makes no difference."""
+        begin = time.monotonic()
+        try:
+            if implementation is None:
+                raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {name}")
+            reply = await implementation(request)
+        except Exception as error:  # the boundary turns every failure into a status
+            return self._failed(name, request, error, time.monotonic() - begin)
+        self._succeeded(name, request, reply, time.monotonic() - begin)
+        return reply
 
     def _streaming(self, name: str, implementation: Any) -> Any:
         async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
@@ -104,8 +118,8 @@ class Boundary:
                 async for reply in implementation(request):
                     yield reply
             except Exception as error:
-                code, message = self._failed(name, request, error, time.monotonic() - begin)
-                await context.abort(STATUS[code], message)
+                failure = self._failed(name, request, error, time.monotonic() - begin)
+                await context.abort(STATUS[failure.code], failure.message)
             self._succeeded(name, request, None, time.monotonic() - begin)
 
         return call
@@ -115,7 +129,6 @@ class Boundary:
         task: asyncio.Task[Any] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, though the client is gone
         return task
 
     def _succeeded(self, name: str, request: Any, reply: Any, seconds: float) -> None:
@@ -125,7 +138,7 @@ class Boundary:
         write = log.debug if quiet else log.info
         write(name, **_ids(request), **_ids(reply), ms=round(seconds * 1000, 1))
 
-    def _failed(self, name: str, request: Any, error: Exception, seconds: float) -> tuple[Code, str]:
+    def _failed(self, name: str, request: Any, error: Exception, seconds: float) -> _Failure:
         if isinstance(error, CrispError):
             code, message = error.code, error.message
             write = log.debug if code in (Code.UNIMPLEMENTED, Code.NOT_FOUND) else log.warning
@@ -135,7 +148,7 @@ class Boundary:
             log.error(name, code=code.name, **_ids(request), ms=round(seconds * 1000, 1), exc_info=error)
         if self._observe:
             self._observe(name, code.name, seconds)
-        return code, message
+        return _Failure(code, message)
 
     async def start(self, socket_path: str, group_id: int | None) -> None:
         """Listen; the socket belongs to root and, if given, a group."""

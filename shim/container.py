@@ -59,7 +59,8 @@ class Container:
         self._stdio: Stdio | None = None
         self._record: ExitRecord | None = None
         self._busy: Event[None] | None = None  # a create or start under way
-        self._dead: Event[None] = Event()
+        self._clients_matter = True
+        """Whether the shim waits for attached clients to take the end of the output: not once somebody kills."""
 
     def status(self) -> Message:
         """The fields of `hello` and `state`."""
@@ -188,6 +189,7 @@ class Container:
         if self.state is State.NEW and self._busy is None:
             self._loop.spawn(self._leave())
             return
+        self._clients_matter = False
         if not await until(self._loop, self._tracking.kill, KILL_TIME):
             pids = sorted(self._tracking.group.procs())
             raise CrispError(Code.DEADLINE_EXCEEDED, f"processes {pids} of container {self._id} do not die")
@@ -261,7 +263,7 @@ class Container:
         self.on_exit(self._record._asdict())
         await until(self._loop, lambda: not self.execs, RECORD_TIME)
         await self._delete()
-        await until(self._loop, lambda: not stdio.clients_behind, CLIENT_TIME)
+        await until(self._loop, lambda: not (self._clients_matter and stdio.clients_behind), CLIENT_TIME)
         await self._leave()
 
     async def _delete(self) -> None:

@@ -19,6 +19,7 @@ class SpdySession(Session):
     def __init__(self, wire: Wire, *, is_server: bool, on_stream: OnStream | None = None) -> None:
         super().__init__(wire)
         self._spdy = spdy.SpdyConnection(is_server)
+        self._is_server = is_server
         self._on_stream = on_stream
         self._answers: dict[int, asyncio.Future[None]] = {}
         wire.set_receiver(self._receive)
@@ -52,6 +53,10 @@ class SpdySession(Session):
                     stream.feed_reset()
                 if answer := self._answers.pop(number, None):
                     answer.set_exception(StreamResetError())
+            case spdy.GoneAway() if self._is_server:
+                # 2.6.6 lets streams that stand go on; but the kubelet's and crictl's client says this only when it
+                # leaves, and then waits for its streams to be closed.
+                self._wire.abort_after_flush()
             case spdy.Failed():
                 self._flush()
                 self._wire.abort_after_flush()
