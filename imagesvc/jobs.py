@@ -27,7 +27,7 @@ from imagesvc import inflate, pack, skeleton, tar_writer, unpack
 from imagesvc.limits import MIB, Limits
 from imagesvc.merged_view import MergedView
 from imagesvc.removal import remove_tree
-from imagesvc.tar_stream import TarError
+from imagesvc.tar_stream import Data, Entry, Tail, TarError, TarReader
 
 AVAILABLE = struct.Struct("<QQ")
 """Daemon to child: bytes of the file that may be read, and its whole size."""
@@ -71,7 +71,7 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
         os.umask(0)
         os.chroot(root)
         os.chdir("/")
-        unpack.apply(reader.read, writer, bones, meter.update)
+        _apply(reader.read, writer, bones, meter.update)
         whiteouts.write(b"\0".join(writer.whiteouts))
     source.finish()
     return {
@@ -85,6 +85,29 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
         "has_root": writer.has_root,
         "skeleton": bones.close(),
     }
+
+
+def _apply(
+    read: Callable[[], bytes],
+    writer: unpack.LayerWriter,
+    bones: skeleton.SkeletonWriter,
+    seen: Callable[[bytes], None],
+) -> None:
+    """Reads a whole archive and applies it; `seen` gets every byte of it, for the diff id and the limits."""
+    reader = TarReader()
+    next_event = reader.next_event
+    while chunk := read():
+        seen(chunk)
+        reader.receive_data(chunk)
+        while (event := next_event()) is not None:
+            if type(event) is Entry:
+                writer.entry(event)
+            elif type(event) is Data:
+                writer.data(event)
+            elif type(event) is Tail:
+                bones.raw(event.raw)
+    reader.close()
+    writer.finish()
 
 
 def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:

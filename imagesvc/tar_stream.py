@@ -235,6 +235,7 @@ class TarReader:
         elif link[0]:
             entry.link = link.partition(b"\0")[0]
         old_sparse = kind == b"S"
+        old_directory = kind == b"\0"
         if kind in (b"\0", b"7", b"S"):
             kind = REGULAR
         pax = self._pax
@@ -242,7 +243,8 @@ class TarReader:
             pax = {**self._global, **pax}
         if pax:
             size = _apply_pax(entry, pax, size)
-        if kind == REGULAR and entry.name.endswith(b"/"):
+        if old_directory and entry.name.endswith(b"/"):
+            # v7 had no type for directories.
             kind = DIRECTORY
         if kind in b"34":
             entry.major, entry.minor = _number(major), _number(minor)

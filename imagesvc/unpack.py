@@ -27,7 +27,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from imagesvc import tar_stream
 from imagesvc.copy_up import OVERLAY_XATTRS, copy_object
@@ -35,7 +35,7 @@ from imagesvc.limits import MAX_SYMLINKS, Limits
 from imagesvc.merged_view import OPAQUE_XATTR, Found, MergedView, is_whiteout
 from imagesvc.removal import remove_tree
 from imagesvc.skeleton import SkeletonWriter
-from imagesvc.tar_stream import Data, Entry, Tail, TarError
+from imagesvc.tar_stream import Data, Entry, TarError
 
 _WHITEOUT = b".wh."
 _WHITEOUT_META = b".wh..wh."
@@ -483,21 +483,3 @@ def _time(entry: Entry) -> int:
 
 def _shown(name: bytes) -> str:
     return repr(name.decode(errors="backslashreplace")[:200])
-
-
-def apply(read: Callable[[], bytes], writer: LayerWriter, skeleton: SkeletonWriter, seen: Callable[[bytes], None]) -> None:
-    """Reads a whole archive and applies it; `seen` gets every byte of it, for the diff id and the limits."""
-    reader = tar_stream.TarReader()
-    next_event = reader.next_event
-    while chunk := read():
-        seen(chunk)
-        reader.receive_data(chunk)
-        while (event := next_event()) is not None:
-            if type(event) is Entry:
-                writer.entry(event)
-            elif type(event) is Data:
-                writer.data(event)
-            elif type(event) is Tail:
-                skeleton.raw(event.raw)
-    reader.close()
-    writer.finish()

@@ -46,8 +46,10 @@ def test_nothing_configured(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("localhost", True), ("x.localhost:1", True), ("127.9.9.9:5", True), ("[::1]:5", True), ("::1", True)]
-    + [("10.0.0.1:5", False), ("quay.io", False), ("localhost.example", False)],
+    [
+        *(("localhost", True), ("x.localhost:1", True), ("127.9.9.9:5", True), ("[::1]:5", True)),
+        *(("10.0.0.1:5", False), ("quay.io", False), ("localhost.example", False)),
+    ],
 )
 def test_loopback(name: str, expected: bool) -> None:
     assert is_loopback(name) is expected
@@ -113,13 +115,10 @@ def test_docker_style_directories(host: Host) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["x = 1", "[host]\na = 1", '[host."http://m"]\ncapabilities = ["fly"]', '[host."http://m"]\ndial_timeout = "soon"']
-    + [
-        '[host."http://m"]\nnope = 1',
-        'server = "gopher://x"',
-        "ca = 1.5",
-        "client = []\n[",
-        '[host."http://m"]\nheader = 1',
+    [
+        *("x = 1", "[host]\na = 1", '[host."http://m"]\ncapabilities = ["fly"]', '[host."http://m"]\nheader = 1'),
+        *('[host."http://m"]\nnope = 1', 'server = "gopher://x"', "ca = 1.5", "client = []\n["),
+        '[host."http://m"]\ndial_timeout = "soon"',
     ],
 )
 def test_mistakes_name_the_file(host: Host, text: str) -> None:

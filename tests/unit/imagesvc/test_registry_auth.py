@@ -75,9 +75,9 @@ def test_tokens() -> None:
 
 def test_secrets_are_not_shown() -> None:
     secrets = ("hunter2", "refresh-1", "bearer-1")
-    shown = repr(
-        (Credentials("u", *secrets), Auth("u", *secrets), token_request(BEARER, Credentials("u", "hunter2"), [], True))
-    )
+    auth = Auth("u", *secrets[:2], identity_token=secrets[1], registry_token=secrets[2])
+    request = token_request(BEARER, Credentials("u", "hunter2"), [], https=True)
+    shown = repr((Credentials("u", *secrets), auth, request))
     shown += repr(parse_token(b'{"token": "bearer-1"}', 0))
     assert not any(secret in shown for secret in secrets)
 
