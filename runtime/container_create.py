@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from kernel import cgroups
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import container_remove, container_watch, image_volumes, limits, sandbox_run, stop_signals
+from runtime import container_remove, container_watch, image_volumes, limits, sandbox_run, stop_signals, user_namespaces
 from runtime.failpoints import failpoint
 from runtime.fork_server import ShimOptions
 from runtime.host_paths import find_sources
@@ -129,7 +129,10 @@ async def _make(node: Node, container: Container, image: Image) -> None:
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
     for directory in (bundle, layer / "upper", layer / "work"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    bundle.chmod(0o711)  # the root of a user namespace has to get through to the rootfs
     (layer / "upper").chmod(0o755)
+    if (mapped := user_namespaces.mapping(container.sandbox.record.config)) is not None:
+        os.chown(layer / "upper", mapped.host, mapped.host)
     (bundle / "rootfs").mkdir(exist_ok=True)
     document = await _specification(node, container, image)
     (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
@@ -167,11 +170,13 @@ async def _make(node: Node, container: Container, image: Image) -> None:
 
 def _rootfs(node: Node, container: Container, image: Image) -> dict[str, Any]:
     layer = node.paths.writable_layer(container.record.id)
+    mapped = user_namespaces.mapping(container.sandbox.record.config)
     return {
         "lowerdirs": node.images.lower_dirs(image),
         "upper": str(layer / "upper"),
         "work": str(layer / "work"),
         "volatile": True,
+        "userns": str(node.paths.namespace(container.record.sandbox_id, "user")) if mapped is not None else "",
     }
 
 

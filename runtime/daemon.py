@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from runtime.config import Config
 
-FORK_JOBS: Final = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths")
+FORK_JOBS: Final = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths", "shim.runtime_probe")
 """What the fork server preloads."""
 
 log = structlog.get_logger(__name__)
@@ -96,7 +96,7 @@ async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack
         paths=paths,
         host=measured,
         store=store,
-        handlers=await handler_probe.find(config, paths, measured),
+        handlers=await handler_probe.find(config, paths, measured, fork_server),
         fork_server=fork_server,
         network=network,
         images=images,

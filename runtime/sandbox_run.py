@@ -14,8 +14,8 @@ import structlog
 
 from kernel import cgroups
 from proto import api_pb2 as cri
-from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import limits, sandbox_network, sandbox_teardown
+from proto.errors import Code, CrispError, invalid
+from runtime import limits, sandbox_network, sandbox_teardown, user_namespaces
 from runtime.failpoints import failpoint
 from runtime.lifecycle import SandboxState
 from runtime.network import dns
@@ -38,7 +38,7 @@ async def run(node: Node, request: cri.RunPodSandboxRequest) -> str:
     """
     config = request.config
     _check(config)
-    node.handlers.get(request.runtime_handler)
+    user_namespaces.check(config, node.handlers.get(request.runtime_handler))
     return await node.joiner.run(("sandbox", *_key(config)), lambda: _run(node, request))
 
 
@@ -56,8 +56,6 @@ def _check(config: cri.PodSandboxConfig) -> None:
     options = config.linux.security_context.namespace_options
     if options.pid == cri.TARGET:
         raise invalid("a sandbox cannot share the PID namespace of a target container")
-    if options.HasField("userns_options") and options.userns_options.mode == cri.POD:
-        raise failed_precondition("user namespaces: no runtime handler of this node supports them")
 
 
 async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
@@ -117,9 +115,12 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
     record = sandbox.record
     directory = node.paths.sandbox(record.id)
     kinds = _kinds(options)
+    mapped = user_namespaces.mapping(record.config)
     arguments: dict[str, Any] = {
         "directory": str(directory),
-        "kinds": kinds,
+        "kinds": kinds if mapped is None else ["user", *kinds],
+        "uids": mapped.shim() if mapped is not None else [],
+        "gids": mapped.shim() if mapped is not None else [],
         "hostname": record.config.hostname if "uts" in kinds else "",
         "sysctls": _sysctls(node, record.config, options),
         "shm": {"path": str(directory / "shm"), "size": node.config.containers.shm_size} if "ipc" in kinds else None,
@@ -134,23 +135,16 @@ def _kinds(options: cri.NamespaceOption) -> list[str]:
 
 
 def _sysctls(node: Node, config: cri.PodSandboxConfig, options: cri.NamespaceOption) -> dict[str, str]:
-    """Those of the request, checked against the namespaces the pod has of its own, and crisp's defaults."""
+    """Those of the request, which the shim's job checks against the pod's own namespaces, and crisp's defaults."""
     asked = dict(config.linux.sysctls)
-    for name in asked:
-        canonical = name.replace("/", ".")
-        if canonical.startswith("net.") and options.network == cri.NODE:
-            raise invalid(f"sysctl {name} would change the node: the pod uses the node's network namespace")
-        if canonical.startswith(("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")) and options.ipc == cri.NODE:
-            raise invalid(f"sysctl {name} would change the node: the pod uses the node's IPC namespace")
-        if not canonical.startswith(("net.", "kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")):
-            raise invalid(f"sysctl {name} belongs to no namespace of a pod")
     if options.network == cri.NODE:
         return asked
     defaults = {}
     if node.config.containers.enable_unprivileged_ports:
         defaults["net.ipv4.ip_unprivileged_port_start"] = "0"
     if node.config.containers.enable_unprivileged_icmp:
-        defaults["net.ipv4.ping_group_range"] = "0 2147483647"
+        mapped = user_namespaces.mapping(config)
+        defaults["net.ipv4.ping_group_range"] = f"0 {mapped.count - 1 if mapped is not None else 2147483647}"
     return {**defaults, **asked}
 
 
@@ -189,6 +183,8 @@ async def share_pid_namespace(node: Node, sandbox: Sandbox) -> None:
     if record.pause_pid or record.state is not SandboxState.READY:
         return
     kinds = _kinds(record.config.linux.security_context.namespace_options)
+    if user_namespaces.mapping(record.config) is not None:
+        kinds.append("user")
     reply = await node.fork_server.run_job(
         "shim.pause:main",
         {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, invalid
+from runtime import user_namespaces
 from runtime.oci.resources import withheld
 
 if TYPE_CHECKING:
@@ -110,7 +111,10 @@ def client_mount(mount: cri.Mount, source: Source, *, rro: bool) -> dict[str, An
         if option not in CLIENT_OPTIONS:
             raise invalid(f"mount {mount.container_path}: unknown option {option!r}; known: noexec, nodev, nosuid")
         options.append(option)
-    return _mount(posixpath.normpath(mount.container_path), source.path, "bind", *options)
+    mapped = user_namespaces.mount_options(mount)
+    if mapped:
+        options.append("idmap")
+    return {**_mount(posixpath.normpath(mount.container_path), source.path, "bind", *options), **mapped}
 
 
 def _propagation(mount: cri.Mount, source: Source) -> str:

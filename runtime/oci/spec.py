@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proto import api_pb2 as cri
 from proto.errors import invalid
+from runtime import user_namespaces
 from runtime.oci import devices, mounts, process, resources, seccomp
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
     defaults = mounts.default_mounts(
         privileged=context.privileged, cgroup_v2=inputs.host.cgroup_v2, mqueue=inputs.host.has_mqueue
     )
-    if shared.HasField("userns_options"):
+    if user_namespaces.mapping(inputs.sandbox) is not None:
         replaced = mounts.host_view_mounts(network=host_network, ipc=host_ipc)
         defaults = [replaced.get(mount["destination"], mount) for mount in defaults]
     defaults += mounts.pod_files(inputs.sandbox_directory, host_ipc=host_ipc, readonly=context.readonly_rootfs)
@@ -123,6 +124,8 @@ def _linux(inputs: Inputs, options: cri.NamespaceOption) -> dict[str, Any]:
     )
     if rules is not None:
         linux["seccomp"] = rules
+    if (mapped := user_namespaces.mapping(inputs.sandbox)) is not None:
+        linux["uidMappings"] = linux["gidMappings"] = mapped.oci()
     return linux
 
 
@@ -136,6 +139,8 @@ def _namespaces(inputs: Inputs, options: cri.NamespaceOption) -> list[dict[str, 
         namespaces.append({"type": "uts", "path": str(pins / "uts")})
     if shared.ipc != cri.NODE:
         namespaces.append({"type": "ipc", "path": str(pins / "ipc")})
+    if user_namespaces.mapping(inputs.sandbox) is not None:
+        namespaces.append({"type": "user", "path": str(pins / "user")})
     if options.pid == cri.POD:
         namespaces.append({"type": "pid", "path": str(pins / "pid")})
     elif options.pid == cri.CONTAINER:

@@ -20,8 +20,8 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    running = Daemon(tmp_path_factory.mktemp("daemon"))
+def daemon() -> Iterator[Daemon]:
+    running = Daemon()
     running.start()
     yield running
     running.destroy()

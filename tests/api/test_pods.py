@@ -135,7 +135,7 @@ def test_sysctls(kubelet: Kubelet) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("vm.swappiness", "1", "belongs to no namespace"),
+        ("vm.swappiness", "1", "does not belong to a pod"),
         ("net.ipv4.no_such_thing", "1", "net.ipv4.no_such_thing"),
         ("kernel.shm_rmid_forced", "rubbish", "kernel.shm_rmid_forced"),
     ],

@@ -19,9 +19,9 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def kubelet(tmp_path_factory: pytest.TempPathFactory, rootfs: Path) -> Iterator[Kubelet]:
+def kubelet(rootfs: Path) -> Iterator[Kubelet]:
     """A kubelet on a fresh daemon, after which nothing may be left."""
-    daemon = Daemon(tmp_path_factory.mktemp("fault"))
+    daemon = Daemon()
     daemon.start()
     assert daemon.client is not None
     image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))

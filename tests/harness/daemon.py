@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Self
@@ -25,7 +26,10 @@ STOP_SECONDS = 20
 class Daemon:
     """`crisp serve`, started, killed and started again as a test likes."""
 
-    def __init__(self, directory: Path, extra_config: str = "") -> None:
+    def __init__(self, extra_config: str = "") -> None:
+        # Not below pytest's own directory: nobody but root gets through that, and a pod's users are not root.
+        directory = Path(tempfile.mkdtemp(prefix="crisp-test-", dir="/var/tmp"))
+        directory.chmod(0o711)
         self.directory = directory
         self.root, self.state = directory / "lib", directory / "run"
         self.socket = str(self.state / "crisp.sock")

@@ -1,0 +1,127 @@
+"""Job: find out by trying what an OCI runtime can do on this host. Its word is not enough: crun 1.8 has no `features`, and what
+a runtime knows the kernel, or the cgroups it finds, may still refuse.
+
+The trial runs in a mount namespace of its own on a tmpfs, with the host's programs bound read-only as its root.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from typing import Any
+
+from kernel import cgroups, mounts, syscalls
+from shim import oci_runtime, process, rootfs
+
+SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr")
+SECONDS = 10.0
+"""For one trial."""
+FIRST_ID, ID_COUNT = 1 << 20, 1 << 16
+"""Of the trial's user namespace."""
+
+
+def main(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any]:
+    """`args`: runtime {name, path, root, systemd_cgroup}, directory (empty), detach_unified, cgroup, hierarchies.
+
+    Returns {"error": why it cannot run a container, or "", "recursive_read_only": bool, "user_namespaces": bool}.
+    """
+    mode, controllers, unified = args["hierarchies"]
+    group = cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified).group(args["cgroup"])
+    trial = Trial(oci_runtime.from_args(args["runtime"]), args["directory"], "/" + args["cgroup"].strip("/"))
+    try:
+        trial.prepare(unified if args["detach_unified"] else "")
+        error = trial.run("true")
+        return {
+            "error": error,
+            "recursive_read_only": not error and trial.recursive_read_only(),
+            "user_namespaces": not error and trial.user_namespaces(),
+        }
+    finally:
+        while not (group.kill() and group.remove()):
+            time.sleep(0.001)
+
+
+class Trial:
+    """One runtime, tried several times."""
+
+    def __init__(self, runtime: oci_runtime.Runtime, directory: str, cgroup: str) -> None:
+        self._runtime = runtime._replace(root=os.path.join(directory, "state"), systemd_cgroup=False)
+        self._directory = directory
+        self._cgroup = cgroup
+
+    def prepare(self, detach_unified: str) -> None:
+        """Leave the host's mount namespace, and lay out a bundle that goes with the new one."""
+        rootfs.enter_private_namespace(detach_unified)
+        mounts.make_private("/", recursive=True)
+        mounts.tmpfs(self._directory, 1 << 20, mode=0o755)
+        syscalls.mount("none", self._directory, flags=syscalls.MS_REMOUNT)  # programs must run from here
+        root = os.path.join(self._directory, "rootfs")
+        for name in (*SYSTEM, "dev", "proc", "volume"):
+            source, target = f"/{name}", os.path.join(root, name)
+            if os.path.islink(source):
+                os.makedirs(root, exist_ok=True)
+                os.symlink(os.readlink(source), target)
+            elif name in SYSTEM and os.path.isdir(source):
+                os.makedirs(target)
+                mounts.bind(source, target, readonly=True, recursive=True)
+            elif name not in SYSTEM:
+                os.makedirs(target)
+        inner = os.path.join(self._directory, "volume", "inner")
+        os.makedirs(inner)
+        mounts.tmpfs(inner, 1 << 16, mode=0o777)
+
+    def recursive_read_only(self) -> bool:
+        """Whether `rro` reaches the mount inside the volume."""
+        return not self.run("! touch /volume/inner/x 2>/dev/null", self._volume("rro"))
+
+    def user_namespaces(self) -> bool:
+        """Whether a volume of the host's root belongs to the root of a container with mapped ids."""
+        mapping = [{"containerID": 0, "hostID": FIRST_ID, "size": ID_COUNT}]
+        volume = {**self._volume("rw", "idmap"), "uidMappings": mapping, "gidMappings": mapping}
+        linux = {"uidMappings": mapping, "gidMappings": mapping}
+        return not self.run('test "$(stat -c %u:%g /volume)" = 0:0', volume, linux)
+
+    def _volume(self, *options: str) -> dict[str, Any]:
+        source = os.path.join(self._directory, "volume")
+        return {"destination": "/volume", "type": "bind", "source": source, "options": ["rbind", *options]}
+
+    def run(self, script: str, volume: dict[str, Any] | None = None, linux: dict[str, Any] | None = None) -> str:
+        """Run a shell script in a container; why it failed, or ""."""
+        kinds = ["mount", "pid", "ipc", "uts"] + (["user"] if linux else [])
+        document = {
+            "ociVersion": "1.0.2",
+            "root": {"path": "rootfs", "readonly": True},
+            "process": {"cwd": "/", "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "user": {}},
+            "mounts": [
+                {"destination": "/proc", "type": "proc", "source": "proc"},
+                {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755", "size=64k"]},
+                *([volume] if volume is not None else []),
+            ],
+            "linux": {"namespaces": [{"type": k} for k in kinds], "cgroupsPath": self._cgroup, **(linux or {})},
+        }
+        document["process"]["user"] = {"uid": 0, "gid": 0}  # type: ignore[index]
+        with open(os.path.join(self._directory, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(document, file)
+        return self._call()
+
+    def _call(self) -> str:
+        log = os.path.join(self._directory, "log")
+        with open(log, "wb"):
+            pass  # each trial begins with an empty one
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        argv = self._runtime.command("run", "--bundle", self._directory, "crisp-probe", log=log)
+        pid = process.spawn(argv, (null, null, null))
+        os.close(null)
+        deadline = time.monotonic() + SECONDS
+        while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return f"a container that should have ended at once ran for {SECONDS:.0f} s"
+            time.sleep(0.002)
+        code, _ = process.exit_code(ended[1])
+        with open(log, "rb") as file:
+            text = file.read(1 << 16)
+        return (oci_runtime.last_error(text) or f"exit code {code}") if code else ""
