@@ -19,9 +19,9 @@ class ImageConfig:
     auth_files: tuple[str, ...] = ("/etc/crisp/auth.json", "/var/lib/kubelet/config.json", "/root/.docker/config.json")
     """Credentials for pulls that bring none; the first file that has the registry."""
     parallel_downloads: int = 3
-    """Layers of all pulls that are downloaded at a time."""
+    """Layers of one image that are downloaded at a time. Per image, so that a registry that hangs holds up its own alone."""
     parallel_unpacks: int = field(default_factory=lambda: max(2, min(os.cpu_count() or 1, 8)))
-    """Layers of all pulls that are unpacked at a time."""
+    """Layers of one image that are unpacked at a time."""
     keep_blobs: bool = False
     """Keep compressed layers beside the unpacked ones. Export and push do without them, but have to compress again."""
     pull_progress_timeout: float = 300.0

@@ -65,10 +65,9 @@ class Download:
 class Downloads:
     """The running downloads of one node."""
 
-    def __init__(self, store: ContentStore, client: RegistryClient, parallel: int) -> None:
+    def __init__(self, store: ContentStore, client: RegistryClient) -> None:
         self._store = store
         self._client = client
-        self._slots = asyncio.Semaphore(parallel)
         self._running: dict[str, Download] = {}
         self._opening = asyncio.Lock()
 
@@ -113,7 +112,7 @@ class Downloads:
     async def _fetch(self, download: Download, source: Source) -> None:
         """Downloads to the end, from one endpoint after the other."""
         try:
-            async with self._slots:
+            async with source.slots:
                 download.started.set()
                 await self._from_endpoints(download, source)
         finally:

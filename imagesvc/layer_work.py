@@ -30,16 +30,19 @@ class LayerWork:
         hold: HoldBlob,
         progress: PullProgress,
         *,
+        parallel: int,
         keep_blobs: bool = False,
     ) -> None:
         """`hold` says where a blob comes from. It is let go once its layer is unpacked, before the disk has to write it,
-        or, with `keep_blobs`, when the image is recorded."""
+        or, with `keep_blobs`, when the image is recorded. At most `parallel` layers are unpacked at a time.
+        """
         self._layers = layers
         self._unpacker = unpacker
         self._joins = joins
         self._hold_blob = hold
         self._progress = progress
         self._keep_blobs = keep_blobs
+        self._slots = asyncio.Semaphore(parallel)
         self._blobs = AsyncExitStack()
         self._diff_ids: Sequence[str] = ()
         self.incoming: list[Incoming] = []
@@ -137,14 +140,17 @@ class LayerWork:
         async def upon() -> Layer:
             return await self._unpacker.unpack(blob, diff_id, chain_id, lower, count)
 
+        await blob.started.wait()
         try:
-            layer: Layer = await self._joins.run(("layer", diff_id, chain_id), alone)
+            async with self._slots:
+                layer: Layer = await self._joins.run(("layer", diff_id, chain_id), alone)
         except JobFailed as failure:
             if failure.kind != "needs_lower":
                 raise layer_error(failure, blob.digest, self._layers.root) from None
             lower = [await task for task in below][::-1]
             try:
-                layer = await self._joins.run(("chain", chain_id), upon)
+                async with self._slots:
+                    layer = await self._joins.run(("chain", chain_id), upon)
             except JobFailed as again:
                 raise layer_error(again, blob.digest, self._layers.root) from None
         await asyncio.shield(blob.done)

@@ -29,10 +29,14 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import structlog
+
 from imagesvc.content_store import sync_directory
 from imagesvc.disk_errors import disk_error
-from imagesvc.worker_pool import WorkerPool
+from imagesvc.worker_pool import JobFailed, WorkerPool
 from proto.errors import Code, CrispError
+
+log = structlog.get_logger()
 
 _NEW, _OLD, _CHAIN = "new-", "old-", "chain-"
 
@@ -243,7 +247,10 @@ class LayerStore:
             task.add_done_callback(self._removals.discard)
 
     async def _remove(self, paths: list[str]) -> None:
-        await self._workers.run({"job": "remove", "paths": paths})
+        try:
+            await self._workers.run({"job": "remove", "paths": paths})
+        except (JobFailed, CrispError) as error:
+            log.warning("a directory could not be removed; the next start tries again", paths=paths, error=str(error))
 
     async def settle(self) -> None:
         """Returns when what was to be removed is gone."""

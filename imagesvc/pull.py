@@ -157,7 +157,9 @@ class Puller:
                 failures.append((str(endpoint), failure))
                 continue
             others = [other for other in endpoints if other is not endpoint]
-            return digest, Source(reference, credentials, [endpoint, *others]), reply if reply.body else None
+            slots = asyncio.Semaphore(self._config.parallel_downloads)
+            source = Source(reference, credentials, [endpoint, *others], slots)
+            return digest, source, reply if reply.body else None
         raise give_up(str(reference), failures)
 
     async def _resolve(self, source: Source, top: str, first: ManifestReply | None) -> _Resolved:
@@ -224,7 +226,15 @@ class Puller:
         def hold(descriptor: Descriptor) -> AbstractAsyncContextManager[Download]:
             return self._downloads.hold(descriptor, source)
 
-        work = LayerWork(self._layers, self._unpacker, self._joins, hold, progress, keep_blobs=self._config.keep_blobs)
+        work = LayerWork(
+            self._layers,
+            self._unpacker,
+            self._joins,
+            hold,
+            progress,
+            parallel=self._config.parallel_unpacks,
+            keep_blobs=self._config.keep_blobs,
+        )
         async with work:
             layers = await work.all(manifest.layers, config.diff_ids)
             blobs = [blob for blob in work.incoming if isinstance(blob, Download)]
@@ -240,7 +250,8 @@ class Puller:
         """
         manifest = archived.manifest
         config = manifests.parse_config(archived.config, manifest.config.digest)
-        async with LayerWork(self._layers, self._unpacker, self._joins, hold, progress) as work:
+        work = LayerWork(self._layers, self._unpacker, self._joins, hold, progress, parallel=self._config.parallel_unpacks)
+        async with work:
             layers = await work.all(manifest.layers, config.diff_ids)
             image = _image(manifest, archived.digest, archived.top, config, layers, archived.documents)
             named = replace(

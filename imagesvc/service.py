@@ -53,6 +53,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _THREADS = 4
+_MAX_JOBS = 32
+"""Worker processes at a time. Those that wait for a download count too, so it is well above what one pull may have."""
 
 
 class ImageService:
@@ -62,11 +64,11 @@ class ImageService:
         self._config = config
         self._root = os.fspath(root)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
-        self._workers = WorkerPool(config.parallel_unpacks)
+        self._workers = WorkerPool(_MAX_JOBS)
         self._client = RegistryClient(config.pull_progress_timeout)
         self._store = ContentStore(self._root, self._executor)
         self._layers = LayerStore(self._root, self._executor, self._workers)
-        self._downloads = Downloads(self._store, self._client, config.parallel_downloads)
+        self._downloads = Downloads(self._store, self._client)
         self._index = ImageIndex(records, config.pinned)
         self._joins = Joins()
         unpacker = Unpacker(self._layers, self._workers, config.limits)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imagesvc.credentials import Credentials
 from imagesvc.endpoints import Endpoint
@@ -17,3 +18,5 @@ class Source:
     reference: Reference
     credentials: Credentials
     endpoints: Sequence[Endpoint]
+    slots: asyncio.Semaphore = field(compare=False)
+    """Bounds how many of the image's blobs are downloaded at a time."""

@@ -63,7 +63,6 @@ class Unpacker:
             JobFailed: as the job says, `needs_lower` among others.
             CrispError: the download's own failure; ABORTED where the content has another diff id.
         """
-        await blob.started.wait()
         tries = 0
         while True:
             restarts = blob.restarts

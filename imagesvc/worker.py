@@ -5,7 +5,8 @@
 The server imports what the jobs need once; a fork of it takes about a millisecond. It has one thread, no asyncio and no
 gRPC. It ends when the daemon closes its socket. A child speaks to the daemon over the job's socket alone (jobs.py): first it
 sends a pidfd of itself, so that the daemon can kill it whatever it is doing, at last its result. Closing is how either side
-learns that the other is gone.
+learns that the other is gone; and the kernel kills the server with the daemon, and its children with it, so that nobody
+writes into a directory that the next daemon removes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import socket
 import sys
 
 from imagesvc import jobs
+from kernel import syscalls
 
 MAX_REQUEST = 256 * 1024
 """Bytes of one request: a job with the paths of 500 lower layers."""
@@ -26,6 +28,7 @@ MAX_REQUEST = 256 * 1024
 
 def serve(control: socket.socket) -> None:
     """Takes requests until the daemon goes."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
@@ -40,6 +43,7 @@ def serve(control: socket.socket) -> None:
                 os.close(descriptor)
             continue
         control.close()
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
         _run_child(data, socket.socket(fileno=descriptors[0]))
 
 

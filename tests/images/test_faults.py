@@ -146,6 +146,25 @@ async def test_a_cancelled_pull_stops_and_leaves_its_partial_download(
         await service.pull(f"{proxy.host}/{name}")
 
 
+async def test_a_registry_that_hangs_holds_up_nobody_else(
+    layout: Layout, registry: Registry, image: tuple[str, str], start: StartService
+) -> None:
+    name = "faults/hanging:v1"
+    layout.image("hanging", [tar([Member(f"f{i}", os.urandom(1 << 20))]) for i in range(6)])
+    layout.push("hanging", f"{registry.host}/{name}")
+    async with FaultProxy(registry.host) as proxy:
+        stall = asyncio.Event()
+        proxy.rules.append(Rule("GET .*/hanging/blobs/", stall=stall))
+        proxy.rules.insert(0, Rule("GET .*/hanging/blobs/", times=1))
+        service = await start()
+        hanging = asyncio.create_task(service.pull(f"{proxy.host}/{name}"))
+        await proxy.reached.wait()
+        await service.pull(f"{proxy.host}/{image[0]}")
+        assert not hanging.done()
+        stall.set()
+        await hanging
+
+
 async def test_the_end_of_the_daemon_ends_pulls(
     registry: Registry, image: tuple[str, str], node: Node, start: StartService
 ) -> None:
