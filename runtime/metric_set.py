@@ -72,11 +72,15 @@ MEMORY_FAILURES = _counter("container_memory_failures_total", "Page faults.", "f
 NETWORK_RX_BYTES = _counter("container_network_receive_bytes_total", "Bytes received.", "interface")
 NETWORK_RX_PACKETS = _counter("container_network_receive_packets_total", "Packets received.", "interface")
 NETWORK_RX_ERRORS = _counter("container_network_receive_errors_total", "Errors while receiving.", "interface")
-NETWORK_RX_DROPPED = _counter("container_network_receive_packets_dropped_total", "Packets dropped while receiving.", "interface")
+NETWORK_RX_DROPPED = _counter(
+    "container_network_receive_packets_dropped_total", "Packets dropped while receiving.", "interface"
+)
 NETWORK_TX_BYTES = _counter("container_network_transmit_bytes_total", "Bytes sent.", "interface")
 NETWORK_TX_PACKETS = _counter("container_network_transmit_packets_total", "Packets sent.", "interface")
 NETWORK_TX_ERRORS = _counter("container_network_transmit_errors_total", "Errors while sending.", "interface")
-NETWORK_TX_DROPPED = _counter("container_network_transmit_packets_dropped_total", "Packets dropped while sending.", "interface")
+NETWORK_TX_DROPPED = _counter(
+    "container_network_transmit_packets_dropped_total", "Packets dropped while sending.", "interface"
+)
 
 FS_USAGE = _gauge("container_fs_usage_bytes", "Bytes that the writable layer takes.", "device")
 FS_LIMIT = _gauge("container_fs_limit_bytes", "Size of the file system of the writable layer.", "device")

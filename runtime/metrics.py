@@ -94,5 +94,5 @@ class PodMetrics:
     def _file_system(self) -> FileSystem:
         path = str(self._node.paths.root)
         found = os.statvfs(path)
-        self._device = self._device or mounts.device_of(path)
+        self._device = self._device or os.fsdecode(mounts.holding(os.path.realpath(path)).source)
         return FileSystem(self._device, found.f_blocks * found.f_frsize, found.f_files, found.f_ffree)

@@ -61,6 +61,9 @@ class SandboxRecord:
     pause_pid: int = 0
     message: str = ""
     """Why the sandbox stopped, if nobody asked for it."""
+    overhead: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)
+    resources: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)
+    """Both as last told by UpdatePodSandboxResources."""
 
     @property
     def state(self) -> SandboxState:
@@ -78,6 +81,8 @@ class SandboxRecord:
         """From JSON; keys of another version that are unknown here are ignored."""
         known = _known(cls, document)
         known["config"] = cri.PodSandboxConfig.FromString(base64.b64decode(document["config"]))
+        for name in ("overhead", "resources"):
+            known[name] = cri.LinuxContainerResources.FromString(base64.b64decode(document.get(name, "")))
         return cls(**known)
 
 

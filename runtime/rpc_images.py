@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from imagesvc.credentials import Auth
 from proto import api_pb2 as cri
 from proto.errors import invalid
+from runtime import batches
 
 if TYPE_CHECKING:
     from imagesvc.images import Image
@@ -24,6 +26,12 @@ class ImageService:
     async def ListImages(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
         """Images that match."""
         return cri.ListImagesResponse(images=map(_message, self._images.list(request.filter.image.image)))
+
+    async def StreamImages(self, request: cri.StreamImagesRequest) -> AsyncIterator[cri.StreamImagesResponse]:
+        """As ListImages, in parts."""
+        items = map(_message, self._images.list(request.filter.image.image))
+        async for reply in batches.batches(items, cri.StreamImagesResponse, "images"):
+            yield reply
 
     async def ImageStatus(self, request: cri.ImageStatusRequest) -> cri.ImageStatusResponse:
         """One image; a reply without image if it is absent."""

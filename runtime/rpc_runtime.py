@@ -20,6 +20,7 @@ from runtime import (
     sandbox_teardown,
 )
 from runtime.lifecycle import SandboxState
+from runtime.rpc_observation import ObservationRpcs
 
 if TYPE_CHECKING:
     from runtime.node import Node
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 API_VERSION = "v1"
 
 
-class RuntimeService:
+class RuntimeService(ObservationRpcs):
     """Pods and containers."""
 
     def __init__(self, node: Node, streaming: StreamingServer) -> None:
-        self._node = node
+        super().__init__(node)
         self._streaming = streaming
 
     async def Version(self, request: cri.VersionRequest) -> cri.VersionResponse:

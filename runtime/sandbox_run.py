@@ -64,6 +64,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
             return _existing(known, request)
     record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=CLOCK.now())
     record.cgroup_parent = request.config.linux.cgroup_parent
+    record.overhead, record.resources = request.config.linux.overhead, request.config.linux.resources
     if not record.cgroup_parent:
         record.cgroup_parent = f"{node.config.cgroup.parent}/pod{record.id}"
         record.owns_cgroup_parent = True

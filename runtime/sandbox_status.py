@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
+from google.protobuf import json_format
+
 from proto import api_pb2 as cri
 from proto.errors import not_found
 from runtime import container_status
@@ -67,6 +69,8 @@ def _info(node: Node, sandbox: Sandbox) -> dict[str, str]:
                 "pid": record.pause_pid,
                 "network": record.network,
                 "message": record.message,
+                "resources": json_format.MessageToDict(record.resources, preserving_proto_field_name=True),
+                "overhead": json_format.MessageToDict(record.overhead, preserving_proto_field_name=True),
                 "runtimeHandler": node.handlers.get(record.handler).name,
             }
         )

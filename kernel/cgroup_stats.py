@@ -1,0 +1,193 @@
+"""What a control group uses now: CPU time, memory, swap, and how long its processes have waited for each (PSI).
+
+This is read for every container each time somebody asks for statistics, so it opens as few files as it can:
+
+    mode      CPU                     memory                                     pressure
+    V2        cpu.stat                memory.stat, .current, .max, swap.*        {cpu,memory,io}.pressure
+    V1        cpuacct.usage           memory.stat, memory.usage_in_bytes         none: v1 has no such thing
+    HYBRID    as V1                   as V1                                      of the container's tracking group
+
+Bytes, nanoseconds and counts are ints. What the kernel does not say (no such controller, the group is gone) is None, never
+0. What else there is to know of a group is read by `cgroup_details`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import NamedTuple
+
+from kernel.cgroups import Group, Mode
+
+# Above this v1 means "no limit": it writes the largest number of pages that it can count.
+_NO_LIMIT = 1 << 62
+_CHUNK = 8192
+
+_LINE = re.compile(rb"(some|full) avg10=([\d.]+) avg60=([\d.]+) avg300=([\d.]+) total=(\d+)")
+
+
+class Stall(NamedTuple):
+    """Share of time in which processes waited: `total` in microseconds, averages in percent (psi.rst)."""
+
+    total: int
+    avg10: float
+    avg60: float
+    avg300: float
+
+
+class Pressure(NamedTuple):
+    """`some`: at least one process waited; `full`: all did."""
+
+    some: Stall
+    full: Stall
+
+
+class Memory(NamedTuple):
+    """Bytes, and counts of page faults. Limits are None where there is none."""
+
+    usage: int
+    working_set: int
+    """Usage without the file cache that the kernel would drop first; what the kubelet evicts by."""
+    rss: int
+    cache: int
+    mapped_file: int
+    active_file: int
+    inactive_file: int
+    page_faults: int
+    major_page_faults: int
+    limit: int | None
+    swap: int | None
+    swap_limit: int | None
+    """Of swap alone, also on v1, whose own limit is for memory and swap together."""
+
+
+class Usage(NamedTuple):
+    """One look at a group."""
+
+    cpu: int | None
+    """Nanoseconds of CPU time since the group was made."""
+    memory: Memory | None
+    cpu_pressure: Pressure | None
+    memory_pressure: Pressure | None
+    io_pressure: Pressure | None
+
+
+_NO_STALL = Stall(0, 0.0, 0.0, 0.0)
+
+
+def read_usage(group: Group, pressure: str = "") -> Usage:
+    """Read the group. `pressure` is the cgroup2 directory that tracks its processes on a hybrid host."""
+    if group.hierarchies.mode is Mode.V2:
+        directory = group.directory()
+        return Usage(_cpu_v2(directory), _memory_v2(directory), *_pressures(directory))
+    return Usage(
+        number(read(group.directory("cpuacct") + "/cpuacct.usage")),
+        _memory_v1(group.directory("memory")),
+        *_pressures(pressure),
+    )
+
+
+def parse_pressure(text: bytes) -> Pressure | None:
+    """A PSI file; None if it is empty. Older kernels have no `full` line for the CPU: nothing was fully stalled then."""
+    found = {
+        kind: Stall(int(total), float(avg10), float(avg60), float(avg300))
+        for kind, avg10, avg60, avg300, total in _LINE.findall(text)
+    }
+    return Pressure(found.get(b"some", _NO_STALL), found.get(b"full", _NO_STALL)) if found else None
+
+
+def _pressures(directory: str) -> tuple[Pressure | None, Pressure | None, Pressure | None]:
+    if not directory:
+        return None, None, None
+    return (
+        parse_pressure(read(directory + "/cpu.pressure")),
+        parse_pressure(read(directory + "/memory.pressure")),
+        parse_pressure(read(directory + "/io.pressure")),
+    )
+
+
+def _cpu_v2(directory: str) -> int | None:
+    microseconds = flat(read(directory + "/cpu.stat")).get(b"usage_usec")
+    return None if microseconds is None else microseconds * 1000
+
+
+def _memory_v2(directory: str) -> Memory | None:
+    usage = number(read(directory + "/memory.current"))
+    if usage is None:  # the controller is not enabled for this group
+        return None
+    stat = flat(read(directory + "/memory.stat"))
+    return Memory(
+        usage=usage,
+        working_set=max(0, usage - stat.get(b"inactive_file", 0)),
+        rss=stat.get(b"anon", 0),
+        cache=stat.get(b"file", 0),
+        mapped_file=stat.get(b"file_mapped", 0),
+        active_file=stat.get(b"active_file", 0),
+        inactive_file=stat.get(b"inactive_file", 0),
+        page_faults=stat.get(b"pgfault", 0),
+        major_page_faults=stat.get(b"pgmajfault", 0),
+        limit=number(read(directory + "/memory.max")),
+        swap=number(read(directory + "/memory.swap.current")),
+        swap_limit=number(read(directory + "/memory.swap.max")),
+    )
+
+
+def _memory_v1(directory: str) -> Memory | None:
+    usage = number(read(directory + "/memory.usage_in_bytes"))
+    stat = flat(read(directory + "/memory.stat"))
+    if usage is None or not stat:
+        return None
+    # total_*: with the groups below; hierarchical_*: the lowest limit of the group and those above.
+    limit = _limited(stat.get(b"hierarchical_memory_limit"))
+    both = _limited(stat.get(b"hierarchical_memsw_limit"))
+    inactive = stat.get(b"total_inactive_file", 0)
+    return Memory(
+        usage=usage,
+        working_set=max(0, usage - inactive),
+        rss=stat.get(b"total_rss", 0),
+        cache=stat.get(b"total_cache", 0),
+        mapped_file=stat.get(b"total_mapped_file", 0),
+        active_file=stat.get(b"total_active_file", 0),
+        inactive_file=inactive,
+        page_faults=stat.get(b"total_pgfault", 0),
+        major_page_faults=stat.get(b"total_pgmajfault", 0),
+        limit=limit,
+        swap=stat.get(b"total_swap"),
+        swap_limit=None if both is None or limit is None else max(0, both - limit),
+    )
+
+
+def _limited(value: int | None) -> int | None:
+    return None if value is None or value >= _NO_LIMIT else value
+
+
+# --- files -----------------------------------------------------------------------------------------------------
+
+
+def read(path: str) -> bytes:
+    """A control file as it is now; empty if the group or the file is not there, or the kernel has it switched off."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b""
+    try:
+        data = os.read(fd, _CHUNK)
+        while len(data) % _CHUNK == 0 and (more := os.read(fd, _CHUNK)):
+            data += more
+    except OSError:  # ENODEV: the group went while its file was open; EOPNOTSUPP: psi=0
+        return b""
+    finally:
+        os.close(fd)
+    return data
+
+
+def number(text: bytes) -> int | None:
+    """A file of one number; None if it is empty, `max`, or what v1 writes for no limit."""
+    text = text.strip()
+    return _limited(int(text)) if text.isdigit() else None
+
+
+def flat(text: bytes) -> dict[bytes, int]:
+    """A "flat keyed" file: one `key number` a line."""
+    words = text.split()
+    return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=False) if value.isdigit()}
