@@ -1,0 +1,269 @@
+"""Exec, attach and port-forward into real containers: over SPDY with a client of the tests' own, over WebSocket with aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import grpc
+import pytest
+
+from proto import api_pb2 as cri
+from tests.harness.daemon import ROOT
+from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.unit.streaming.spdy_client import SpdyClient, exit_code, status_of
+
+pytestmark = pytest.mark.root
+
+MIB = 1024 * 1024
+CRICTL = os.environ.get("CRICTL") or shutil.which("crictl")
+
+
+def exec_url(container: Container, *command: str, tty: bool = False, stdin: bool = False) -> str:
+    request = cri.ExecRequest(container_id=container.id, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+    url: str = container.runtime.Exec(request).url
+    assert url.startswith("http://127.0.0.1:")
+    return url
+
+
+def attach_url(container: Container, *, stdin: bool = False, tty: bool = False) -> str:
+    request = cri.AttachRequest(container_id=container.id, stdin=stdin, stdout=True, stderr=not tty, tty=tty)
+    return str(container.runtime.Attach(request).url)
+
+
+def sleeper(kubelet: Kubelet) -> Container:
+    return kubelet.pod().run("/bin/sleep", "1000")
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137)])
+async def test_exit_codes(kubelet: Kubelet, script: str, code: int) -> None:
+    async with await SpdyClient.connect(
+        exec_url(sleeper(kubelet), "/bin/sh", "-c", f"echo out; echo err >&2; {script}")
+    ) as c:
+        streams = await c.command("error", "stdout", "stderr")
+        assert exit_code(await status_of(streams["error"])) == code
+        assert await streams["stdout"].all() == b"out\n"
+        assert await streams["stderr"].all() == b"err\n"
+
+
+async def test_interactive_shell_with_resize(kubelet: Kubelet) -> None:
+    async with await SpdyClient.connect(exec_url(sleeper(kubelet), "/bin/sh", tty=True, stdin=True)) as client:
+        streams = await client.command("error", "stdin", "stdout", "resize")
+        await streams["resize"].write(b'{"Width":101,"Height":37}')
+        await streams["stdin"].write(
+            b"echo begin; while [ \"$(stty size)\" != '37 101' ]; do sleep 0.05; done; echo si''zed\n"
+        )
+        await streams["stdout"].until(b"sized\r\n")
+        await streams["stdin"].write(b"exit 5\n")
+        assert exit_code(await status_of(streams["error"])) == 5
+
+
+async def test_100_megabytes_both_ways(kubelet: Kubelet) -> None:
+    """Through `cat`: what comes back is what went in, and the end of the input reaches the process."""
+    block = os.urandom(MIB)
+    sent = hashlib.sha256()
+    async with await SpdyClient.connect(exec_url(sleeper(kubelet), "/bin/cat", stdin=True)) as client:
+        streams = await client.command("error", "stdin", "stdout", "stderr")
+        for _ in range(100):
+            sent.update(block)
+            await streams["stdin"].write(block)
+        await streams["stdin"].end()
+        assert exit_code(await status_of(streams["error"])) == 0
+        received = await streams["stdout"].all()
+    assert len(received) == 100 * MIB
+    assert hashlib.sha256(received).digest() == sent.digest()
+
+
+async def test_disconnect_ends_the_tree_and_not_the_container(kubelet: Kubelet) -> None:
+    container = sleeper(kubelet)
+    script = "(setsid sleep 5151 &) ; sleep 5151 & echo ready; wait; sleep 5151"
+    client = await SpdyClient.connect(exec_url(container, "/bin/sh", "-c", script))
+    streams = await client.command("error", "stdout", "stderr")
+    await streams["stdout"].until(b"ready")
+    await client.close()
+    await asyncio.to_thread(wait_until, lambda: "5151" not in container.sh("ps -o args"))
+    assert container.status().state == cri.CONTAINER_RUNNING
+
+
+async def test_50_sessions_at_once(kubelet: Kubelet) -> None:
+    container = sleeper(kubelet)
+
+    async def one(number: int) -> None:
+        url = await asyncio.to_thread(exec_url, container, "/bin/sh", "-c", "read x; echo got $x", stdin=True)
+        async with await SpdyClient.connect(url) as client:
+            streams = await client.command("error", "stdin", "stdout", "stderr")
+            await streams["stdin"].write(f"{number}\n".encode())
+            assert exit_code(await status_of(streams["error"])) == 0
+            assert await streams["stdout"].all() == f"got {number}\n".encode()
+
+    await asyncio.gather(*(one(number) for number in range(50)))
+
+
+async def test_several_attached_clients_see_from_now_on(kubelet: Kubelet) -> None:
+    wanted = cri.ContainerConfig(stdin=True)
+    container = kubelet.pod().run("/bin/sh", "-c", "echo before; while read x; do echo got $x; done; exit 3", config=wanted)
+    wait_until(lambda: "before" in container.output())
+    async with (
+        await SpdyClient.connect(attach_url(container, stdin=True)) as first,
+        await SpdyClient.connect(attach_url(container)) as second,
+    ):
+        mine = await first.command("error", "stdin", "stdout", "stderr")
+        theirs = await second.command("error", "stdout", "stderr")
+        await mine["stdin"].write(b"one\n")
+        for streams in (mine, theirs):
+            assert await streams["stdout"].until(b"got one\n") == b"got one\n"
+        container.stop(0)
+        for streams in (mine, theirs):
+            assert await streams["stdout"].all() == b"got one\n"
+    assert container.output() == "before\ngot one\n"
+
+
+async def test_stdin_once_ends_with_its_client(kubelet: Kubelet) -> None:
+    wanted = cri.ContainerConfig(stdin=True, stdin_once=True)
+    container = kubelet.pod().run("/bin/sh", "-c", "cat; exit 4", config=wanted)
+    async with await SpdyClient.connect(attach_url(container, stdin=True)) as client:
+        streams = await client.command("error", "stdin", "stdout", "stderr")
+        await streams["stdin"].write(b"all there is\n")
+        await streams["stdin"].end()
+        assert await streams["stdout"].all() == b"all there is\n"
+    status = await asyncio.to_thread(container.wait)
+    assert status.exit_code == 4
+
+
+async def test_attach_to_a_terminal(kubelet: Kubelet) -> None:
+    container = kubelet.pod().run("/bin/sh", config=cri.ContainerConfig(tty=True, stdin=True))
+    async with await SpdyClient.connect(attach_url(container, stdin=True, tty=True)) as client:
+        streams = await client.command("error", "stdin", "stdout", "resize")
+        await streams["resize"].write(b'{"Width":90,"Height":20}')
+        await streams["stdin"].write(b"while [ \"$(stty size)\" != '20 90' ]; do sleep 0.05; done; echo y''es\n")
+        await streams["stdout"].until(b"yes\r\n")
+        await streams["stdin"].write(b"exit\n")
+        await streams["stdout"].all()
+    status = await asyncio.to_thread(container.wait)
+    assert status.exit_code == 0
+
+
+@pytest.mark.parametrize("protocol", ["v5.channel.k8s.io", "v4.channel.k8s.io"])
+async def test_websocket(kubelet: Kubelet, protocol: str) -> None:
+    url = exec_url(sleeper(kubelet), "/bin/sh", "-c", "cat; exit 7", stdin=True)
+    async with aiohttp.ClientSession() as http, http.ws_connect(url, protocols=(protocol,)) as socket:
+        assert socket.protocol == protocol
+        received: dict[int, bytes] = {}
+        await socket.send_bytes(b"\x00hello")
+        if protocol.startswith("v5"):
+            await socket.send_bytes(b"\xff\x00")
+        else:
+            # Before v5 there is no way to say that the input ends: only to leave.
+            async with asyncio.timeout(20):
+                while received.get(1) != b"hello":
+                    await receive(socket, received)
+            return
+        async with asyncio.timeout(20):
+            while await receive(socket, received):
+                pass
+        assert received[1] == b"hello"
+        assert b'"message":"7"' in received[3].replace(b" ", b"")
+
+
+async def receive(socket: aiohttp.ClientWebSocketResponse, into: dict[int, bytes]) -> bool:
+    message = await socket.receive()
+    if message.type is not aiohttp.WSMsgType.BINARY:
+        return False
+    into[message.data[0]] = into.get(message.data[0], b"") + message.data[1:]
+    return True
+
+
+def forward_url(pod: Any, *ports: int) -> str:
+    return str(pod.kubelet.runtime.PortForward(cri.PortForwardRequest(pod_sandbox_id=pod.id, port=ports)).url)
+
+
+@pytest.mark.parametrize("network", [cri.POD, cri.NODE])
+async def test_port_forward(kubelet: Kubelet, network: int) -> None:
+    """A refused port gives an error, which names what both families said, and keeps the session."""
+    config = kubelet.pod_config(network=network)
+    config.hostname = "" if network == cri.NODE else config.hostname
+    pod = kubelet.pod(config)
+    for port in (8123, 8124):
+        listener = pod.run("/bin/nc", "-ll", "-p", str(port), "-e", "/bin/cat")
+        wait_until(lambda listener=listener, port=port: f":{port:04X} " in listener.sh("cat /proc/net/tcp /proc/net/tcp6"))
+    async with await SpdyClient.connect(forward_url(pod, 8123), ("portforward.k8s.io",)) as client:
+        refused = await client.open(streamType="error", port="9", requestID="1")
+        await client.open(streamType="data", port="9", requestID="1")
+        message = await refused.all()
+        assert b"127.0.0.1: Connection refused" in message
+        assert b"::1: Connection refused" in message
+        for request, port in enumerate(("8123", "8124"), 2):
+            await client.open(streamType="error", port=port, requestID=str(request))
+            data = await client.open(streamType="data", port=port, requestID=str(request))
+            await data.write(b"ping " + port.encode())
+            assert await data.until(b"ping " + port.encode())
+
+
+def test_urls_are_refused_where_nothing_can_come_of_them(kubelet: Kubelet) -> None:
+    pod = kubelet.pod()
+    created, running = pod.create("/bin/true"), pod.run("/bin/sleep", "100")
+    with pytest.raises(grpc.RpcError, match="not running"):
+        exec_url(created, "/bin/true")
+    with pytest.raises(grpc.RpcError) as caught:
+        running.runtime.Exec(cri.ExecRequest(container_id=running.id, cmd=["x"], tty=True, stdout=True, stderr=True))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.RpcError) as caught:
+        running.runtime.Exec(cri.ExecRequest(container_id=running.id, cmd=["x"]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    pod.stop()
+    with pytest.raises(grpc.RpcError, match="not ready"):
+        forward_url(pod, 80)
+
+
+def crisp(kubelet: Kubelet, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+
+    command = [sys.executable, str(ROOT / "crisp.py"), "--socket", kubelet.daemon.socket, *arguments]
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=60)
+
+
+def test_crisp_exec(kubelet: Kubelet) -> None:
+    container = sleeper(kubelet)
+    result = crisp(kubelet, "exec", "-i", container.id[:12], "/bin/sh", "-c", "cat; echo err >&2; exit 6", stdin=b"hello")
+    assert (result.returncode, result.stdout, result.stderr) == (6, b"hello", b"err\n")
+    missing = crisp(kubelet, "exec", container.id, "/no/such")
+    assert missing.returncode != 0
+    assert b"/no/such" in missing.stderr
+
+
+def test_crisp_attach(kubelet: Kubelet) -> None:
+    container = kubelet.pod().run(
+        "/bin/sh", "-c", "read x; echo $x", config=cri.ContainerConfig(stdin=True, stdin_once=True)
+    )
+    assert crisp(kubelet, "attach", "-i", container.id, stdin=b"over\n").stdout == b"over\n"
+
+
+@pytest.mark.skipif(CRICTL is None, reason="the official client is not at hand: set CRICTL, or put crictl on PATH")
+@pytest.mark.parametrize("transport", ["spdy", "websocket"])
+def test_official_client(kubelet: Kubelet, transport: str) -> None:
+    container = sleeper(kubelet)
+    base = [str(CRICTL), "-c", "/dev/null", "-r", f"unix://{kubelet.daemon.socket}"]
+    result = subprocess.run(
+        [*base, "exec", "-i", "--transport", transport, container.id, "/bin/cat"],
+        input=b"piped\n",
+        capture_output=True,
+        timeout=60,
+    )
+    assert result.stdout == b"piped\n"
+    failed = subprocess.run(
+        [*base, "exec", "--transport", transport, container.id, "/bin/sh", "-c", "exit 7"], capture_output=True, timeout=60
+    )
+    assert b"exit code 7" in failed.stderr
+
+
+def test_urls_have_hosts_and_are_used_once(kubelet: Kubelet) -> None:
+    url = urlsplit(exec_url(sleeper(kubelet), "/bin/true"))
+    assert url.scheme == "http"
+    assert url.hostname == "127.0.0.1"
+    assert len(url.path.rpartition("/")[2]) >= 8
