@@ -106,7 +106,7 @@ class Puller:
             raise
         present = self._present(top)
         if present is not None:
-            return await self._index.add(self._named(present, reference, top, fingerprint))
+            return await self._name(present, self._named(present, reference, top, fingerprint))
         resolved = await self._resolve(source, top, first)
         progress.state = "fetching"
 
@@ -127,6 +127,15 @@ class Puller:
             if top in (image.top, image.manifest) and all(self._layers.get(layer.key) for layer in image.layers):
                 return image
         return None
+
+    async def _name(self, present: Image, named: Image) -> Image:
+        """Records the names of an image that is here. One that is removed at the same moment comes back whole."""
+        self._layers.want(present.diff_ids)
+        try:
+            with self._store.keeping([present.id, present.manifest, present.top, *(x.digest for x in present.layers)]):
+                return await self._index.add(named)
+        finally:
+            self._layers.unwant(present.diff_ids)
 
     def _named(self, image: Image, reference: Reference, top: str, fingerprint: str) -> Image:
         """The image with the names that this pull gives it."""
