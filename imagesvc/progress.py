@@ -31,6 +31,17 @@ class PullProgress:
     layers: list[LayerProgress] = field(default_factory=list)
     watchers: list[Callable[[PullProgress], None]] = field(default_factory=list, repr=False)
 
+    def describe(self) -> dict[str, object]:
+        """As JSON, for verbose status."""
+        layers = [{"digest": layer.digest, "state": layer.state, "bytes": layer.downloaded} for layer in self.layers]
+        return {
+            "reference": self.reference,
+            "state": self.state,
+            "bytes": self.size,
+            "done": self.downloaded,
+            "layers": layers,
+        }
+
     @property
     def downloaded(self) -> int:
         """Compressed bytes that are here."""

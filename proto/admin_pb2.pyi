@@ -63,12 +63,22 @@ class AddRootfsResponse(_message.Message):
     def __init__(self, image_id: _Optional[str] = ...) -> None: ...
 
 class CommitContainerRequest(_message.Message):
-    __slots__ = ("container_id", "reference")
+    __slots__ = ("container_id", "reference", "entrypoint", "cmd", "env", "working_dir", "user")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    ENTRYPOINT_FIELD_NUMBER: _ClassVar[int]
+    CMD_FIELD_NUMBER: _ClassVar[int]
+    ENV_FIELD_NUMBER: _ClassVar[int]
+    WORKING_DIR_FIELD_NUMBER: _ClassVar[int]
+    USER_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     reference: str
-    def __init__(self, container_id: _Optional[str] = ..., reference: _Optional[str] = ...) -> None: ...
+    entrypoint: _containers.RepeatedScalarFieldContainer[str]
+    cmd: _containers.RepeatedScalarFieldContainer[str]
+    env: _containers.RepeatedScalarFieldContainer[str]
+    working_dir: str
+    user: str
+    def __init__(self, container_id: _Optional[str] = ..., reference: _Optional[str] = ..., entrypoint: _Optional[_Iterable[str]] = ..., cmd: _Optional[_Iterable[str]] = ..., env: _Optional[_Iterable[str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[str] = ...) -> None: ...
 
 class CommitContainerResponse(_message.Message):
     __slots__ = ("image_id",)
@@ -77,12 +87,14 @@ class CommitContainerResponse(_message.Message):
     def __init__(self, image_id: _Optional[str] = ...) -> None: ...
 
 class PushImageRequest(_message.Message):
-    __slots__ = ("reference", "credentials")
+    __slots__ = ("reference", "credentials", "target")
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     CREDENTIALS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
     reference: str
     credentials: Credentials
-    def __init__(self, reference: _Optional[str] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ...) -> None: ...
+    target: str
+    def __init__(self, reference: _Optional[str] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., target: _Optional[str] = ...) -> None: ...
 
 class VerifyImagesRequest(_message.Message):
     __slots__ = ("repair",)
@@ -91,12 +103,18 @@ class VerifyImagesRequest(_message.Message):
     def __init__(self, repair: _Optional[bool] = ...) -> None: ...
 
 class VerifyImagesResponse(_message.Message):
-    __slots__ = ("problems", "checked")
-    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("bad_blobs", "bad_layers", "dropped_images", "in_use", "checked")
+    BAD_BLOBS_FIELD_NUMBER: _ClassVar[int]
+    BAD_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    IN_USE_FIELD_NUMBER: _ClassVar[int]
     CHECKED_FIELD_NUMBER: _ClassVar[int]
-    problems: _containers.RepeatedScalarFieldContainer[str]
+    bad_blobs: _containers.RepeatedScalarFieldContainer[str]
+    bad_layers: _containers.RepeatedScalarFieldContainer[str]
+    dropped_images: _containers.RepeatedScalarFieldContainer[str]
+    in_use: _containers.RepeatedScalarFieldContainer[str]
     checked: int
-    def __init__(self, problems: _Optional[_Iterable[str]] = ..., checked: _Optional[int] = ...) -> None: ...
+    def __init__(self, bad_blobs: _Optional[_Iterable[str]] = ..., bad_layers: _Optional[_Iterable[str]] = ..., dropped_images: _Optional[_Iterable[str]] = ..., in_use: _Optional[_Iterable[str]] = ..., checked: _Optional[int] = ...) -> None: ...
 
 class ImageProgress(_message.Message):
     __slots__ = ("item", "stage", "current", "total", "done", "image_ids")

@@ -130,9 +130,12 @@ async def _make(node: Node, container: Container, image: Image) -> None:
     for directory in (bundle, layer / "upper", layer / "work"):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     bundle.chmod(0o711)  # the root of a user namespace has to get through to the rootfs
-    (layer / "upper").chmod(0o755)
-    if (mapped := user_namespaces.mapping(container.sandbox.record.config)) is not None:
-        os.chown(layer / "upper", mapped.host, mapped.host)
+    # Overlay shows the upper directory's owner and mode as those of `/`.
+    mode, uid, gid = node.images.root_owner(image)
+    mapped = user_namespaces.mapping(container.sandbox.record.config)
+    shift = mapped.host if mapped is not None else 0
+    os.chown(layer / "upper", uid + shift, gid + shift)
+    (layer / "upper").chmod(mode)
     (bundle / "rootfs").mkdir(exist_ok=True)
     document = await _specification(node, container, image)
     (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))

@@ -60,7 +60,7 @@ def shim_arguments(node: Node, record: ContainerRecord) -> list[dict[str, Any]]:
     """As the shim's `create` expects them."""
     arguments = []
     for mount, image_id in zip(requested(record.config), record.volume_images, strict=True):
-        image = node.images.resolve(image_id)
+        image = node.images.image_of(image_id)
         if image is None:
             raise CrispError(Code.ABORTED, f"ImageVolumeMountFailed: image {image_id} was removed meanwhile")
         arguments.append({"lowerdirs": node.images.lower_dirs(image), "sub_path": mount.image_sub_path})

@@ -51,6 +51,7 @@ async def recover(node: Node) -> None:
             await _container(node, container)
 
     await asyncio.gather(*(adopt(container) for container in list(node.containers.values())))
+    node.images.drop_unused()  # every container holds its image by now
     for sandbox in list(node.sandboxes.values()):
         await _sandbox(node, sandbox)
     known = set(node.sandboxes) | unreadable
@@ -92,7 +93,7 @@ async def _container(node: Node, container: Container) -> None:
     record = container.record
     bundle = str(node.paths.bundle(record.id))
     for holder, image_id in image_volumes.holders(record):
-        if (image := node.images.resolve(image_id)) is not None:
+        if (image := node.images.image_of(image_id)) is not None:
             node.images.acquire(image, holder)
     if shim_alive(bundle):
         try:

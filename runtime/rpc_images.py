@@ -38,10 +38,17 @@ class ImageService:
         if not request.image.image:
             raise invalid("ImageStatus without an image")
         image = self._images.resolve(request.image.image)
+        info = self._info(image) if request.verbose else {}
         if image is None:
-            return cri.ImageStatusResponse()
-        info = {"info": json.dumps(image.describe())} if request.verbose else {}
+            return cri.ImageStatusResponse(info=info)
         return cri.ImageStatusResponse(image=_message(image), info=info)
+
+    def _info(self, image: Image | None) -> dict[str, str]:
+        """For people: what is known of the image, and the pulls that run."""
+        info = {"pulls": json.dumps([pull.describe() for pull in self._images.running_pulls()])}
+        if image is not None:
+            info["info"] = json.dumps(image.describe())
+        return info
 
     async def PullImage(self, request: cri.PullImageRequest) -> cri.PullImageResponse:
         """Fetch and unpack."""

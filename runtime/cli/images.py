@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from runtime.cli.output import errors, short, show, size, table
+from runtime.cli.output import errors, fail, short, show, size, table
 from runtime.client import Client
+
+if TYPE_CHECKING:
+    from proto import admin_pb2 as admin
 
 
 @click.group("image")
@@ -44,10 +48,7 @@ def pull(socket_path: str, reference: str, user: str | None) -> None:
     from proto import admin_pb2 as admin  # noqa: PLC0415
 
     request = admin.PullImageRequest(reference=reference)
-    if user is not None:
-        name, colon, password = user.partition(":")
-        request.credentials.username = name
-        request.credentials.password = password if colon else click.prompt("Password", hide_input=True, err=True)
+    _fill_credentials(request, user)
     with errors(), Client(socket_path) as client:
         for image_id in show(client.admin.PullImage(request)):
             click.echo(image_id)
@@ -103,3 +104,96 @@ def rm(socket_path: str, references: tuple[str, ...]) -> None:
     with errors(), Client(socket_path) as client:
         for reference in references:
             client.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=reference)))
+
+
+@group.command("commit")
+@click.argument("container")
+@click.argument("reference")
+@click.option("--entrypoint", help="JSON array of words for the new image's entrypoint.")
+@click.option("--cmd", help="JSON array of words for the new image's cmd.")
+@click.option("--env", "-e", "environment", multiple=True, metavar="NAME=VALUE", help="Variable of the new image.")
+@click.option("--workdir", default="", help="Working directory of the new image.")
+@click.option("--user", default="", help="User of the new image.")
+@click.pass_obj
+def commit(
+    socket_path: str,
+    container: str,
+    reference: str,
+    entrypoint: str | None,
+    cmd: str | None,
+    environment: tuple[str, ...],
+    workdir: str,
+    user: str,
+) -> None:
+    """Make an image of what a container has written, on top of its own image."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+
+    request = admin.CommitContainerRequest(
+        container_id=container,
+        reference=reference,
+        entrypoint=_words("--entrypoint", entrypoint),
+        cmd=_words("--cmd", cmd),
+        env=environment,
+        working_dir=workdir,
+        user=user,
+    )
+    with errors(), Client(socket_path) as client:
+        click.echo(client.admin.CommitContainer(request).image_id)
+
+
+def _words(option: str, text: str | None) -> list[str]:
+    """An option in the form of a Containerfile's exec form."""
+    if text is None:
+        return []
+    try:
+        words = json.loads(text)
+    except ValueError:
+        words = None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        fail(f'{option}: not a JSON array of strings, such as ["/bin/sh", "-c"]', 2)
+    return words
+
+
+@group.command("push")
+@click.argument("reference")
+@click.argument("target", default="")
+@click.option("--user", help="NAME:PASSWORD for the registry; NAME alone asks for the password.")
+@click.pass_obj
+def push(socket_path: str, reference: str, target: str, user: str | None) -> None:
+    """Upload an image to its registry, or to TARGET."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+
+    request = admin.PushImageRequest(reference=reference, target=target)
+    _fill_credentials(request, user)
+    with errors(), Client(socket_path) as client:
+        for digest in show(client.admin.PushImage(request)):
+            click.echo(digest)
+
+
+def _fill_credentials(request: admin.PullImageRequest | admin.PushImageRequest, user: str | None) -> None:
+    if user is None:
+        return
+    name, colon, password = user.partition(":")
+    request.credentials.username = name
+    request.credentials.password = password if colon else click.prompt("Password", hide_input=True, err=True)
+
+
+@group.command("verify")
+@click.option("--repair", is_flag=True, help="Drop what is bad; it is fetched again by the next pull.")
+@click.pass_obj
+def verify(socket_path: str, repair: bool) -> None:
+    """Check every blob and layer against its digest; exit code 1 if something is bad."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+
+    with errors(), Client(socket_path) as client:
+        report = client.admin.VerifyImages(admin.VerifyImagesRequest(repair=repair))
+    for name, lines in (
+        ("blob", report.bad_blobs),
+        ("layer", report.bad_layers),
+        ("dropped image", report.dropped_images),
+        ("in use, not dropped", report.in_use),
+    ):
+        for line in lines:
+            click.echo(f"{name}: {line}")
+    click.echo(f"{report.checked} blobs and layers checked, {len(report.bad_blobs) + len(report.bad_layers)} bad")
+    raise SystemExit(bool(report.bad_blobs or report.bad_layers))
