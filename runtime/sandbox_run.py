@@ -19,6 +19,7 @@ from runtime import limits, sandbox_network, sandbox_teardown, user_namespaces
 from runtime.failpoints import failpoint
 from runtime.lifecycle import SandboxState
 from runtime.network import dns
+from runtime.network.netns import is_of_interface, set_sysctls_in_netns
 from runtime.node import Sandbox, new_id
 from runtime.records import CLOCK, SandboxRecord
 
@@ -108,6 +109,7 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
     if options.network == cri.POD:
         result = await node.network.attach(sandbox_network.request(node, record))
         record.ips, record.network = list(result.ips), dict(result.detail)
+        await _sysctls_of_interfaces(node, record)
     failpoint("sandbox.network")
     _write_files(node, record)
 
@@ -123,7 +125,9 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
         "uids": mapped.shim() if mapped is not None else [],
         "gids": mapped.shim() if mapped is not None else [],
         "hostname": record.config.hostname if "uts" in kinds else "",
-        "sysctls": _sysctls(node, record.config, options),
+        "sysctls": {
+            name: value for name, value in _sysctls(node, record.config, options).items() if not is_of_interface(name)
+        },
         "shm": {"path": str(directory / "shm"), "size": node.config.containers.shm_size} if "ipc" in kinds else None,
     }
     await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
@@ -147,6 +151,14 @@ def _sysctls(node: Node, config: cri.PodSandboxConfig, options: cri.NamespaceOpt
         mapped = user_namespaces.mapping(config)
         defaults["net.ipv4.ping_group_range"] = f"0 {mapped.count - 1 if mapped is not None else 2147483647}"
     return {**defaults, **asked}
+
+
+async def _sysctls_of_interfaces(node: Node, record: SandboxRecord) -> None:
+    """net.ipv4.conf.eth0.…, which the kernel has only once the pod has the interface."""
+    wanted = {name: value for name, value in record.config.linux.sysctls.items() if is_of_interface(name)}
+    if wanted:
+        path = str(node.paths.namespace(record.id, "net"))
+        await asyncio.get_running_loop().run_in_executor(node.blocking, set_sysctls_in_netns, path, wanted)
 
 
 def _write_files(node: Node, record: SandboxRecord) -> None:

@@ -16,22 +16,21 @@ order asked.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import socket
+from collections.abc import Sequence
 from ipaddress import ip_interface
-from typing import Final, ParamSpec, TypeVar
+from typing import Final
 
 import structlog
 
 from proto.errors import Code, CrispError
-from runtime.network import rtnetlink
+from runtime.network import links
 from runtime.network.bandwidth import Bandwidth, bandwidth_of
 from runtime.network.config import NetworkConfig
 from runtime.network.host import SharedHost, gateway_of, usable_networks
 from runtime.network.leases import Address, Lease, Pool, ifb_name, ifb_of, mac_of, veth_name
-from runtime.network.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket
+from runtime.network.netlink_thread import NetlinkThread
 from runtime.network.netns import open_netns, run_in_netns
 from runtime.network.nftables import POD_GROUP, HostPort, host_ports
 from runtime.network.seam import LeaseStore, NetworkRequest, NetworkResult, Readiness
@@ -40,13 +39,8 @@ from runtime.network.teardown import LinkRemover
 log = structlog.get_logger(__name__)
 
 POD_INTERFACE: Final = "eth0"
-LOOPBACK_INDEX: Final = 1
-"""The kernel's own choice, in every network namespace."""
-
 NOT_READY: Final = "NetworkPluginNotReady"
-
-P = ParamSpec("P")
-T = TypeVar("T")
+FORWARDING_DROPPED: Final = "ForwardingDropped"
 
 
 class BuiltinNetwork:
@@ -60,12 +54,9 @@ class BuiltinNetwork:
         self._leases: dict[str, Lease] = {}
         self._ports: dict[str, list[HostPort]] = {}
         """Map elements by sandbox."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="network")
+        self._thread = NetlinkThread("network")
         self._host = SharedHost(config, self._networks)
         self._remover = LinkRemover()
-
-    async def _blocking(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
 
     async def start(self) -> None:
         """Load the leases, then make or mend bridge, forwarding and table.
@@ -89,8 +80,8 @@ class BuiltinNetwork:
     async def close(self) -> None:
         """Let go of threads and sockets."""
         await self._remover.close()
-        self._thread.shutdown()
-        self._host.close()
+        await self._thread.run(self._host.close())
+        await self._thread.close()
 
     async def attach(self, request: NetworkRequest) -> NetworkResult:
         """Connect a sandbox: an address of each subnet, a default route of each, its host ports and
@@ -101,7 +92,7 @@ class BuiltinNetwork:
         lease, ports = self._lease(request, bandwidth)
         try:
             await self._store.put(request.sandbox_id, lease.document())
-            await self._blocking(self._connect, request, lease, bandwidth, ports)
+            await self._thread.run(self._connect(request, lease, bandwidth, ports))
         except BaseException:
             # The thread may still be at it: the undoing comes after it in the same thread.
             await asyncio.shield(self._undo(request.sandbox_id))
@@ -156,30 +147,26 @@ class BuiltinNetwork:
                         f"host port {other.port}/{other.protocol} is in use by sandbox {sandbox_id}",
                     )
 
-    def _connect(self, request: NetworkRequest, lease: Lease, bandwidth: Bandwidth, ports: Sequence[HostPort]) -> None:
-        """The kernel's part of attach. Blocks."""
+    async def _connect(self, request: NetworkRequest, lease: Lease, bandwidth: Bandwidth, ports: Sequence[HostPort]) -> None:
+        """The kernel's part of attach."""
         netns = open_netns(request.netns_path)
         try:
-            self._host.ensure()
-            with run_in_netns(netns, _enter_pod) as inside:
-                self._make_veth(request, lease, netns)
-                self._configure_pod(inside, lease)
-            self._shape(lease, bandwidth)
-            self._host.add_ports(ports)
-        except OSError as error:
+            await self._host.ensure(thorough=False)
+            await self._make_veth(lease, netns, run_in_netns(netns, _enter_pod))
+            await self._shape(lease, bandwidth)
+            await self._host.add_ports(ports)
+        except links.REFUSED as error:
             raise CrispError(
-                Code.INTERNAL,
-                f"cannot connect sandbox {request.sandbox_id} to the pod network: {error.strerror}",
+                Code.INTERNAL, f"cannot connect sandbox {request.sandbox_id} to the pod network: {links.why(error)}"
             ) from error
         finally:
             os.close(netns)
 
-    def _make_veth(self, request: NetworkRequest, lease: Lease, netns: int) -> None:
-        host = self._host
-        primary = lease.ips[0]
-        veth = lease.links[0]
-        host.route.request(
-            rtnetlink.new_veth(
+    async def _make_veth(self, lease: Lease, netns: int, inside: socket.socket) -> None:
+        host, primary, veth = self._host, lease.ips[0], lease.links[0]
+        async with links.route_of(inside) as pod:
+            await links.new_veth(
+                host.route,
                 veth,
                 mac=_host_mac(primary),
                 mtu=host.mtu,
@@ -188,43 +175,29 @@ class BuiltinNetwork:
                 peer=POD_INTERFACE,
                 peer_mac=mac_of(primary),
                 peer_netns=netns,
-            ),
-            rtnetlink.set_hairpin(veth),
-        )
+            )
+            await links.set_hairpin(host.route, veth)
+            index = links.index_inside(pod.fileno(), POD_INTERFACE)
+            await links.set_up(pod, links.LOOPBACK_INDEX)
+            await links.set_up(pod, index)
+            for ip, network in zip(lease.ips, self._networks, strict=True):
+                await links.add_address(pod, index, ip_interface(f"{ip}/{network.prefixlen}"))
+                await links.add_default_route(pod, index, gateway_of(network))
 
-    def _configure_pod(self, inside: NetlinkSocket, lease: Lease) -> None:
-        link = rtnetlink.find_link(inside, POD_INTERFACE)
-        if link is None:
-            raise NetlinkError(errno.ENODEV, f"{POD_INTERFACE} vanished from the pod's network namespace")
-        messages = [rtnetlink.set_up(LOOPBACK_INDEX), rtnetlink.set_up(link.index)]
-        for ip, network in zip(lease.ips, self._networks, strict=True):
-            address = ip_interface(f"{ip}/{network.prefixlen}")
-            messages.append(rtnetlink.add_address(link.index, address))
-            messages.append(rtnetlink.add_default_route(link.index, gateway_of(network)))
-        inside.request(*messages)
-
-    def _shape(self, lease: Lease, bandwidth: Bandwidth) -> None:
-        """Limit what the pod receives where the host sends it, and what it sends where the host receives it:
-        in the daemon's namespace, out of the pod's reach."""
+    async def _shape(self, lease: Lease, bandwidth: Bandwidth) -> None:
+        """Limit what the pod receives where the host sends it, and what it sends where the host receives it: in the
+        daemon's namespace, out of the pod's reach."""
         if bandwidth.ingress is None and bandwidth.egress is None:
             return
         route = self._host.route
-        veth = self._index(lease.links[0])
+        veth = await links.index_of(route, lease.links[0])
         if shape := bandwidth.ingress:
-            route.request(rtnetlink.limit_rate(veth, shape.rate, shape.burst, shape.queue))
+            await links.limit_rate(route, veth, shape.rate, shape.burst, shape.queue)
         if shape := bandwidth.egress:
-            route.request(rtnetlink.new_ifb(lease.links[1], self._host.mtu))
-            ifb = self._index(lease.links[1])
-            route.request(
-                rtnetlink.limit_rate(ifb, shape.rate, shape.burst, shape.queue),
-                *rtnetlink.redirect_received(veth, ifb),
-            )
-
-    def _index(self, name: str) -> int:
-        link = rtnetlink.find_link(self._host.route, name)
-        if link is None:
-            raise NetlinkError(errno.ENODEV, f"{name} vanished")
-        return link.index
+            await links.new_ifb(route, lease.links[1], self._host.mtu)
+            ifb = await links.index_of(route, lease.links[1])
+            await links.limit_rate(route, ifb, shape.rate, shape.burst, shape.queue)
+            await links.redirect_received(route, veth, ifb)
 
     async def detach(self, request: NetworkRequest) -> None:
         """Disconnect a sandbox. Its namespace may be gone: the pod's end goes with the host's."""
@@ -235,9 +208,9 @@ class BuiltinNetwork:
         if lease is None:
             return
         if ports := self._ports.pop(sandbox_id, None):
-            await self._blocking(self._host.remove_ports, ports)
+            await self._thread.run(self._host.remove_ports(ports))
         else:
-            await self._blocking(lambda: None)  # an attach that was cancelled may still be at it
+            await self._thread.run(asyncio.sleep(0))  # an attach that was cancelled may still be at it
         await self._remover.remove(lease.links)
         await self._store.delete(sandbox_id)
         if self._leases.pop(sandbox_id, None) is not None:
@@ -246,11 +219,13 @@ class BuiltinNetwork:
     async def check(self) -> Readiness:
         """Measure bridge, forwarding and table, and mend them if need be."""
         try:
-            await self._blocking(self._host.ensure)
+            await self._thread.run(self._host.ensure())
         except CrispError as error:
             return Readiness(False, NOT_READY, error.message)
-        except OSError as error:
-            return Readiness(False, NOT_READY, f"pod network {self._config.bridge}: {error.strerror}")
+        except links.REFUSED as error:
+            return Readiness(False, NOT_READY, f"pod network {self._config.bridge}: {links.why(error)}")
+        if self._host.obstacle:
+            return Readiness(True, FORWARDING_DROPPED, self._host.obstacle)
         return Readiness(True)
 
     async def sweep(self, live_sandbox_ids: set[str]) -> None:
@@ -258,7 +233,7 @@ class BuiltinNetwork:
         for sandbox_id in self._leases.keys() - live_sandbox_ids:
             log.info("removing the network of a sandbox that is no more", sandbox=sandbox_id)
             await self._undo(sandbox_id)
-        ports = await self._blocking(lambda: rtnetlink.list_links(self._host.route, master=self._host.bridge))
+        ports = await self._thread.run(links.ports_of(self._host.route, self._host.bridge))
         known = {name for lease in self._leases.values() for name in lease.links}
         stray = [link.name for link in ports if link.kind == "veth" and link.name not in known]
         if stray:
@@ -268,7 +243,7 @@ class BuiltinNetwork:
     async def destroy(self) -> None:
         """Disconnect every sandbox, then remove bridge and table."""
         await self.sweep(set())
-        await self._blocking(self._host.destroy)
+        await self._thread.run(self._host.destroy())
 
 
 def _host_mac(pod: Address) -> str:
@@ -277,7 +252,7 @@ def _host_mac(pod: Address) -> str:
     return "06" + mac_of(pod)[2:]
 
 
-def _enter_pod() -> NetlinkSocket:
+def _enter_pod() -> socket.socket:
     """Inside the pod's namespace: IPv6 on whatever the host's default, no routers but ours, and a socket to
     go on with."""
     for key, value in (("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")):
@@ -286,4 +261,4 @@ def _enter_pod() -> NetlinkSocket:
                 file.write(value)
         except FileNotFoundError:  # a kernel without IPv6
             break
-    return NetlinkSocket(NETLINK_ROUTE)
+    return links.netlink_socket()

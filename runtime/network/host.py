@@ -1,6 +1,7 @@
 """What all pods of the builtin network share on the host: the bridge, forwarding, and the nftables table.
 
-`SharedHost.ensure` compares it with what it should be and mends it. All of it blocks, and runs in one thread.
+`SharedHost.ensure` compares it with what it should be and mends it. All of it runs in the
+network's netlink thread.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ import os
 import socket
 from collections.abc import Collection, Sequence
 from ipaddress import ip_interface
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
+from pyroute2.netlink.exceptions import NetlinkError
 
 from proto.errors import Code, CrispError
-from runtime.network import rtnetlink
+from runtime.network import links
 from runtime.network.config import Network, NetworkConfig
+from runtime.network.conntrack import forget_udp
 from runtime.network.leases import mac_of
-from runtime.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkSocket
-from runtime.network.nftables import HostPort, Table, hush, load, ruleset
-from runtime.network.rtnetlink import Interface, Link
+from runtime.network.links import Interface, Link
+from runtime.network.nft_table import Table
+from runtime.network.nftables import HostPort, hush, load, ruleset
+
+if TYPE_CHECKING:
+    from pyroute2.iproute.linux import AsyncIPRoute
 
 log = structlog.get_logger(__name__)
 
@@ -51,56 +57,58 @@ class SharedHost:
         self._networks = networks
         self._ports: set[HostPort] = set()
         """What the table's maps should hold."""
-        self.route = NetlinkSocket(NETLINK_ROUTE)
-        self._filter = NetlinkSocket(NETLINK_NETFILTER)
-        self._table = Table(self._filter, config.table)
+        self.route: AsyncIPRoute = links.open_route()
+        self._table = Table(config.table)
         self._bridge = 0
         self._rules: tuple[int, int] | None = None
         """Handle and number of rules of the table that was loaded last."""
         self._generation = 0
         """At which the table was last found complete."""
         self.mtu = DEFAULT_MTU
+        self.obstacle = ""
+        """What of the host's own rules keeps pods from the outside world; empty if nothing is known to."""
 
     @property
     def bridge(self) -> int:
         """The bridge's index."""
         return self._bridge
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close the sockets."""
         self.route.close()
-        self._filter.close()
+        self._table.close()
 
     def expect(self, ports: Collection[HostPort]) -> None:
         """Before the first `ensure`: these host ports are open already, or should be."""
         self._ports = set(ports)
 
-    def ensure(self) -> None:
-        """Make or mend what is missing. If all is well, it costs two netlink requests and reading two
-        sysctls."""
-        self._ensure_bridge()
+    async def ensure(self, *, thorough: bool = True) -> None:
+        """Make or mend what is missing. If all is well, it costs two netlink requests and reading two sysctls; one
+        less if not `thorough`, which then takes the bridge's state for granted, though not its existence."""
+        if thorough or not links.exists(self._config.bridge, self._bridge):
+            await self._ensure_bridge()
         self._ensure_forwarding()
-        self._ensure_table()
+        await self._ensure_table()
 
-    def _ensure_bridge(self) -> None:
-        link = rtnetlink.link_at(self.route, self._bridge) if self._bridge else None
+    async def _ensure_bridge(self) -> None:
+        link = await links.link_at(self.route, self._bridge) if self._bridge else None
         if link is not None and link.up and link.name == self._config.bridge:
             return
-        self.mtu = self._uplink_mtu()
-        link = rtnetlink.find_link(self.route, self._config.bridge)
+        self.mtu = await self._uplink_mtu()
+        link = await links.find_link(self.route, self._config.bridge)
         if link is None:
-            self._refuse_overlap()
+            await self._refuse_overlap()
             mac = mac_of(gateway_of(self._networks[0]).ip)
-            self.route.request(rtnetlink.new_bridge(self._config.bridge, mac, self.mtu))
-            link = rtnetlink.find_link(self.route, self._config.bridge)
+            await links.new_bridge(self.route, self._config.bridge, mac, self.mtu)
+            link = await links.find_link(self.route, self._config.bridge)
         if link is None or link.kind != "bridge":
             raise CrispError(
                 Code.FAILED_PRECONDITION,
                 f"interface {self._config.bridge} exists and is not a bridge: configure another name in network.bridge",
             )
-        self._set_up_bridge(link)
+        await self._set_up_bridge(link)
 
-    def _set_up_bridge(self, link: Link) -> None:
+    async def _set_up_bridge(self, link: Link) -> None:
         name = link.name
         for network in self._networks:
             if network.version == 6:
@@ -113,25 +121,26 @@ class SharedHost:
                 # Lets the node's own 127.0.0.1 reach host ports; the table's chain `guard` keeps pods from
                 # abusing it.
                 set_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
-        gateways = [rtnetlink.add_address(link.index, gateway_of(network)) for network in self._networks]
-        self.route.request(rtnetlink.set_up(link.index, mtu=self.mtu), *gateways)
+        await links.set_up(self.route, link.index, mtu=self.mtu)
+        for network in self._networks:
+            await links.add_address(self.route, link.index, gateway_of(network))
         self._bridge = link.index
 
-    def _uplink_mtu(self) -> int:
+    async def _uplink_mtu(self) -> int:
         """The MTU of the interface with the default route, so that pods' packets fit it."""
         for family in (socket.AF_INET, socket.AF_INET6):
-            for route in rtnetlink.list_routes(self.route, family):
+            for route in await links.list_routes(self.route, family):
                 if route.destination.prefixlen == 0 and route.link:
-                    uplink = rtnetlink.link_at(self.route, route.link)
+                    uplink = await links.link_at(self.route, route.link)
                     if uplink is not None and uplink.mtu:
                         return uplink.mtu
         return DEFAULT_MTU
 
-    def _refuse_overlap(self) -> None:
+    async def _refuse_overlap(self) -> None:
         """Do not take addresses away from a network that the host already reaches."""
         for network in self._networks:
             family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-            for route in rtnetlink.list_routes(self.route, family):
+            for route in await links.list_routes(self.route, family):
                 theirs = route.destination
                 if theirs.prefixlen >= network.prefixlen and int(theirs.network_address) in range(
                     int(network.network_address), int(network.broadcast_address) + 1
@@ -158,11 +167,12 @@ class SharedHost:
             if read_sysctl(key) == "1":
                 set_sysctl(key, "2")
 
-    def _ensure_table(self) -> None:
-        generation = self._table.generation()
+    async def _ensure_table(self) -> None:
+        generation = await self._table.generation()
         if self._rules is not None and generation == self._generation:
             return
-        if self._rules is not None and self._is_whole():
+        await self._look_for_obstacles()
+        if self._rules is not None and await self._is_whole():
             self._generation = generation
             return
         if self._rules is not None:
@@ -175,42 +185,56 @@ class SharedHost:
             load(hush(self._config))
         except CrispError as error:
             log.info("new pods' multicast reports reach all pods", reason=error.message)
-        self._generation = self._table.generation()
-        handle = self._table.handle()
+        self._generation = await self._table.generation()
+        handle = await self._table.handle()
         if handle is None:
             self._rules = None
             raise CrispError(Code.UNAVAILABLE, f"nftables table {self._config.table} was removed while it was being loaded")
-        self._rules = handle, self._table.rule_count()
+        self._rules = handle, await self._table.rule_count()
 
-    def _is_whole(self) -> bool:
-        handle = self._table.handle()
-        if handle is None or (handle, self._table.rule_count()) != self._rules:
+    async def _look_for_obstacles(self) -> None:
+        name, before = self._config.bridge, self.obstacle
+        self.obstacle = ""
+        for network in self._networks:
+            if await self._table.drops_forwarded(network.version, name):
+                tables = "iptables" if network.version == 4 else "ip6tables"
+                self.obstacle = (
+                    f"the chain FORWARD of {tables} drops what no rule accepts, and no rule speaks of {name}: pods do not "
+                    f"reach other hosts; where Docker runs, {tables} -I DOCKER-USER -i {name} -j ACCEPT and the same with "
+                    f"-o {name} let them"
+                )
+        if self.obstacle and self.obstacle != before:
+            log.warning(self.obstacle)
+
+    async def _is_whole(self) -> bool:
+        handle = await self._table.handle()
+        if handle is None or (handle, await self._table.rule_count()) != self._rules:
             return False
-        return self._table.elements() == {(port.map, port.key(), port.data()) for port in self._ports}
+        return await self._table.elements() == {(port.map, port.key(), port.data()) for port in self._ports}
 
-    def add_ports(self, ports: Collection[HostPort]) -> None:
+    async def add_ports(self, ports: Collection[HostPort]) -> None:
         """Open host ports."""
-        self._table.add(ports)
+        await self._table.add(ports)
         self._ports.update(ports)
+        await forget_udp(self.route, ports)
 
-    def remove_ports(self, ports: Collection[HostPort]) -> None:
+    async def remove_ports(self, ports: Collection[HostPort]) -> None:
         """Close host ports, those that are open."""
         opened = self._ports.intersection(ports)
         self._ports -= opened
         try:
-            self._table.remove(opened)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
+            await self._table.remove(opened)
+        except NetlinkError as error:
+            if error.code != errno.ENOENT:
                 raise
-            self._ensure_table()
+            await self._ensure_table()
+        await forget_udp(self.route, opened)
 
-    def destroy(self) -> None:
+    async def destroy(self) -> None:
         """Remove the bridge and the table. Forwarding stays on: others may rely on it by now."""
-        self._table.delete()
+        await self._table.delete()
         self._rules = None
-        [outcome] = self.route.outcomes([rtnetlink.delete_link(self._config.bridge)])
-        if outcome is not None and outcome.errno != errno.ENODEV:
-            raise outcome
+        await links.delete_link(self.route, self._config.bridge)
         self._bridge = 0
 
 

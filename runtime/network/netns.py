@@ -49,16 +49,27 @@ def open_netns(path: str) -> int:
     """Open a pinned namespace; the caller closes the fd. Raises NOT_FOUND if nothing is pinned there."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENXIO):
+            raise
         raise not_found(f"network namespace {path} does not exist") from None
+
+
+def is_of_interface(sysctl: str) -> bool:
+    """Whether a sysctl belongs to one interface, so that it exists from the pod's attachment on."""
+    parts = sysctl.replace("/", ".").split(".", 4)
+    return (
+        len(parts) == 5
+        and parts[0] == "net"
+        and parts[1] in ("ipv4", "ipv6", "mpls")
+        and parts[2] in ("conf", "neigh")
+        and parts[3] not in ("all", "default", "lo")
+    )
 
 
 def set_sysctls_in_netns(netns_path: str, sysctls: Mapping[str, str]) -> None:
     """Set sysctls (net.x.y or net/x/y) of a network namespace. Blocks. Raises INVALID_ARGUMENT naming the one
-    refused.
-
-    Those of an interface, net.ipv4.conf.eth0, exist from the pod's attachment on.
-    """
+    refused."""
 
     def work() -> None:
         for name, value in sysctls.items():

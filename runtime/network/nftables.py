@@ -1,8 +1,7 @@
 """The builtin network's rules: one nftables table of the family inet, written as a whole and changed by map
 elements.
 
-The rules never change while pods come and go. What changes are four maps, each one transaction of one netlink
-batch:
+The rules never change while pods come and go. What changes are four maps (nft_table.py):
 
     ports4_at   host address . protocol . port : pod address . port      a port of one address of the host
     ports4      protocol . port : pod address . port                     a port of all of them
@@ -14,11 +13,10 @@ are.
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
@@ -26,34 +24,8 @@ from typing import Final
 from proto.errors import Code, CrispError, invalid
 from runtime.network.config import Network, NetworkConfig
 from runtime.network.leases import Lease
-from runtime.network.netlink import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    Message,
-    NetlinkError,
-    NetlinkSocket,
-    attribute,
-    attribute_list,
-    attributes,
-    nested,
-    text,
-)
 
 Address = IPv4Address | IPv6Address
-
-NFNL_SUBSYS_NFTABLES: Final = 10
-NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
-NFT_MSG_GETTABLE, NFT_MSG_DELTABLE, NFT_MSG_GETRULE = 1, 2, 7
-NFT_MSG_NEWSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_DELSETELEM, NFT_MSG_GETGEN = 12, 13, 14, 16
-NFPROTO_UNSPEC, NFPROTO_INET, NFPROTO_BRIDGE = 0, 1, 7
-
-NFTA_GEN_ID: Final = 1
-NFTA_TABLE_NAME, NFTA_TABLE_HANDLE = 1, 4
-NFTA_RULE_TABLE: Final = 1
-NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_ELEMENTS = 1, 2, 3
-NFTA_LIST_ELEM: Final = 1
-NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA = 1, 2
-NFTA_DATA_VALUE: Final = 1
 
 NFT_SECONDS: Final = 30.0
 """How long the nft program may take to load the table."""
@@ -252,90 +224,3 @@ def load(script: str) -> None:
     if done.returncode != 0:
         reason = done.stderr.strip().splitlines()
         raise CrispError(Code.FAILED_PRECONDITION, f"nft refused the pod network's table: {' '.join(reason[:3])}")
-
-
-def _message(kind: int, body: bytes = b"", *, flags: int = 0, family: int = NFPROTO_INET) -> Message:
-    return Message((NFNL_SUBSYS_NFTABLES << 8) | kind, flags, struct.pack("!BBH", family, 0, 0) + body)
-
-
-_BATCH = struct.pack("!BBH", NFPROTO_UNSPEC, 0, NFNL_SUBSYS_NFTABLES)
-_BEGIN = Message(NFNL_MSG_BATCH_BEGIN, 0, _BATCH)
-_END = Message(NFNL_MSG_BATCH_END, 0, _BATCH)
-
-
-class Table:
-    """The table as the kernel has it. One thread at a time."""
-
-    def __init__(self, netlink: NetlinkSocket, name: str) -> None:
-        self._netlink = netlink
-        self._name = name
-
-    def generation(self) -> int:
-        """A number that rises with every change that anybody makes to any table."""
-        reply = self._netlink.get(_message(NFT_MSG_GETGEN, family=NFPROTO_UNSPEC))
-        (generation,) = struct.unpack("!I", attributes(reply.body, 4)[NFTA_GEN_ID])
-        return int(generation)
-
-    def handle(self) -> int | None:
-        """The kernel's number for this table, another one after it was made anew; None if there is no such
-        table."""
-        try:
-            reply = self._netlink.get(_message(NFT_MSG_GETTABLE, text(NFTA_TABLE_NAME, self._name)))
-        except NetlinkError as error:
-            if error.errno == errno.ENOENT:
-                return None
-            raise
-        (handle,) = struct.unpack("!Q", attributes(reply.body, 4)[NFTA_TABLE_HANDLE])
-        return int(handle)
-
-    def rule_count(self) -> int:
-        """How many rules the table has."""
-        return len(self._netlink.dump(_message(NFT_MSG_GETRULE, text(NFTA_RULE_TABLE, self._name))))
-
-    def elements(self) -> set[tuple[str, bytes, bytes]]:
-        """Map, key and value of everything in the maps."""
-        return {(name, *element) for name in MAPS for element in self._elements(name)}
-
-    def _elements(self, name: str) -> Iterable[tuple[bytes, bytes]]:
-        request = text(NFTA_SET_ELEM_LIST_TABLE, self._name) + text(NFTA_SET_ELEM_LIST_SET, name)
-        for message in self._netlink.dump(_message(NFT_MSG_GETSETELEM, request)):
-            listed = attributes(message.body, 4).get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")
-            for _, element in attribute_list(listed):
-                known = attributes(element)
-                yield (
-                    attributes(known.get(NFTA_SET_ELEM_KEY, b"")).get(NFTA_DATA_VALUE, b""),
-                    attributes(known.get(NFTA_SET_ELEM_DATA, b"")).get(NFTA_DATA_VALUE, b""),
-                )
-
-    def add(self, ports: Collection[HostPort]) -> None:
-        """Add map elements, all or none. Raises NetlinkError: ENOENT if the table is gone, EEXIST if a port
-        is taken."""
-        self._change(NFT_MSG_NEWSETELEM, NLM_F_CREATE | NLM_F_EXCL, ports)
-
-    def remove(self, ports: Collection[HostPort]) -> None:
-        """Remove map elements, all or none. Raises NetlinkError: ENOENT if one of them is not there."""
-        self._change(NFT_MSG_DELSETELEM, 0, ports)
-
-    def _change(self, kind: int, flags: int, ports: Collection[HostPort]) -> None:
-        changes = []
-        for port in ports:
-            element = nested(NFTA_SET_ELEM_KEY, attribute(NFTA_DATA_VALUE, port.key()))
-            element += nested(NFTA_SET_ELEM_DATA, attribute(NFTA_DATA_VALUE, port.data()))
-            body = (
-                text(NFTA_SET_ELEM_LIST_TABLE, self._name)
-                + text(NFTA_SET_ELEM_LIST_SET, port.map)
-                + nested(NFTA_SET_ELEM_LIST_ELEMENTS, nested(NFTA_LIST_ELEM, element))
-            )
-            changes.append(_message(kind, body, flags=flags))
-        if changes:
-            self._netlink.transaction(_BEGIN, changes, _END)
-
-    def delete(self) -> None:
-        """Remove the table and its namesake of the family bridge; success if there is none."""
-        for family in (NFPROTO_INET, NFPROTO_BRIDGE):
-            request = _message(NFT_MSG_DELTABLE, text(NFTA_TABLE_NAME, self._name), family=family)
-            try:
-                self._netlink.transaction(_BEGIN, [request], _END)
-            except NetlinkError as error:
-                if error.errno not in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
-                    raise

@@ -8,14 +8,12 @@ the next request.
 from __future__ import annotations
 
 import asyncio
-import errno
 import secrets
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from runtime.network import rtnetlink
-from runtime.network.netlink import NETLINK_ROUTE, NetlinkSocket
+from runtime.network import links
+from runtime.network.netlink_thread import NetlinkThread
 
 MAX_LINKS: Final = 64
 """Per request; the kernel's lock on all networking is held for as long as one takes."""
@@ -28,8 +26,8 @@ class LinkRemover:
     """Deletes links by name in batches, in a thread of its own."""
 
     def __init__(self) -> None:
-        self._netlink = NetlinkSocket(NETLINK_ROUTE)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="unlink")
+        self._route = links.open_route()
+        self._thread = NetlinkThread("unlink")
         self._waiting: list[tuple[Sequence[str], asyncio.Future[None]]] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -42,15 +40,14 @@ class LinkRemover:
         await done
 
     async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_LINKS], self._waiting[MAX_LINKS:]
                 names = [name for wanted, _ in batch for name in wanted]
                 try:
-                    await loop.run_in_executor(self._thread, delete_links, self._netlink, names)
-                except OSError as error:
-                    outcome: OSError | None = error
+                    await self._thread.run(self._delete(names))
+                except links.REFUSED as error:
+                    outcome: Exception | None = error
                 else:
                     outcome = None
                 for _, done in batch:
@@ -63,24 +60,13 @@ class LinkRemover:
         finally:
             self._task = None
 
+    async def _delete(self, names: list[str]) -> None:
+        group = secrets.randbelow(0x7FFFFFFF - _SMALLEST_GROUP) + _SMALLEST_GROUP
+        await links.delete_links(self._route, names, group)
+
     async def close(self) -> None:
         """Finish what was asked for, then let go of the thread."""
         if self._task is not None:
             await self._task
-        self._thread.shutdown()
-        self._netlink.close()
-
-
-def delete_links(netlink: NetlinkSocket, names: Sequence[str]) -> None:
-    """Delete links by name in one go, by gathering them in a group that nobody else uses. Blocks."""
-    group = secrets.randbelow(0x7FFFFFFF - _SMALLEST_GROUP) + _SMALLEST_GROUP
-    found = 0
-    for outcome in netlink.outcomes([rtnetlink.set_group(name, group) for name in names]):
-        if outcome is None:
-            found += 1
-        elif outcome.errno != errno.ENODEV:
-            raise outcome
-    if found:
-        [outcome] = netlink.outcomes([rtnetlink.delete_group(group)])
-        if outcome is not None and outcome.errno != errno.ENODEV:
-            raise outcome
+        await self._thread.run(links.close(self._route))
+        await self._thread.close()

@@ -17,7 +17,7 @@ from runtime.network.builtin import BuiltinNetwork
 from runtime.network.config import NetworkConfig
 from runtime.network.leases import ifb_name, veth_name
 from runtime.network.seam import NetworkRequest, NetworkResult, PortMapping
-from tests.kernel.netlab import Echo, Netns, ask, cable
+from tests.kernel.netlab import Echo, Netns, ask, cable, family_of
 
 pytestmark = pytest.mark.root
 
@@ -515,8 +515,48 @@ def test_bandwidth_annotations_shape_both_directions(lab: Lab) -> None:
             [down] = json.loads(lab.host.sh(f"tc -j qdisc show dev {veth} root"))
             assert (down["kind"], down["options"]["rate"]) == ("tbf", 1_000_000)
             [up] = json.loads(lab.host.sh(f"tc -s -j qdisc show dev {ifb} root"))
-            assert (up["kind"], up["options"]["rate"]) == ("tbf", 5_000_000_000)
+            assert (up["kind"], up["options"]["rate"]) == ("tbf", 0xFFFFFFFF)
             assert up["packets"] > 0
+
+    lab.run(body)
+
+
+@pytest.mark.parametrize("address", ["192.0.2.2", "2001:db8::2"])
+def test_udp_clients_that_never_pause_follow_a_host_port(lab: Lab, address: str) -> None:
+    first, second = lab.pod(), lab.pod()
+    for pod in (first, second):
+        lab.serve(pod, 8080, kind=socket.SOCK_DGRAM)
+
+    async def body() -> None:
+        async with lab.network() as network:
+            with lab.outside.socket(family_of(address), socket.SOCK_DGRAM) as client:
+                client.connect((address, 53))
+                client.send(b"too early")
+                with pytest.raises(ConnectionRefusedError):
+                    client.recv(64)
+                for pod in (first, second):
+                    mapped = request(pod, PortMapping("udp", 8080, 53))
+                    await network.attach(mapped)
+                    client.send(b"?")
+                    assert client.recv(64)
+                    await network.detach(mapped)
+                client.send(b"too late")
+                with pytest.raises(ConnectionRefusedError):
+                    client.recv(64)
+
+    lab.run(body)
+
+
+def test_a_policy_that_drops_forwarded_packets_is_reported(lab: Lab) -> None:
+    async def body() -> None:
+        async with lab.network() as network:
+            lab.host.sh("nft add table ip filter; nft add chain ip filter DOCKER-USER")
+            lab.host.sh("nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'")
+            readiness = await network.check()
+            assert (readiness.ready, readiness.reason) == (True, "ForwardingDropped")
+            assert "iptables -I DOCKER-USER -i crisp0" in readiness.message
+            lab.host.sh("nft add rule ip filter DOCKER-USER iifname crisp0 accept")
+            assert (await network.check()).message == ""
 
     lab.run(body)
 

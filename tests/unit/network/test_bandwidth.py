@@ -26,9 +26,7 @@ def test_quantities(quantity: str, bits: int) -> None:
     assert bandwidth_of({INGRESS: quantity}) == Bandwidth(Shape(bits // 8), None)
 
 
-@pytest.mark.parametrize(
-    "quantity", ["", "fast", "10 M", "-5M", "999", "2P", "1e400", "1e99999999999", "9" * 40, "1KB"]
-)
+@pytest.mark.parametrize("quantity", ["", "fast", "10 M", "-5M", "999", "2P", "1e400", "1e99999999999", "9" * 40, "1KB"])
 def test_bad_quantities_name_the_annotation(quantity: str) -> None:
     with pytest.raises(CrispError, match=EGRESS) as caught:
         bandwidth_of({EGRESS: quantity})

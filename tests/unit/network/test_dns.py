@@ -14,9 +14,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def pod(
-    *, servers: tuple[str, ...] = (), searches: tuple[str, ...] = (), options: tuple[str, ...] = ()
-) -> str:
+def pod(*, servers: tuple[str, ...] = (), searches: tuple[str, ...] = (), options: tuple[str, ...] = ()) -> str:
     return dns.resolv_conf(servers=servers, searches=searches, options=options, own_network=True)
 
 
@@ -30,17 +28,13 @@ def test_a_server_of_the_request_stays_even_on_loopback(host: Path) -> None:
 
 
 def test_the_hosts_file_without_loopback_resolvers(host: Path) -> None:
-    (host / "resolv.conf").write_text(
-        "# mine\nsearch x\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 9.9.9.9\n"
-    )
+    (host / "resolv.conf").write_text("# mine\nsearch x\nnameserver 127.0.0.53\nnameserver ::1\nnameserver 9.9.9.9\n")
     assert pod() == "# mine\nsearch x\nnameserver 9.9.9.9\n"
 
 
 def test_the_hosts_network_keeps_all(host: Path) -> None:
     (host / "resolv.conf").write_text("nameserver 127.0.0.53\n")
-    assert (
-        dns.resolv_conf(servers=(), searches=(), options=(), own_network=False) == "nameserver 127.0.0.53\n"
-    )
+    assert dns.resolv_conf(servers=(), searches=(), options=(), own_network=False) == "nameserver 127.0.0.53\n"
 
 
 def test_the_stub_resolvers_upstream_stands_in(host: Path) -> None:

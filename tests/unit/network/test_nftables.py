@@ -65,17 +65,11 @@ def test_keys_and_values_as_the_kernel_lays_them_out() -> None:
 
 
 def test_the_script_replaces_its_own_table_only() -> None:
-    config = NetworkConfig(
-        table="mine", bridge="br7", subnets=("10.9.0.0/24",), direct=("10.0.0.0/8", "fd00::/8")
-    )
-    script = ruleset(
-        config, config.networks(), host_ports(Lease(DUAL[:1], (), (PortMapping("udp", 53, 5353),)))
-    )
+    config = NetworkConfig(table="mine", bridge="br7", subnets=("10.9.0.0/24",), direct=("10.0.0.0/8", "fd00::/8"))
+    script = ruleset(config, config.networks(), host_ports(Lease(DUAL[:1], (), (PortMapping("udp", 53, 5353),))))
     assert script.startswith("table inet mine {}\ndelete table inet mine\ntable inet mine {\n")
     assert "elements = { udp . 5353 : 10.201.0.2 . 53 }" in script
-    assert (
-        'oifname != "br7" ip saddr 10.9.0.0/24 ip daddr != { 10.9.0.0/24, 224.0.0.0/4, 10.0.0.0/8 }' in script
-    )
+    assert 'oifname != "br7" ip saddr 10.9.0.0/24 ip daddr != { 10.9.0.0/24, 224.0.0.0/4, 10.0.0.0/8 }' in script
     assert "ip6 saddr" not in script
     assert "chain forward" not in script
     assert "flush ruleset" not in script

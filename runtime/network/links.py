@@ -1,0 +1,288 @@
+"""Links, addresses, routes and traffic shaping, by pyroute2: what the pod network asks of rtnetlink and nothing else.
+
+Its refusals are `NetlinkError`, which is no OSError: `REFUSED` is what to catch, `why` what to tell.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from typing import Any, Final
+
+from pyroute2.iproute.linux import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+REFUSED: Final = (OSError, NetlinkError)
+
+LOOPBACK_INDEX: Final = 1
+"""The kernel's own choice, in every network namespace."""
+
+IFF_UP: Final = 1
+RTEXT_FILTER_SKIP_STATS: Final = 8
+IFA_F_NODAD: Final = 0x02
+RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL = 254, 1, 2
+TC_H_INGRESS: Final = 0xFFFF0000
+ETH_P_ALL: Final = 0x0003
+SIOCGIFINDEX: Final = 0x8933
+U32_MAX: Final = 0xFFFFFFFF
+
+
+def why(error: BaseException) -> str:
+    """The kernel's words: its explanation (extended ACK) where it gave one."""
+    if isinstance(error, NetlinkError):
+        return str(error.args[-1])
+    return str(getattr(error, "strerror", None) or error)
+
+
+def open_route() -> AsyncIPRoute:
+    """A socket in the namespace of the thread that uses it first, and for that thread."""
+    return AsyncIPRoute(ext_ack=True, strict_check=True)
+
+
+async def close(route: AsyncIPRoute) -> None:
+    """Close a socket; in the thread that it is for."""
+    route.close()
+
+
+def route_of(netlink: socket.socket) -> AsyncIPRoute:
+    """The same for a netlink socket that was opened in another namespace."""
+    return AsyncIPRoute(fileno=netlink.detach(), ext_ack=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What the kernel says of one interface."""
+
+    index: int
+    name: str
+    kind: str
+    """veth, bridge, …; empty for hardware."""
+    up: bool
+    mtu: int
+    master: int
+    """Index of the bridge it is a port of, or 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of the main table."""
+
+    destination: Network
+    link: int
+    """Index of the outgoing interface, 0 if the route has none or several."""
+
+
+async def find_link(route: AsyncIPRoute, name: str) -> Link | None:
+    """Look a link up by name."""
+    return await _get_link(route, ifname=name)
+
+
+async def link_at(route: AsyncIPRoute, index: int) -> Link | None:
+    """Look a link up by index."""
+    return await _get_link(route, index=index)
+
+
+async def index_of(route: AsyncIPRoute, name: str) -> int:
+    """Index of a link that was just made. Raises NetlinkError, ENODEV."""
+    link = await find_link(route, name)
+    if link is None:
+        raise NetlinkError(errno.ENODEV, f"{name} vanished")
+    return link.index
+
+
+async def _get_link(route: AsyncIPRoute, **which: Any) -> Link | None:
+    try:
+        [message] = await route.link("get", ext_mask=RTEXT_FILTER_SKIP_STATS, **which)
+    except NetlinkError as error:
+        if error.code == errno.ENODEV:
+            return None
+        raise
+    return _link(message)
+
+
+def _link(message: Any) -> Link:
+    return Link(
+        index=message["index"],
+        name=message.get("ifname"),
+        kind=message.get(("linkinfo", "kind")) or "",
+        up=bool(message["flags"] & IFF_UP),
+        mtu=message.get("mtu") or 0,
+        master=message.get("master") or 0,
+    )
+
+
+async def ports_of(route: AsyncIPRoute, bridge: int) -> list[Link]:
+    """The ports of a bridge."""
+    dump = await route.link("dump", master=bridge, ext_mask=RTEXT_FILTER_SKIP_STATS)
+    links = [_link(message) async for message in dump]
+    # The kernel's filter is a favour: it lists everything for a master of 0, and kernels before 4.20 always do.
+    return [link for link in links if link.master == bridge != 0]
+
+
+async def list_routes(route: AsyncIPRoute, family: socket.AddressFamily) -> list[Route]:
+    """The main table's routes in the kernel's order: the preferred default route before the others."""
+    routes = []
+    async for message in await route.route("dump", family=int(family), table=RT_TABLE_MAIN):
+        if message["type"] != RTN_UNICAST or (message.get("table") or message["table"]) != RT_TABLE_MAIN:
+            continue
+        everywhere = "0.0.0.0" if family == socket.AF_INET else "::"
+        destination = ip_network((message.get("dst") or everywhere, message["dst_len"]))
+        routes.append(Route(destination, message.get("oif") or 0))
+    return routes
+
+
+async def is_local(route: AsyncIPRoute, address: str) -> bool:
+    """Whether an address is this host's own."""
+    try:
+        return any(message["type"] == RTN_LOCAL for message in await route.route("get", dst=address))
+    except NetlinkError:  # no route to it
+        return False
+
+
+async def new_bridge(route: AsyncIPRoute, name: str, mac: str, mtu: int) -> None:
+    """Make a bridge, down, that forwards at once when it is up: no spanning tree, and no snooping, which would delay
+    multicast (so NDP) of new ports. A fixed `mac`, or it would follow its ports' and change under the pods' neighbour
+    caches."""
+    await route.link(
+        "add",
+        kind="bridge",
+        ifname=name,
+        address=mac,
+        mtu=mtu,
+        br_forward_delay=0,
+        br_stp_state=0,
+        br_mcast_snooping=0,
+    )
+
+
+async def new_veth(
+    route: AsyncIPRoute, name: str, *, mac: str, mtu: int, master: int, group: int, peer: str, peer_mac: str, peer_netns: int
+) -> None:
+    """Make a veth pair: `name` here, up and a port of `master`; `peer` at once inside `peer_netns` (an fd), still down,
+    as the kernel refuses to bring up an end before it knows the other."""
+    await route.link(
+        "add",
+        kind="veth",
+        ifname=name,
+        address=mac,
+        mtu=mtu,
+        master=master,
+        group=group,
+        state="up",
+        peer={"ifname": peer, "address": peer_mac, "mtu": mtu, "net_ns_fd": peer_netns},
+    )
+
+
+async def new_ifb(route: AsyncIPRoute, name: str, mtu: int) -> None:
+    """Make an intermediate functional block: a device through which incoming traffic is shaped as if it went out."""
+    await route.link("add", kind="ifb", ifname=name, mtu=mtu, state="up")
+
+
+async def set_hairpin(route: AsyncIPRoute, name: str) -> None:
+    """Let a bridge port get back what it sent, as happens with bridge-nf-call-iptables=1 to a pod that reaches itself
+    through a service or host port."""
+    await route.brport("set", index=socket.if_nametoindex(name), mode=1)
+
+
+async def set_up(route: AsyncIPRoute, index: int, *, mtu: int = 0) -> None:
+    """Bring a link up; change its MTU too, unless 0."""
+    await route.link("set", index=index, state="up", **({"mtu": mtu} if mtu else {}))
+
+
+async def delete_link(route: AsyncIPRoute, name: str) -> None:
+    """Delete a link; success if there is none."""
+    try:
+        await route.link("del", ifname=name)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+
+
+async def delete_links(route: AsyncIPRoute, names: list[str], group: int) -> None:
+    """Delete links in one go, by gathering them in a `group` that nobody else uses; those that are gone do not matter."""
+    found = 0
+    for name in names:
+        try:
+            await route.link("set", ifname=name, group=group)
+            found += 1
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+    if found:
+        try:
+            await route.link("del", group=group)
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:
+                raise
+
+
+async def add_address(route: AsyncIPRoute, index: int, interface: Interface) -> None:
+    """Give a link an address, usable at once: no duplicate address detection, since the lease table says it is ours."""
+    options: dict[str, Any] = {}
+    if interface.version == 6:
+        options["flags"] = IFA_F_NODAD
+    elif interface.network.prefixlen < 31:
+        options["broadcast"] = str(interface.network.broadcast_address)
+    await route.addr("replace", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **options)
+
+
+async def add_default_route(route: AsyncIPRoute, index: int, gateway: Interface) -> None:
+    """Send all other traffic to a gateway on a link."""
+    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+    await route.route("replace", family=int(family), dst="default", gateway=str(gateway.ip), oif=index, proto="boot")
+
+
+async def limit_rate(route: AsyncIPRoute, index: int, rate: int, burst: int, queue: int) -> None:
+    """Shape what a link sends to `rate` bytes/s with bursts of `burst` bytes and at most `queue` bytes waiting.
+
+    The token bucket has 32 bits for each; a limit above 34 Gbit/s becomes that.
+    """
+    await route.tc(
+        "replace", "tbf", index, 0x10000, rate=min(rate, U32_MAX), burst=min(burst, U32_MAX), limit=min(queue, U32_MAX)
+    )
+
+
+async def redirect_received(route: AsyncIPRoute, index: int, target: int) -> None:
+    """Pass all that a link receives through another device (an ifb) before anything else sees it."""
+    await route.tc("add", "ingress", index, TC_H_INGRESS)
+    await route.tc(
+        "add-filter",
+        "u32",
+        index,
+        parent=TC_H_INGRESS,
+        prio=1,
+        protocol=ETH_P_ALL,
+        target=0,
+        keys=["0x0/0x0+0"],
+        action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target},
+    )
+
+
+def netlink_socket() -> socket.socket:
+    """A plain rtnetlink socket of this thread's namespace, for `route_of`."""
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+
+
+def index_inside(fileno: int, name: str) -> int:
+    """Index of a link in the namespace that a socket belongs to. Raises OSError, ENODEV.
+
+    if_nametoindex(3) for another namespace; asking by netlink means decoding all there is to say of the link.
+    """
+    answer = fcntl.ioctl(fileno, SIOCGIFINDEX, struct.pack("16s24x", name.encode()))
+    (index,) = struct.unpack_from("=i", answer, 16)
+    return int(index)
+
+
+def exists(name: str, index: int) -> bool:
+    """Whether the link of this name in this thread's namespace is still the one with this index."""
+    try:
+        return socket.if_nametoindex(name) == index
+    except OSError:
+        return False
