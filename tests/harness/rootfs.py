@@ -14,6 +14,7 @@ def make_rootfs(directory: Path) -> Path:
     """A small root file system with a shell, users and groups."""
     for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "home/app", "var/empty"):
         (directory / name).mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o755)
     shutil.copy(BUSYBOX, directory / "bin/busybox")
     applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     for applet in applets:
