@@ -86,15 +86,15 @@ def test_out_of_memory(kubelet: Kubelet) -> None:
 
 def test_stop_signal_then_grace_then_kill(kubelet: Kubelet) -> None:
     pod = kubelet.pod()
-    polite = pod.run("/bin/sh", "-c", "trap 'echo bye; exit 5' TERM; while true; do sleep 0.05; done")
+    polite = pod.run_trap("echo bye; exit 5", "TERM")
     polite.stop(10)
     assert polite.status().exit_code == 5
-    assert polite.output() == "bye\n"
-    deaf = pod.run("/bin/sh", "-c", "trap '' TERM; while true; do sleep 0.05; done")
+    assert polite.output() == "set\nbye\n"
+    deaf = pod.run_trap("", "TERM")
     deaf.stop(1)
     assert deaf.status().exit_code == 137
     asked = config(stop_signal=cri.SIGNAL_SIGUSR1)
-    other = pod.run("/bin/sh", "-c", "trap 'exit 9' USR1; while true; do sleep 0.05; done", config=asked)
+    other = pod.run_trap("exit 9", "USR1", asked)
     assert other.status().stop_signal == cri.SIGNAL_SIGUSR1
     other.stop(10)
     assert other.status().exit_code == 9

@@ -1,4 +1,4 @@
-"""Exec, attach and port-forward into real containers: over SPDY with a client of the tests' own, over WebSocket with aiohttp."""
+"""Exec, attach and port-forward into real containers, with clients of the tests' own: SPDY, and aiohttp for WebSocket."""
 
 from __future__ import annotations
 

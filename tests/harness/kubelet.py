@@ -65,6 +65,13 @@ class Pod:
         container.start()
         return container
 
+    def run_trap(self, trap: str, signal: str, config: cri.ContainerConfig | None = None) -> Container:
+        """Run a shell that has a trap set when this returns: before, its signals would be lost on it."""
+        script = f"trap '{trap}' {signal}; echo set; while true; do sleep 0.05; done"
+        container = self.run("/bin/sh", "-c", script, config=config)
+        wait_until(lambda: "set" in container.output())
+        return container
+
     def shell(self, script: str, config: cri.ContainerConfig | None = None) -> Container:
         """Run a shell script to its end."""
         container = self.run("/bin/sh", "-c", script, config=config)
