@@ -13,15 +13,19 @@ Bytes, nanoseconds and counts are ints. What the kernel does not say (no such co
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from kernel.cgroups import Group, Mode
 
 # Above this v1 means "no limit": it writes the largest number of pages that it can count.
 _NO_LIMIT = 1 << 62
-_CHUNK = 8192
+_CHUNK = 4096
+
+_REMEMBERED = 256  # texts of pressure files whose parse is remembered: those of idle groups repeat
 
 _LINE = re.compile(rb"(some|full) avg10=([\d.]+) avg60=([\d.]+) avg300=([\d.]+) total=(\d+)")
 
@@ -72,21 +76,26 @@ class Usage(NamedTuple):
     io_pressure: Pressure | None
 
 
+Reader = Callable[[str], bytes]
+"""As `read`; `kept_files` has another."""
+
 _NO_STALL = Stall(0, 0.0, 0.0, 0.0)
 
 
-def read_usage(group: Group, pressure: str = "") -> Usage:
+def read_usage(group: Group, pressure: str = "", reader: Reader | None = None) -> Usage:
     """Read the group. `pressure` is the cgroup2 directory that tracks its processes on a hybrid host."""
+    look = reader or read
     if group.hierarchies.mode is Mode.V2:
         directory = group.directory()
-        return Usage(_cpu_v2(directory), _memory_v2(directory), *_pressures(directory))
+        return Usage(_cpu_v2(look, directory), _memory_v2(look, directory), *_pressures(look, directory))
     return Usage(
-        number(read(group.directory("cpuacct") + "/cpuacct.usage")),
-        _memory_v1(group.directory("memory")),
-        *_pressures(pressure),
+        number(look(group.directory("cpuacct") + "/cpuacct.usage")),
+        _memory_v1(look, group.directory("memory")),
+        *_pressures(look, pressure),
     )
 
 
+@functools.lru_cache(_REMEMBERED)
 def parse_pressure(text: bytes) -> Pressure | None:
     """A PSI file; None if it is empty. Older kernels have no `full` line for the CPU: nothing was fully stalled then."""
     found = {
@@ -96,69 +105,66 @@ def parse_pressure(text: bytes) -> Pressure | None:
     return Pressure(found.get(b"some", _NO_STALL), found.get(b"full", _NO_STALL)) if found else None
 
 
-def _pressures(directory: str) -> tuple[Pressure | None, Pressure | None, Pressure | None]:
+def _pressures(look: Reader, directory: str) -> tuple[Pressure | None, Pressure | None, Pressure | None]:
     if not directory:
         return None, None, None
     return (
-        parse_pressure(read(directory + "/cpu.pressure")),
-        parse_pressure(read(directory + "/memory.pressure")),
-        parse_pressure(read(directory + "/io.pressure")),
+        parse_pressure(look(directory + "/cpu.pressure")),
+        parse_pressure(look(directory + "/memory.pressure")),
+        parse_pressure(look(directory + "/io.pressure")),
     )
 
 
-def _cpu_v2(directory: str) -> int | None:
-    microseconds = flat(read(directory + "/cpu.stat")).get(b"usage_usec")
+def _cpu_v2(look: Reader, directory: str) -> int | None:
+    microseconds = flat(look(directory + "/cpu.stat")).get(b"usage_usec")
     return None if microseconds is None else microseconds * 1000
 
 
-def _memory_v2(directory: str) -> Memory | None:
-    usage = number(read(directory + "/memory.current"))
+def _memory_v2(look: Reader, directory: str) -> Memory | None:
+    usage = number(look(directory + "/memory.current"))
     if usage is None:  # the controller is not enabled for this group
         return None
-    stat = flat(read(directory + "/memory.stat"))
-    return Memory(
-        usage=usage,
-        working_set=max(0, usage - stat.get(b"inactive_file", 0)),
-        rss=stat.get(b"anon", 0),
-        cache=stat.get(b"file", 0),
-        mapped_file=stat.get(b"file_mapped", 0),
-        active_file=stat.get(b"active_file", 0),
-        inactive_file=stat.get(b"inactive_file", 0),
-        page_faults=stat.get(b"pgfault", 0),
-        major_page_faults=stat.get(b"pgmajfault", 0),
-        limit=number(read(directory + "/memory.max")),
-        swap=number(read(directory + "/memory.swap.current")),
-        swap_limit=number(read(directory + "/memory.swap.max")),
-    )
-
-
-def _memory_v1(directory: str) -> Memory | None:
-    usage = number(read(directory + "/memory.usage_in_bytes"))
-    stat = flat(read(directory + "/memory.stat"))
-    if usage is None or not stat:
-        return None
-    # total_*: with the groups below; hierarchical_*: the lowest limit of the group and those above.
-    limit = _limited(stat.get(b"hierarchical_memory_limit"))
-    both = _limited(stat.get(b"hierarchical_memsw_limit"))
-    inactive = stat.get(b"total_inactive_file", 0)
+    stat = _words(look(directory + "/memory.stat"))
+    inactive = int(stat.get(b"inactive_file", 0))
     return Memory(
         usage=usage,
         working_set=max(0, usage - inactive),
-        rss=stat.get(b"total_rss", 0),
-        cache=stat.get(b"total_cache", 0),
-        mapped_file=stat.get(b"total_mapped_file", 0),
-        active_file=stat.get(b"total_active_file", 0),
+        rss=int(stat.get(b"anon", 0)),
+        cache=int(stat.get(b"file", 0)),
+        mapped_file=int(stat.get(b"file_mapped", 0)),
+        active_file=int(stat.get(b"active_file", 0)),
         inactive_file=inactive,
-        page_faults=stat.get(b"total_pgfault", 0),
-        major_page_faults=stat.get(b"total_pgmajfault", 0),
-        limit=limit,
-        swap=stat.get(b"total_swap"),
-        swap_limit=None if both is None or limit is None else max(0, both - limit),
+        page_faults=int(stat.get(b"pgfault", 0)),
+        major_page_faults=int(stat.get(b"pgmajfault", 0)),
+        limit=number(look(directory + "/memory.max")),
+        swap=number(look(directory + "/memory.swap.current")),
+        swap_limit=number(look(directory + "/memory.swap.max")),
     )
 
 
-def _limited(value: int | None) -> int | None:
-    return None if value is None or value >= _NO_LIMIT else value
+def _memory_v1(look: Reader, directory: str) -> Memory | None:
+    usage = number(look(directory + "/memory.usage_in_bytes"))
+    stat = _words(look(directory + "/memory.stat"))
+    if usage is None or not stat:
+        return None
+    # total_*: with the groups below; hierarchical_*: the lowest limit of the group and those above.
+    limit = number(stat.get(b"hierarchical_memory_limit", b""))
+    both = number(stat.get(b"hierarchical_memsw_limit", b""))
+    inactive = int(stat.get(b"total_inactive_file", 0))
+    return Memory(
+        usage=usage,
+        working_set=max(0, usage - inactive),
+        rss=int(stat.get(b"total_rss", 0)),
+        cache=int(stat.get(b"total_cache", 0)),
+        mapped_file=int(stat.get(b"total_mapped_file", 0)),
+        active_file=int(stat.get(b"total_active_file", 0)),
+        inactive_file=inactive,
+        page_faults=int(stat.get(b"total_pgfault", 0)),
+        major_page_faults=int(stat.get(b"total_pgmajfault", 0)),
+        limit=limit,
+        swap=number(stat.get(b"total_swap", b"")),
+        swap_limit=None if both is None or limit is None else max(0, both - limit),
+    )
 
 
 # --- files -----------------------------------------------------------------------------------------------------
@@ -184,10 +190,18 @@ def read(path: str) -> bytes:
 def number(text: bytes) -> int | None:
     """A file of one number; None if it is empty, `max`, or what v1 writes for no limit."""
     text = text.strip()
-    return _limited(int(text)) if text.isdigit() else None
+    if not text.isdigit():
+        return None
+    value = int(text)
+    return value if value < _NO_LIMIT else None
 
 
 def flat(text: bytes) -> dict[bytes, int]:
     """A "flat keyed" file: one `key number` a line."""
+    return {key: int(value) for key, value in _words(text).items() if value.isdigit()}
+
+
+def _words(text: bytes) -> dict[bytes, bytes]:
+    """As `flat`, for a file with many more keys than are wanted: the numbers are not converted."""
     words = text.split()
-    return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=False) if value.isdigit()}
+    return dict(zip(words[::2], words[1::2], strict=False))

@@ -24,7 +24,7 @@ class ObservationRpcs:
 
     def close(self) -> None:
         """End what goes on in the background."""
-        self._stats.layers.close()
+        self._stats.close()
 
     async def ContainerStats(self, request: cri.ContainerStatsRequest) -> cri.ContainerStatsResponse:
         """One container."""

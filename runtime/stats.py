@@ -1,8 +1,8 @@
 """ContainerStats, PodSandboxStats and their lists: read from the kernel when somebody asks, and never else.
 
 Reading a container is a handful of small files, so a list reads them one after the other in one thread of the pool:
-more threads would only contend for the interpreter. The rate of CPU use needs two looks; it is there from the second one
-on, measured since the look before.
+more threads would only contend for the interpreter. The files stay open while somebody asks again and again. The rate of
+CPU use needs two looks; it is there from the second one on, measured since the look before.
 
 What has ended has no cgroup any more: lists leave it out, and ContainerStats tells only of its writable layer.
 """
@@ -10,6 +10,7 @@ What has ended has no cgroup any more: lists leave it out, and ContainerStats te
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from kernel import cgroups, net_counters
-from kernel.cgroup_stats import Memory, Pressure, Stall, Usage, read_usage
+from kernel.cgroup_stats import Memory, Pressure, Reader, Usage, read_usage
 from kernel.cgroups import Mode
+from kernel.kept_files import KeptFiles
 from proto import api_pb2 as cri
 from proto.errors import not_found
 from runtime import container_status, sandbox_status
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 RATE_SECONDS: Final = (0.1, 120.0)
 """Between two looks that give a rate: sooner the last rate is told again, later there is none."""
+
+KEEP_SECONDS: Final = 60.0
+"""How long control files stay open that nobody asks for."""
 
 CHUNK: Final = 128
 """Containers that one part of a stream is made of."""
@@ -68,7 +73,30 @@ class Stats:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._looks: dict[str, Look] = {}
+        self._files = KeptFiles()
+        self._closing: asyncio.TimerHandle | None = None
         self.layers = LayerUsage(node)
+
+    def close(self) -> None:
+        """End what goes on in the background."""
+        self.layers.close()
+        if self._closing is not None:
+            self._closing.cancel()
+        with self._files as files:
+            files.close()
+
+    def _close_unused(self) -> None:
+        with self._files as files:  # a reader holds them for milliseconds
+            files.close_unused(KEEP_SECONDS)
+            left = len(files)
+        self._closing = None
+        if left:
+            self._keep()
+
+    def _keep(self) -> None:
+        """See to it that files are closed after their last use."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().call_later(KEEP_SECONDS, self._close_unused)
 
     # --- containers ----------------------------------------------------------------------------------------------
 
@@ -100,6 +128,7 @@ class Stats:
         layers = await self.layers.of(containers)
         mountpoint = (await self._node.images.fs_info()).mountpoint
         loop = asyncio.get_running_loop()
+        self._keep()
         return await loop.run_in_executor(self._node.blocking, self._read, containers, layers, mountpoint)
 
     def _read(
@@ -108,10 +137,11 @@ class Stats:
         """Runs in the pool."""
         hierarchies = self._node.host.hierarchies
         found = []
-        for container in containers:
-            record = container.record
-            usage = container_usage(hierarchies, record)
-            found.append(self._message(record, time.time_ns(), usage, layers.get(record.id), mountpoint))
+        with self._files as files:
+            for container in containers:
+                record = container.record
+                usage = container_usage(hierarchies, record, files.read)
+                found.append(self._message(record, time.time_ns(), usage, layers.get(record.id), mountpoint))
         self._forget()
         return found
 
@@ -131,7 +161,7 @@ class Stats:
             _fill_swap(message.swap, now, usage.memory)
         if usage.io_pressure is not None:
             message.io.timestamp = now
-            _fill_pressure(message.io.psi, usage.io_pressure)
+            message.io.psi.CopyFrom(_pressure(usage.io_pressure))
         if layer is not None:
             disk = message.writable_layer
             disk.timestamp = layer.at
@@ -190,6 +220,7 @@ class Stats:
         layers = await self.layers.of([c for s in sandboxes for c in living(s)])
         mountpoint = (await self._node.images.fs_info()).mountpoint
         loop = asyncio.get_running_loop()
+        self._keep()
         return await loop.run_in_executor(self._node.blocking, self._read_sandboxes, sandboxes, layers, mountpoint)
 
     def _read_sandboxes(
@@ -201,7 +232,8 @@ class Stats:
         for sandbox in sandboxes:
             message = cri.PodSandboxStats(attributes=_attributes(sandbox.record))
             if sandbox.record.state is SandboxState.READY:
-                reading = read_pod(self._node, sandbox)
+                with self._files as files:
+                    reading = read_pod(self._node, sandbox, files.read)
                 self._fill_pod(message.linux, sandbox, reading, networks.get(sandbox.record.id))
                 for container, at, usage in reading.containers:
                     record = container.record
@@ -223,7 +255,7 @@ class Stats:
             _fill_memory(linux.memory, now, usage.memory, usage.memory_pressure)
         if usage.io_pressure is not None:
             linux.io.timestamp = now
-            _fill_pressure(linux.io.psi, usage.io_pressure)
+            linux.io.psi.CopyFrom(_pressure(usage.io_pressure))
         if network is not None:
             linux.network.timestamp = now
             for interface in network:
@@ -236,12 +268,12 @@ class Stats:
                 target.tx_errors.value = interface.tx_errors
 
 
-def container_usage(hierarchies: Hierarchies, record: ContainerRecord) -> Usage:
+def container_usage(hierarchies: Hierarchies, record: ContainerRecord, reader: Reader | None = None) -> Usage:
     """What the container uses now; all None once it has ended. Blocks."""
     pressure = ""
     if hierarchies.mode is Mode.HYBRID:
         pressure = os.path.join(hierarchies.unified, tracking.FOLDER, record.id)
-    return read_usage(hierarchies.group(record.cgroup), pressure)
+    return read_usage(hierarchies.group(record.cgroup), pressure, reader)
 
 
 def pod_group(hierarchies: Hierarchies, record: SandboxRecord) -> Group:
@@ -254,12 +286,12 @@ def living(sandbox: Sandbox) -> list[Container]:
     return [c for c in list(sandbox.containers.values()) if c.record.state in LIVING]
 
 
-def read_pod(node: Node, sandbox: Sandbox) -> PodReading:
+def read_pod(node: Node, sandbox: Sandbox, reader: Reader | None = None) -> PodReading:
     """Read the sandbox's cgroup and those of its containers. Blocks."""
     hierarchies = node.host.hierarchies
     group = pod_group(hierarchies, sandbox.record)
-    usage, at = read_usage(group), time.time_ns()
-    containers = [(c, time.time_ns(), container_usage(hierarchies, c.record)) for c in living(sandbox)]
+    usage, at = read_usage(group, "", reader), time.time_ns()
+    containers = [(c, time.time_ns(), container_usage(hierarchies, c.record, reader)) for c in living(sandbox)]
     return PodReading(at, usage, len(group.procs()), containers)
 
 
@@ -288,7 +320,7 @@ def _fill_cpu(cpu: cri.CpuUsage, now: int, usage: Usage, rate: int | None) -> No
     if rate is not None:
         cpu.usage_nano_cores.value = rate
     if usage.cpu_pressure is not None:
-        _fill_pressure(cpu.psi, usage.cpu_pressure)
+        cpu.psi.CopyFrom(_pressure(usage.cpu_pressure))
 
 
 def _fill_memory(message: cri.MemoryUsage, now: int, memory: Memory, pressure: Pressure | None) -> None:
@@ -301,7 +333,7 @@ def _fill_memory(message: cri.MemoryUsage, now: int, memory: Memory, pressure: P
     message.page_faults.value = memory.page_faults
     message.major_page_faults.value = memory.major_page_faults
     if pressure is not None:
-        _fill_pressure(message.psi, pressure)
+        message.psi.CopyFrom(_pressure(pressure))
 
 
 def _fill_swap(message: cri.SwapUsage, now: int, memory: Memory) -> None:
@@ -313,14 +345,8 @@ def _fill_swap(message: cri.SwapUsage, now: int, memory: Memory) -> None:
         message.swap_available_bytes.value = max(0, memory.swap_limit - memory.swap)
 
 
-def _fill_pressure(message: cri.PsiStats, pressure: Pressure) -> None:
-    _fill_stall(message.Some, pressure.some)
-    _fill_stall(message.Full, pressure.full)
-
-
-def _fill_stall(message: cri.PsiData, stall: Stall) -> None:
-    message.Total = stall.total
-    message.Avg10 = stall.avg10
-    message.Avg60 = stall.avg60
-    message.Avg300 = stall.avg300
-    message.SetInParent()
+@functools.lru_cache(256)
+def _pressure(pressure: Pressure) -> cri.PsiStats:
+    """As a message that is only ever copied: idle groups are all alike."""
+    some, full = (cri.PsiData(Total=s.total, Avg10=s.avg10, Avg60=s.avg60, Avg300=s.avg300) for s in pressure)
+    return cri.PsiStats(Some=some, Full=full)
