@@ -20,8 +20,8 @@ class ImageConfig:
     """Credentials for pulls that bring none; the first file that has the registry."""
     parallel_downloads: int = 3
     """Layers of one image that are downloaded at a time. Per image, so that a registry that hangs holds up its own alone."""
-    parallel_unpacks: int = field(default_factory=lambda: max(2, min(os.cpu_count() or 1, 8)))
-    """Layers of one image that are unpacked at a time."""
+    parallel_unpacks: int = 0
+    """Layers of one image that are unpacked at a time; 0: one for each processor, between 2 and 8."""
     keep_blobs: bool = False
     """Keep compressed layers beside the unpacked ones. Export and push do without them, but have to compress again."""
     pull_progress_timeout: float = 300.0
@@ -37,11 +37,16 @@ class ImageConfig:
     def __post_init__(self) -> None:
         if self.platform:
             parse_platform(self.platform)
-        for name in ("parallel_downloads", "parallel_unpacks"):
-            if getattr(self, name) < 1:
-                raise invalid(f"{name} must be at least 1")
+        if self.parallel_downloads < 1:
+            raise invalid("parallel_downloads must be at least 1")
+        if self.parallel_unpacks < 0:
+            raise invalid("parallel_unpacks must not be negative")
         if self.pull_progress_timeout <= 0:
             raise invalid("pull_progress_timeout must be more than 0 seconds")
+
+    def unpacks_at_once(self) -> int:
+        """Layers of one image that are unpacked at a time."""
+        return self.parallel_unpacks or max(2, min(os.cpu_count() or 1, 8))
 
     def wanted_platform(self) -> Platform:
         """The platform to choose of an index."""

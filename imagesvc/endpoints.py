@@ -66,7 +66,9 @@ class EndpointSources:
     certs_dirs: tuple[str, ...] = ("/etc/crisp/certs.d", "/etc/containerd/certs.d")
     """Directories in containerd's format; the first that has the host, then the first that has `_default`."""
     registries_conf: str = "/etc/containers/registries.conf"
+    """File in the format of containers-registries.conf(5), version 2; read at each pull."""
     registries_conf_dir: str = "/etc/containers/registries.conf.d"
+    """Directory of further such files."""
     docker_certs_dirs: tuple[str, ...] = ("/etc/containers/certs.d", "/etc/docker/certs.d")
     """Directories of `<host>/{*.crt,*.cert,*.key}` for endpoints from registries.conf."""
 

@@ -241,7 +241,7 @@ class Puller:
             self._joins,
             hold,
             progress,
-            parallel=self._config.parallel_unpacks,
+            parallel=self._config.unpacks_at_once(),
             keep_blobs=self._config.keep_blobs,
         )
         async with work:
@@ -259,7 +259,7 @@ class Puller:
         """
         manifest = archived.manifest
         config = manifests.parse_config(archived.config, manifest.config.digest)
-        work = LayerWork(self._layers, self._unpacker, self._joins, hold, progress, parallel=self._config.parallel_unpacks)
+        work = LayerWork(self._layers, self._unpacker, self._joins, hold, progress, parallel=self._config.unpacks_at_once())
         async with work:
             layers = await work.all(manifest.layers, config.diff_ids)
             image = _image(manifest, archived.digest, archived.top, config, layers, archived.documents)

@@ -72,6 +72,7 @@ OPS: dict[str, dict[str, Field]] = {
         "user": Field(dict),
         "mkdirs": Field(list, False),
         "volumes": Field(list, False),
+        "max_line": Field(int, False),
         "stdin": Field(bool, False),
         "stdin_once": Field(bool, False),
         "tty": Field(bool, False),

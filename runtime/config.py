@@ -30,6 +30,7 @@ class LogConfig:
     """What the daemon says of itself."""
 
     level: str = "info"
+    """debug, info, warning or error."""
     format: str = "auto"
     """auto (console on a terminal, else json), console or json."""
 
@@ -55,6 +56,7 @@ class HandlerConfig:
     root: str = ""
     """Its state directory; empty: below crisp's."""
     privileged_without_host_devices: bool = False
+    """Privileged containers may use every device, but get nodes only for those they ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,15 @@ class ContainersConfig:
     max_log_line_size: int = 16384
     """Bytes; longer lines are written in parts."""
     nofile_soft: int = 1024
+    """Open files of a container's process, unless it raises them."""
     nofile_hard: int = 524288
+    """Up to which it may."""
     enable_unprivileged_ports: bool = True
     """net.ipv4.ip_unprivileged_port_start=0 in pods that have their own network."""
     enable_unprivileged_icmp: bool = True
     """net.ipv4.ping_group_range open in pods that have their own network."""
     device_ownership_from_security_context: bool = False
+    """Devices of a container belong to its run_as_user and run_as_group, not to the host's owners."""
     shm_size: int = 64 * 1024 * 1024
     """Bytes of a pod's /dev/shm."""
     seccomp_profile: str = ""
@@ -87,6 +92,7 @@ class Config:
     state: Path = Path("/run/crisp")
     """State that does not."""
     socket: Path = Path("/run/crisp/crisp.sock")
+    """CRI is served here."""
     socket_group: str = ""
     """Group that may use the socket beside root."""
     log: LogConfig = field(default_factory=LogConfig)

@@ -166,6 +166,7 @@ async def _make(node: Node, container: Container, image: Image) -> None:
             stdin=record.config.stdin,
             stdin_once=record.config.stdin_once,
             tty=record.config.tty,
+            max_line=node.config.containers.max_log_line_size,
         )
     record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
     failpoint("container.made")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message, Request, State
-from shim import exit_record, preparation, process
+from shim import cri_log, exit_record, preparation, process
 from shim.execs import Exec, read_pid
 from shim.exit_record import ExitRecord
 from shim.loop import Event, Loop
@@ -108,7 +108,13 @@ class Container:
 
     async def _create(self, request: Request) -> Message:
         self._stdin_once = request.flag("stdin_once")
-        stdio = self._stdio = Stdio(self._loop, self._bundle, request.flag("tty"), request.flag("stdin"))
+        stdio = self._stdio = Stdio(
+            self._loop,
+            self._bundle,
+            request.flag("tty"),
+            request.flag("stdin"),
+            request.fields.get("max_line") or cri_log.MAX_LINE,
+        )
         pid_file = os.path.join(self._bundle, "pid")
         options = ["--bundle", self._bundle, "--pid-file", pid_file]
         if stdio.console is not None:

@@ -91,11 +91,12 @@ class Pump:
 class Stdio:
     """The streams of one container."""
 
-    def __init__(self, loop: Loop, bundle: str, tty: bool, stdin: bool) -> None:
+    def __init__(self, loop: Loop, bundle: str, tty: bool, stdin: bool, max_line: int) -> None:
         self.tty = tty
         self.log: LogFile | None = None
         self._loop = loop
         self._clock = cri_log.Clock()
+        self._max_line = max_line
         self._stdin = -1
         self._pumps: dict[str, Pump] = {}
         self._lent: list[int] = []
@@ -121,7 +122,7 @@ class Stdio:
         self._add_pump("stderr", err_read)
 
     def _add_pump(self, name: str, fd: int) -> None:
-        self._pumps[name] = Pump(self._loop, fd, cri_log.Formatter(name.encode(), self._clock))
+        self._pumps[name] = Pump(self._loop, fd, cri_log.Formatter(name.encode(), self._clock, self._max_line))
 
     def created(self) -> None:
         """The runtime has started the container's process: take the terminal, let go of the container's ends."""

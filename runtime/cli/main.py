@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import crisp
-from runtime.cli import check, images, ps, run, serve, streams
+from runtime.cli import check, configuration, images, ps, run, serve, streams
 from runtime.client import DEFAULT_SOCKET
 
 
@@ -30,6 +30,7 @@ def main(context: click.Context, socket_path: Path) -> None:
 
 main.add_command(serve.command)
 main.add_command(check.command)
+main.add_command(configuration.command)
 main.add_command(run.command)
 main.add_command(ps.command)
 main.add_command(images.group)
