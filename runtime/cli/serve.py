@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 @click.option("--state", type=click.Path(path_type=Path), help="State that does not.")
 def command(config_path: Path | None, socket_path: Path | None, root: Path | None, state: Path | None) -> None:
     """Serve CRI until SIGTERM or Ctrl-C; containers go on without the daemon."""
+    # structlog would load rich, for coloured tracebacks: 7 MiB that a daemon has no use for.
+    sys.modules["rich"] = None  # type: ignore[assignment]
     from runtime import config, daemon, logs  # noqa: PLC0415  the other commands need none of it
 
     with errors():
