@@ -51,14 +51,11 @@ async def update(node: Node, request: cri.UpdateContainerResourcesRequest) -> No
         merged = merge(record.resources, request.linux)
         changed = resources.build(merged, node.host)
         await _check_memory(node, container, request.linux.memory_limit_in_bytes)
-        if changed:
-            try:
-                await container.shim.update(changed)
-            except CrispError as error:
-                await _restore(node, container, merged)
-                raise failed_precondition(
-                    f"container {record.id}: its resources stay as they were: {error.message}"
-                ) from error
+        try:
+            await _apply(node, container, changed, merged.cpu_quota)
+        except CrispError as error:
+            await _restore(node, container, merged)
+            raise failed_precondition(f"container {record.id}: its resources stay as they were: {error.message}") from error
         await asyncio.get_running_loop().run_in_executor(node.blocking, _set_oom_score, node, container, merged)
         record.resources = merged
         await node.store.containers.put(record.id, record.document())
@@ -105,6 +102,16 @@ async def _check_memory(node: Node, container: Container, limit: int) -> None:
         )
 
 
+async def _apply(node: Node, container: Container, changed: dict[str, Any], cpu_quota: int) -> None:
+    """Have the OCI runtime write the limits."""
+    assert container.shim is not None
+    if cpu_quota < 0 and not node.host.cgroup_v2:
+        group = node.host.hierarchies.group(container.record.cgroup)
+        cgroups.write(os.path.join(group.directory("cpu"), "cpu.cfs_quota_us"), "-1")
+    if changed:
+        await container.shim.update(changed)
+
+
 async def _restore(node: Node, container: Container, refused: cri.LinuxContainerResources) -> None:
     """Write the recorded values again, and the kernel's own where nothing was recorded."""
     old = cri.LinuxContainerResources()
@@ -115,19 +122,12 @@ async def _restore(node: Node, container: Container, refused: cri.LinuxContainer
     for name in ("cpuset_cpus", "cpuset_mems"):
         if getattr(refused, name) and not getattr(old, name):
             setattr(old, name, _inherited(node.host, container.record.cgroup, name))
-    shim = container.shim
-    document = _restorable(old, node.host)
-    if shim is None or not document:
+    if container.shim is None:
         return
     try:
-        await shim.update(document)
+        await _apply(node, container, resources.build(old, node.host), old.cpu_quota)
     except CrispError as error:
         log.warning("cannot restore resources", container=container.record.id, error=error.message)
-
-
-def _restorable(old: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
-    """As an update; `unified` has no default that could be written back for keys that were not there."""
-    return resources.build(old, host)
 
 
 def _inherited(host: Host, cgroup: str, name: str) -> str:

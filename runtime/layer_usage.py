@@ -39,6 +39,8 @@ class Counted:
     at: int
     good_until: float
     """time.monotonic()"""
+    final: bool
+    """The container has ended before it was counted."""
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class LayerUsage:
             key = container.record.id
             ids.append(key)
             known = self._known.get(key)
-            if known is None or known.good_until < now:
+            if known is None or known.good_until < now or (container.gone.is_set() and not known.final):
                 self._ask(container)
                 wait = wait or known is None
         if wait and self._task is not None:
@@ -113,6 +115,8 @@ class LayerUsage:
             count.cost += now - begin
             if done:
                 good = float("inf") if count.final else now + max(FRESH_SECONDS, FRESH_COSTS * count.cost)
-                self._known[count.container_id] = Counted(count.walk.bytes, count.walk.inodes, time.time_ns(), good)
+                self._known[count.container_id] = Counted(
+                    count.walk.bytes, count.walk.inodes, time.time_ns(), good, count.final
+                )
                 self._queue.popleft()
                 self._pending.pop(count.container_id, None)

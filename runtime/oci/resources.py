@@ -30,7 +30,7 @@ def withheld(what: str) -> None:
 def build(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
     """The `resources` object without devices."""
     resources: dict[str, Any] = {}
-    if cpu := _cpu(asked):
+    if cpu := _cpu(asked, host):
         resources["cpu"] = cpu
     if memory := _memory(asked, host):
         resources["memory"] = memory
@@ -49,14 +49,15 @@ def build(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
     return resources
 
 
-def _cpu(asked: cri.LinuxContainerResources) -> dict[str, Any]:
+def _cpu(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
     for name in ("cpu_period", "cpu_shares"):
         if getattr(asked, name) < 0:
             raise invalid(f"{name} must not be negative")
     cpu: dict[str, Any] = {}
     if asked.cpu_shares:
         cpu["shares"] = asked.cpu_shares
-    if asked.cpu_quota:
+    # crun 1.8 cannot write v1's -1 for "no quota". A new group has none, and container_update writes it by itself.
+    if asked.cpu_quota > 0 or (asked.cpu_quota and host.cgroup_v2):
         cpu["quota"] = asked.cpu_quota
     if asked.cpu_period:
         cpu["period"] = asked.cpu_period
