@@ -157,6 +157,7 @@ class Group:
 
     def kill(self) -> bool:
         """Send SIGKILL to everything in the group and below it; True if it was empty already."""
+        assert self.path, "the root group holds the whole host"
         return kill_tree(self.directory())
 
     def oom_kills(self) -> int:

@@ -11,7 +11,7 @@ from runtime.failpoints import failpoint
 from runtime.lifecycle import Event, SandboxState
 
 if TYPE_CHECKING:
-    from runtime.node import Node
+    from runtime.node import Container, Node
 
 
 async def start(node: Node, reference: str) -> None:
@@ -28,12 +28,21 @@ async def start(node: Node, reference: str) -> None:
         if container.shim is None:
             raise failed_precondition(f"container {record.id} has no shim any more: {record.message}")
         os.makedirs(os.path.dirname(record.log_path), exist_ok=True)
+        container.starting = True
         try:
             started_at = await container.shim.start(log_path=record.log_path)
         except CrispError:
+            container.starting = False
             await container.shim.kill()
             raise
         record.started_at = max(started_at, record.created_at + 1)
+        started(node, container)
         await node.store.containers.put(record.id, record.document())
         failpoint("container.started")
-    node.events.container_started(container)
+
+
+def started(node: Node, container: Container) -> None:
+    """Tell of the start, once."""
+    if container.starting:
+        container.starting = False
+        node.events.container_started(container)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from runtime import cgroup_end
+from runtime import cgroup_end, container_start
 from runtime.lifecycle import ContainerState
 from runtime.records import CLOCK
 
@@ -52,6 +52,8 @@ async def settle(node: Node, container: Container, exit_record: ExitRecord) -> N
     record = container.record
     if not record.finished_at:
         record.started_at = record.started_at or exit_record.started_at
+        if record.started_at:
+            container_start.started(node, container)
         record.exit_code = exit_record.exit_code
         record.reason, record.message = _reason(exit_record)
         record.finished_at = max(exit_record.finished_at, record.started_at + 1, record.created_at + 1)

@@ -66,6 +66,8 @@ class EventBus:
 
     def __init__(self) -> None:
         self._subscribers: set[_Subscriber] = set()
+        self._stopped: set[str] = set()
+        """Sandboxes whose stop was told: the kubelet stops each several times."""
         self.dropped = 0
         """Subscribers that did not keep up."""
 
@@ -112,10 +114,13 @@ class EventBus:
 
     def sandbox_stopped(self, sandbox: Sandbox) -> None:
         """After StopPodSandbox."""
-        self._publish(cri.CONTAINER_STOPPED_EVENT, sandbox.record.id, sandbox)
+        if sandbox.record.id not in self._stopped:
+            self._stopped.add(sandbox.record.id)
+            self._publish(cri.CONTAINER_STOPPED_EVENT, sandbox.record.id, sandbox)
 
     def sandbox_deleted(self, sandbox: Sandbox) -> None:
         """After RemovePodSandbox."""
+        self._stopped.discard(sandbox.record.id)
         self._publish(cri.CONTAINER_DELETED_EVENT, sandbox.record.id, sandbox)
 
 

@@ -56,6 +56,8 @@ class Container:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the shim has left: nothing of the container is in the kernel any more."""
     watcher: asyncio.Task[None] | None = None
+    starting: bool = False
+    """StartContainer is under way and was not told as an event yet: an exit that overtakes it tells it first."""
     process: dict[str, Any] | None = None
     """Its OCI process object, read when the first exec needs it."""
 

@@ -142,8 +142,8 @@ async def fill(database: Path, cgroup: str) -> None:
     store.close()
 
 
-def test_more_exited_containers_than_one_message_holds(tmp_path: Path) -> None:
-    daemon = Daemon(tmp_path / "node")
+def test_more_exited_containers_than_one_message_holds() -> None:
+    daemon = Daemon()
     asyncio.run(fill(daemon.root / "state.db", daemon.cgroup_parent.strip("/")))
     try:
         daemon.start()
