@@ -34,7 +34,7 @@ class Daemon:
         self.root, self.state = directory / "lib", directory / "run"
         self.socket = str(self.state / "crisp.sock")
         self.log_path = directory / "daemon.log"
-        self.cgroup_parent = f"/crisp-test-{os.getpid()}"
+        self.cgroup_parent = f"/{directory.name}"
         self.certs = directory / "certs.d"
         self.certs.mkdir(parents=True, exist_ok=True)
         self.config = directory / "crisp.toml"
@@ -45,9 +45,9 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.client: Client | None = None
 
-    def start(self, failpoint: str = "") -> Self:
+    def start(self, failpoint: str = "", **environment: str) -> Self:
         """Start it and wait until it answers."""
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", **environment}
         if failpoint:
             environment["CRISP_FAILPOINT"] = failpoint
         with open(self.log_path, "ab") as log:

@@ -1,0 +1,130 @@
+"""Hosts that lack something, and two daemons on one host."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from proto import admin_pb2 as admin
+from proto import api_pb2 as cri
+from tests.harness.daemon import ROOT, Daemon
+from tests.harness.kubelet import Kubelet
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def lone_daemon() -> Iterator[Daemon]:
+    daemon = Daemon()
+    yield daemon
+    daemon.destroy()
+
+
+def path_with(directory: Path, *programs: str) -> str:
+    """A PATH on which only these are found."""
+    directory.mkdir()
+    for name in programs:
+        program = shutil.which(name)
+        assert program
+        (directory / name).symlink_to(program)
+    return str(directory)
+
+
+def test_without_oci_runtime_it_is_not_ready_and_says_so(lone_daemon: Daemon, tmp_path: Path) -> None:
+    lone_daemon.start(PATH=path_with(tmp_path / "bin", "nft"))
+    assert lone_daemon.client is not None
+    status = lone_daemon.client.runtime.Status(cri.StatusRequest()).status
+    ready = next(c for c in status.conditions if c.type == "RuntimeReady")
+    assert not ready.status
+    assert ready.reason == "NoOCIRuntime"
+    config = cri.PodSandboxConfig(metadata=cri.PodSandboxMetadata(name="a", uid="b", namespace="c"))
+    with pytest.raises(grpc.RpcError, match="no runtime handler"):
+        lone_daemon.client.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config))
+
+
+def test_oci_runtime_that_fails_is_named(lone_daemon: Daemon, tmp_path: Path) -> None:
+    path = path_with(tmp_path / "bin", "nft", "runc")
+    broken = Path(path) / "crun"
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    lone_daemon.start(PATH=path)
+    assert lone_daemon.client is not None
+    reply = lone_daemon.client.runtime.Status(cri.StatusRequest(verbose=True))
+    assert {h.name for h in reply.runtime_handlers} == {"", "runc"}
+    assert '"crun": "exit code 3"' in reply.info["config"]
+    assert next(c for c in reply.status.conditions if c.type == "RuntimeReady").status
+
+
+def test_two_daemons_side_by_side(rootfs: Path) -> None:
+    """Each with directories, a bridge and a table of its own: neither notices the other, nor its end."""
+    second_network = '[network]\nbridge = "crisp1"\ntable = "crisp1"\nsubnets = ["10.202.0.0/16", "fd63:7269:7371::/64"]\n'
+    daemons = [Daemon(), Daemon(second_network)]
+    try:
+        kubelets = []
+        for daemon in daemons:
+            daemon.start()
+            assert daemon.client is not None
+            request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
+            kubelets.append(Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id))
+        containers = [kubelet.pod().run("/bin/sleep", "100") for kubelet in kubelets]
+        prefixes = [container.pod.status().network.ip.rpartition(".")[0] for container in containers]
+        assert prefixes == ["10.201.0", "10.202.0"]
+        daemons[0].remove_all()
+        daemons[0].stop()
+        assert containers[1].sh("echo alive") == "alive\n"
+        daemons[0].start()
+        assert containers[1].status().state == cri.CONTAINER_RUNNING
+    finally:
+        for daemon in daemons:
+            daemon.destroy()
+
+
+def test_second_daemon_on_the_same_directories_is_refused(lone_daemon: Daemon) -> None:
+    lone_daemon.start()
+    result = crisp("serve", "--root", str(lone_daemon.root), "--state", str(lone_daemon.state))
+    assert result.returncode == 1
+    assert f"another crisp uses {lone_daemon.state}" in result.stderr
+    assert lone_daemon.client is not None
+    assert lone_daemon.client.runtime.Version(cri.VersionRequest()).runtime_name == "crisp"
+
+
+def crisp(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(ROOT / "crisp.py"), *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_bad_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "crisp.toml"
+    config.write_text("[log]\n\ncolour = true\n")
+    result = crisp("serve", "--config", str(config))
+    assert result.returncode == 1
+    assert f"{config}:3: log.colour: unknown key" in result.stderr
+
+
+def test_commands_without_a_daemon(tmp_path: Path) -> None:
+    for command in (["ps"], ["image", "ls"], ["run", "x"]):
+        result = crisp("--socket", str(tmp_path / "none.sock"), *command)
+        assert result.returncode == 1
+        assert "no daemon at" in result.stderr
+    assert crisp("--help").returncode == 0
+
+
+def test_check() -> None:
+    result = crisp("check")
+    assert result.returncode == 0, result.stdout
+    lines = dict(line.split(maxsplit=1)[::-1] for line in result.stdout.splitlines())
+    assert len(lines) >= 11
+    bare = subprocess.run(
+        [sys.executable, str(ROOT / "crisp.py"), "check"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": "/nonexistent"},
+    )
+    assert bare.returncode == 1
+    assert "apt-get install crun" in bare.stdout
