@@ -1,4 +1,4 @@
-"""Regenerates the stubs of `api.proto` and `admin.proto`: `python -m proto.generate`, or with `--check` says whether they are stale.
+"""Regenerates the stubs of the .proto files: `python -m proto.generate`; with `--check` it says whether they are stale.
 
 The stubs are committed so that an installation needs no compiler; `make stubs` runs this, a test runs the check.
 """

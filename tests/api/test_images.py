@@ -1,4 +1,4 @@
-"""ImageService over the socket, with a real registry: pulls, containers and volumes of images, images made from containers."""
+"""ImageService over the socket, with a real registry: pulls, containers and volumes of images, images of containers."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.bench.pods [--rounds 20] [--pods 30]
 
-Both are driven by the same client, with the same image from the same registry, one after the other in one run, crisp twice: with
-the OCI runtime that it chooses, and with runc, which containerd uses. Times are medians in milliseconds.
+Both are driven by the same client, with the same image from the same registry, one after the other in one run, crisp twice:
+with the OCI runtime that it chooses, and with runc, which containerd uses. Times are medians in milliseconds.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ def test_seccomp_choice(tmp_path: Path) -> None:
     assert chosen() == {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": []}
     for content in ("not json", "[]", "{}", '{"defaultAction": "SCMP_ACT_ALLOW", "typo": 1}'):
         profile.write_text(content)
-        with pytest.raises(CrispError, match="p.json"):
+        with pytest.raises(CrispError, match=r"p\.json"):
             chosen()
     context.seccomp.localhost_ref = "relative.json"
     with pytest.raises(CrispError, match="absolute"):
