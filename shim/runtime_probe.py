@@ -1,7 +1,8 @@
 """Job: find out by trying what an OCI runtime can do on this host.
 
 Its word is not enough: crun 1.8 has no `features`, and what a runtime knows the kernel, or the cgroups it finds, may
-still refuse. The trial runs in a mount namespace of its own on a tmpfs, with the host's programs bound read-only as its root.
+still refuse. The trial runs in a mount namespace of its own, on a tmpfs, with the host's programs bound read-only as its
+root.
 """
 
 from __future__ import annotations
