@@ -161,23 +161,31 @@ def detach_all(directory: str | bytes) -> int:
     return sum(detach(entry.mount_point) for entry in below(os.path.realpath(os.fsencode(directory))))
 
 
-def tmpfs(target: str | bytes, size: int, mode: int = 0o1777) -> None:
-    """Mount a tmpfs of `size` bytes (0: the kernel's default, half of the memory), nosuid, nodev, noexec."""
+def tmpfs(target: str | bytes, size: int, mode: int = 0o1777, label: str = "") -> None:
+    """Mount a tmpfs of `size` bytes (0: the kernel's default, half of the memory), nosuid, nodev, noexec.
+
+    `label` is the SELinux label of everything in it.
+    """
     flags = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    options = f"mode={mode:o}" + (f",size={size}" if size else "")
+    options = f"mode={mode:o}" + (f",size={size}" if size else "") + (f',context="{label}"' if label else "")
     syscalls.mount("shm", target, "tmpfs", flags, options)
 
 
-def overlay(target: str | bytes, lower: list[str], upper: str = "", work: str = "", volatile: bool = False) -> None:
+def overlay(
+    target: str | bytes, lower: list[str], upper: str = "", work: str = "", volatile: bool = False, label: str = ""
+) -> None:
     """Mount an overlay of `lower` (topmost first, at most 500: the kernel's limit) at `target`.
 
     Without `upper` it is read-only and needs two lower directories (the caller binds a single one instead). `volatile`
     leaves out every sync: after a crash of the host the upper directory must not be used again, which the kernel
     enforces by `work/incompat/volatile`; that mark is removed here, for crisp decides from its records what survives.
+    `label` is the SELinux label that all files have in it.
     """
     if upper:
         clear_volatile_mark(work)
     options: list[tuple[bytes, str]] = [(b"upperdir", upper), (b"workdir", work)] if upper else []
+    if label:
+        options.append((b"context", label))
     try:
         fd = _overlay_fd(lower, options, volatile and bool(upper))
     except OSError as error:
@@ -215,7 +223,8 @@ def _overlay_by_options(target: str | bytes, lower: list[str], options: list[tup
     names = [os.path.relpath(directory, top) for directory in lower]
     data = ",".join(
         ["lowerdir=" + ":".join(_escape(name) for name in names)]
-        + [f"{key.decode()}={_escape(value)}" for key, value in options]
+        + [f"{key.decode()}={_escape(value)}" for key, value in options if key != b"context"]
+        + [f'context="{value}"' for key, value in options if key == b"context"]
         + (["volatile"] if volatile else [])
     )
     if len(os.fsencode(data)) >= _PAGE:

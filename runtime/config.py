@@ -57,6 +57,12 @@ class HandlerConfig:
     """Its state directory; empty: below crisp's."""
     privileged_without_host_devices: bool = False
     """Privileged containers may use every device, but get nodes only for those they ask for."""
+    base_spec: str = ""
+    """JSON file: an OCI configuration that lies beneath what crisp makes of each request."""
+    pod_annotations: tuple[str, ...] = ()
+    """Patterns (`io.example.*`) of pods' annotations that the OCI runtime gets to see."""
+    container_annotations: tuple[str, ...] = ()
+    """The same for containers' annotations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,18 @@ class ContainersConfig:
     """File of the RuntimeDefault profile; empty: the one that ships with crisp."""
     default_runtime: str = "auto"
     """Handler for pods that name none; auto: crun where it works, else runc."""
+    ulimits: tuple[str, ...] = ()
+    """`name=soft[:hard]` for every container; pods may ask for others in the annotation io.crisp.ulimits/CONTAINER."""
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
+    """Directories of CDI specifications; a later one hides devices of the same name in an earlier one."""
+    hooks_dirs: tuple[str, ...] = ("/usr/share/containers/oci/hooks.d", "/etc/containers/oci/hooks.d")
+    """Directories of OCI hooks, oci-hooks(5); a file in a later one hides one of the same name in an earlier one."""
+    apparmor_profile: str = "crisp-default"
+    """What AppArmor's RuntimeDefault means; crisp-default is loaded at start, any other is the administrator's to load."""
+    enable_selinux: bool = False
+    """Label processes, files and volumes on hosts with SELinux; the policy must have container_t."""
+    blockio_config_file: str = ""
+    """YAML file of block I/O classes, which pods choose by blockio.resources.beta.kubernetes.io annotations."""
 
 
 @dataclass(frozen=True, slots=True)

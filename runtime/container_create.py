@@ -7,23 +7,29 @@ uses; until the container is made no list shows it.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kernel import cgroups
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import container_remove, container_watch, image_volumes, limits, sandbox_run, stop_signals, user_namespaces
+from runtime import (
+    container_remove,
+    container_spec,
+    container_watch,
+    image_volumes,
+    limits,
+    sandbox_run,
+    stop_signals,
+    user_namespaces,
+)
 from runtime.failpoints import failpoint
 from runtime.fork_server import ShimOptions
-from runtime.host_paths import find_sources
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, new_id
-from runtime.oci import spec
-from runtime.oci.mounts import Source
 from runtime.oci.process import user
 from runtime.records import CLOCK, ContainerRecord
 from runtime.shim_client import ShimClient
@@ -137,7 +143,7 @@ async def _make(node: Node, container: Container, image: Image) -> None:
     os.chown(layer / "upper", uid + shift, gid + shift)
     (layer / "upper").chmod(mode)
     (bundle / "rootfs").mkdir(exist_ok=True)
-    document = await _specification(node, container, image)
+    document = await container_spec.build(node, container, image)
     (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     handler = node.handlers.get(container.sandbox.record.handler)
     await node.fork_server.spawn_shim(
@@ -159,8 +165,8 @@ async def _make(node: Node, container: Container, image: Image) -> None:
     container.shim = await ShimClient.connect(str(bundle))
     async with asyncio.timeout(limits.CONTAINER_CREATE_SECONDS):
         made = await container.shim.create(
-            _rootfs(node, container, image),
-            user(record.config, image.config).document(),
+            _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
+            _user(container, image, document),
             mkdirs=sorted(image.config.volumes),
             volumes=image_volumes.shim_arguments(node, record),
             stdin=record.config.stdin,
@@ -170,6 +176,13 @@ async def _make(node: Node, container: Container, image: Image) -> None:
         )
     record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
     failpoint("container.made")
+
+
+def _user(container: Container, image: Image, document: dict[str, Any]) -> dict[str, Any]:
+    """Who the container runs as: also in the groups that its CDI devices bring."""
+    wanted = user(container.record.config, image.config)
+    extra = document["process"].get("user", {}).get("additionalGids", ())
+    return replace(wanted, supplemental=(*wanted.supplemental, *extra)).document()
 
 
 def _rootfs(node: Node, container: Container, image: Image) -> dict[str, Any]:
@@ -182,49 +195,3 @@ def _rootfs(node: Node, container: Container, image: Image) -> dict[str, Any]:
         "volatile": True,
         "userns": str(node.paths.namespace(container.record.sandbox_id, "user")) if mapped is not None else "",
     }
-
-
-async def _specification(node: Node, container: Container, image: Image) -> dict[str, Any]:
-    record, sandbox = container.record, container.sandbox.record
-    handler = node.handlers.get(sandbox.handler)
-    return spec.build(
-        spec.Inputs(
-            container_id=record.id,
-            config=record.config,
-            sandbox_id=sandbox.id,
-            sandbox=sandbox.config,
-            image=image.config,
-            sandbox_directory=node.paths.sandbox(sandbox.id),
-            cgroups_path=cgroups.oci_path(sandbox.cgroup_parent, record.id, node.host.systemd_cgroups),
-            sources=await _sources(node, container),
-            target_pid=_target_pid(node, container),
-            hostname=sandbox_run.hostname(sandbox),
-            daemon=node.config,
-            handler=handler.config,
-            features=handler.features,
-            host=node.host,
-        )
-    )
-
-
-async def _sources(node: Node, container: Container) -> list[Source]:
-    """Where the client's mounts come from: host paths, or images that the shim mounts."""
-    mounts = container.record.config.mounts
-    for mount in mounts:
-        if not mount.host_path and not mount.image.image:
-            raise invalid(f"mount {mount.container_path} has neither a host path nor an image")
-    found = await find_sources(node, list(dict.fromkeys(m.host_path for m in mounts if m.host_path)))
-    volumes = (image_volumes.source(node.paths.bundle(container.record.id), index) for index in itertools.count())
-    return [found[mount.host_path] if mount.host_path else next(volumes) for mount in mounts]
-
-
-def _target_pid(node: Node, container: Container) -> int:
-    options = container.record.config.linux.security_context.namespace_options
-    if options.pid != cri.TARGET:
-        return 0
-    target = node.container(options.target_id)
-    if target.sandbox is not container.sandbox:
-        raise invalid(f"target container {options.target_id} belongs to another pod")
-    if target.record.state is not ContainerState.RUNNING or target.shim is None:
-        raise failed_precondition(f"target container {options.target_id} does not run")
-    return target.record.pid

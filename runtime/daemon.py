@@ -20,7 +20,7 @@ import structlog
 from kernel import mounts
 from proto import admin_pb2, api_pb2
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import handler_probe, host, limits, recovery
+from runtime import apparmor, handler_probe, host, limits, recovery
 from runtime.events import EventBus
 from runtime.fork_server import ForkServer
 from runtime.lifecycle import ContainerState
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from runtime.config import Config
 
-FORK_JOBS: Final = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths", "shim.runtime_probe")
+FORK_JOBS: Final = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths", "shim.relabel", "shim.runtime_probe")
 """What the fork server preloads."""
 
 log = structlog.get_logger(__name__)
@@ -85,6 +85,7 @@ async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack
     blocking = new_executor()
     stack.callback(blocking.shutdown, wait=False, cancel_futures=True)
     measured = host.measure(config.cgroup.driver)
+    await apparmor.load_default(measured, config.containers.apparmor_profile)
     images = ImageService(config.images, config.root, ImageRecords(store))
     await images.start()
     stack.push_async_callback(images.close)

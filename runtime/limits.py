@@ -24,6 +24,9 @@ BLOCKING_THREADS: Final = 8
 HOST_PATH_SECONDS: Final = 30.0
 """How long the helper may take to look at a path of the user's, which can lie on a dead NFS."""
 
+RELABEL_SECONDS: Final = 100.0
+"""How long the helper may take to give a volume an SELinux label; the kubelet waits two minutes for a create."""
+
 SANDBOX_SECONDS: Final = 60.0
 """How long the making of a sandbox's namespaces may take."""
 

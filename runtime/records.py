@@ -61,6 +61,8 @@ class SandboxRecord:
     pause_pid: int = 0
     message: str = ""
     """Why the sandbox stopped, if nobody asked for it."""
+    selinux_level: str = ""
+    """Of all its containers that ask for none; empty where SELinux is off."""
     overhead: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)
     resources: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)
     """Both as last told by UpdatePodSandboxResources."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from kernel import cgroups
+from kernel import cgroups, lsm
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, invalid
-from runtime import limits, sandbox_network, sandbox_teardown, user_namespaces
+from runtime import limits, sandbox_network, sandbox_teardown, selinux, user_namespaces
 from runtime.failpoints import failpoint
 from runtime.lifecycle import SandboxState
 from runtime.network import dns
@@ -70,6 +70,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
         record.cgroup_parent = f"{node.config.cgroup.parent}/pod{record.id}"
         record.owns_cgroup_parent = True
     record.cgroup = cgroups.container_path(record.cgroup_parent, record.id, systemd=False)
+    record.selinux_level = selinux.level_for(node, record.config)
     sandbox = Sandbox(record)
     node.sandboxes[record.id] = sandbox
     async with sandbox.lock:
@@ -128,7 +129,13 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
         "sysctls": {
             name: value for name, value in _sysctls(node, record.config, options).items() if not is_of_interface(name)
         },
-        "shm": {"path": str(directory / "shm"), "size": node.config.containers.shm_size} if "ipc" in kinds else None,
+        "shm": {
+            "path": str(directory / "shm"),
+            "size": node.config.containers.shm_size,
+            "label": selinux.pod_label(node, record),
+        }
+        if "ipc" in kinds
+        else None,
     }
     await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
 
@@ -178,6 +185,9 @@ def _write_files(node: Node, record: SandboxRecord) -> None:
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines += [f"{address}\t{name}" for address in record.ips if name]
     (directory / "hosts").write_text("\n".join(lines) + "\n")
+    if label := selinux.pod_label(node, record):
+        for file in ("resolv.conf", "hostname", "hosts"):
+            lsm.set_file_label(str(directory / file), label)
 
 
 def hostname(record: SandboxRecord) -> str:

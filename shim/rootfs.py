@@ -33,7 +33,8 @@ def mount(bundle: str, rootfs: dict[str, Any]) -> str:
     """Mount the described root at `<bundle>/rootfs`, in the present mount namespace; its path.
 
     `rootfs` is {"bind": DIR, "readonly": bool} or {"lowerdirs": [topmost, ...], "upper": DIR, "work": DIR,
-    "volatile": bool, "userns": FILE}; "userns" names a pinned user namespace whose mappings the image's files get.
+    "volatile": bool, "userns": FILE, "label": LABEL}; "userns" names a pinned user namespace whose mappings the image's
+    files get, "label" is their SELinux label.
     """
     target = os.path.join(bundle, "rootfs")
     os.makedirs(target, exist_ok=True)
@@ -43,7 +44,14 @@ def mount(bundle: str, rootfs: dict[str, Any]) -> str:
     lower = [str(directory) for directory in rootfs["lowerdirs"]]
     if rootfs.get("userns"):
         lower = list(_mapped(bundle, lower, rootfs["userns"]))
-    mounts.overlay(target, lower, str(rootfs["upper"]), str(rootfs["work"]), volatile=bool(rootfs.get("volatile")))
+    mounts.overlay(
+        target,
+        lower,
+        str(rootfs["upper"]),
+        str(rootfs["work"]),
+        volatile=bool(rootfs.get("volatile")),
+        label=str(rootfs.get("label", "")),
+    )
     return target
 
 

@@ -93,7 +93,7 @@ def _mount_shm(shm: dict[str, Any]) -> None:
     os.makedirs(shm["path"], exist_ok=True)
     while mounts.detach(shm["path"]):
         continue
-    mounts.tmpfs(shm["path"], int(shm["size"]))
+    mounts.tmpfs(shm["path"], int(shm["size"]), label=shm.get("label", ""))
 
 
 def _make_with_owner(

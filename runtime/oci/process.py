@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from imagesvc.images import OciConfig
-    from runtime.config import ContainersConfig
     from runtime.host import Host
 
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -149,19 +148,13 @@ def _has_all(names: Iterable[str]) -> bool:
     return any(name.upper() == "ALL" for name in names)
 
 
-def rlimits(defaults: ContainersConfig, host: Host) -> list[dict[str, Any]]:
-    """Limits of the process: open files as systemd gives a service, not what the daemon happens to have."""
-    hard = min(defaults.nofile_hard, host.nofile_limit)
-    return [{"type": "RLIMIT_NOFILE", "soft": min(defaults.nofile_soft, hard), "hard": hard}]
-
-
 def oom_score_adj(requested: int, host: Host) -> int:
     """-1000 to 1000; without CAP_SYS_RESOURCE nobody may go below his own."""
     return max(requested, host.lowest_oom_score_adj)
 
 
 def build(
-    config: cri.ContainerConfig, image: OciConfig, hostname: str, defaults: ContainersConfig, host: Host
+    config: cri.ContainerConfig, image: OciConfig, hostname: str, rlimits: list[dict[str, Any]], host: Host
 ) -> dict[str, Any]:
     """The whole process object; the shim adds `user` once it has mounted the root filesystem."""
     return {
@@ -170,7 +163,7 @@ def build(
         "env": environment(config, image, hostname),
         "cwd": config.working_dir or image.working_dir or "/",
         "capabilities": capabilities(config, host),
-        "rlimits": rlimits(defaults, host),
+        "rlimits": rlimits,
         "noNewPrivileges": config.linux.security_context.no_new_privs,
         "oomScoreAdj": oom_score_adj(config.linux.resources.oom_score_adj, host),
     }

@@ -5,25 +5,45 @@ The version that is written is the oldest that has all fields used, because crun
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from proto import api_pb2 as cri
 from proto.errors import invalid
 from runtime import user_namespaces
-from runtime.oci import devices, mounts, process, resources, seccomp
+from runtime.oci import apparmor, base_spec, cdi, devices, hooks, mounts, process, resources, seccomp, ulimits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from imagesvc.images import OciConfig
     from runtime.config import Config, HandlerConfig
     from runtime.handlers import Features
     from runtime.host import Host
+    from runtime.oci.cdi_spec import Edits
+    from runtime.oci.hooks import HookFile
     from runtime.oci.mounts import Source
+    from runtime.oci.selinux import Labels
 
 OCI_VERSION: Final = "1.0.2"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFiles:
+    """What the node's administrator adds, as read for one container."""
+
+    base: dict[str, Any] = field(default_factory=dict)
+    """The handler's base specification."""
+    devices: Sequence[Edits] = ()
+    """What the CDI devices of the container stand for."""
+    hooks: Sequence[HookFile] = ()
+    apparmor_profiles: frozenset[str] = frozenset()
+    """Those that are loaded in the kernel."""
+    block_io: dict[str, Any] | None = None
+    rdt: dict[str, Any] | None = None
+    """Both for the class that the pod's annotations name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +66,9 @@ class Inputs:
     handler: HandlerConfig
     features: Features
     host: Host
+    files: NodeFiles
+    labels: Labels | None
+    """None where SELinux is off."""
 
 
 def build(inputs: Inputs) -> dict[str, Any]:
@@ -57,14 +80,29 @@ def build(inputs: Inputs) -> dict[str, Any]:
     spec: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
-        "process": process.build(config, inputs.image, inputs.hostname, inputs.daemon.containers, inputs.host),
+        "process": process.build(config, inputs.image, inputs.hostname, _rlimits(inputs), inputs.host),
         "mounts": _mounts(inputs),
         "annotations": _annotations(inputs),
         "linux": _linux(inputs, options),
     }
-    _apply_selinux(spec, context, inputs.host)
-    _apply_apparmor(spec, context, inputs.host)
+    profile = apparmor.select(
+        context, inputs.host, inputs.files.apparmor_profiles, inputs.daemon.containers.apparmor_profile
+    )
+    if profile is not None:
+        spec["process"]["apparmorProfile"] = profile
+    if inputs.labels is not None:
+        spec["process"]["selinuxLabel"] = inputs.labels.process
+        spec["linux"]["mountLabel"] = inputs.labels.file
+    spec = base_spec.lay_over(inputs.files.base, spec)
+    cdi.apply(spec, inputs.files.devices, context.run_as_user.value)
+    annotations = {**inputs.sandbox.annotations, **config.annotations}
+    hooks.apply(spec, inputs.files.hooks, annotations, bind_mounts=bool(config.mounts))
     return spec
+
+
+def _rlimits(inputs: Inputs) -> list[dict[str, Any]]:
+    asked = ulimits.of_annotations(inputs.sandbox.annotations, inputs.config.metadata.name)
+    return ulimits.build(inputs.daemon.containers, base_spec.rlimits(inputs.files.base) | asked, inputs.host)
 
 
 def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
@@ -77,6 +115,9 @@ def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
     if user_namespaces.mapping(inputs.sandbox) is not None:
         replaced = mounts.host_view_mounts(network=host_network, ipc=host_ipc)
         defaults = [replaced.get(mount["destination"], mount) for mount in defaults]
+    base = inputs.files.base.get("mounts", [])
+    taken = {mount["destination"] for mount in base}
+    defaults = [mount for mount in defaults if mount["destination"] not in taken] + base
     defaults += mounts.pod_files(inputs.sandbox_directory, host_ipc=host_ipc, readonly=context.readonly_rootfs)
     clients = [
         mounts.client_mount(mount, source, rro=inputs.features.recursive_read_only)
@@ -88,6 +129,8 @@ def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
 def _annotations(inputs: Inputs) -> dict[str, str]:
     metadata = inputs.sandbox.metadata
     return {
+        **_allowed(inputs.sandbox.annotations, inputs.handler.pod_annotations),
+        **_allowed(inputs.config.annotations, inputs.handler.container_annotations),
         "io.kubernetes.cri.container-type": "container",
         "io.kubernetes.cri.sandbox-id": inputs.sandbox_id,
         "io.kubernetes.cri.sandbox-name": metadata.name,
@@ -95,6 +138,10 @@ def _annotations(inputs: Inputs) -> dict[str, str]:
         "io.kubernetes.cri.sandbox-uid": metadata.uid,
         "io.kubernetes.cri.container-name": inputs.config.metadata.name,
     }
+
+
+def _allowed(annotations: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+    return {key: value for key, value in annotations.items() if any(fnmatchcase(key, pattern) for pattern in patterns)}
 
 
 def _linux(inputs: Inputs, options: cri.NamespaceOption) -> dict[str, Any]:
@@ -124,6 +171,10 @@ def _linux(inputs: Inputs, options: cri.NamespaceOption) -> dict[str, Any]:
     )
     if rules is not None:
         linux["seccomp"] = rules
+    if inputs.files.block_io is not None:
+        limits["blockIO"] = inputs.files.block_io
+    if inputs.files.rdt is not None:
+        linux["intelRdt"] = inputs.files.rdt
     if (mapped := user_namespaces.mapping(inputs.sandbox)) is not None:
         linux["uidMappings"] = linux["gidMappings"] = mapped.oci()
     return linux
@@ -165,31 +216,3 @@ def _devices(inputs: Inputs) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
     if inputs.daemon.containers.device_ownership_from_security_context and context.HasField("run_as_user"):
         owner = (context.run_as_user.value, context.run_as_group.value)
     return devices.requested(inputs.config.devices, owner)
-
-
-def _apply_selinux(spec: dict[str, Any], context: cri.LinuxContainerSecurityContext, host: Host) -> None:
-    options = context.selinux_options
-    if not host.has_selinux or not (options.user or options.role or options.type or options.level):
-        return  # on a host without SELinux the kubelet's options have no meaning, as in every runtime
-    spec["process"]["selinuxLabel"] = ":".join(
-        (
-            options.user or "system_u",
-            options.role or "system_r",
-            options.type or "container_t",
-            options.level or "s0",
-        )
-    )
-
-
-def _apply_apparmor(spec: dict[str, Any], context: cri.LinuxContainerSecurityContext, host: Host) -> None:
-    """RuntimeDefault and Unconfined hold trivially without AppArmor; a Localhost profile cannot."""
-    kind, reference = cri.SecurityProfile.RuntimeDefault, ""
-    if context.HasField("apparmor"):
-        kind, reference = context.apparmor.profile_type, context.apparmor.localhost_ref
-    elif context.apparmor_profile.startswith("localhost/"):
-        kind, reference = cri.SecurityProfile.Localhost, context.apparmor_profile.removeprefix("localhost/")
-    if kind != cri.SecurityProfile.Localhost or context.privileged:
-        return
-    if not host.has_apparmor:
-        raise invalid(f"AppArmor profile {reference!r} was asked for, but the host has no AppArmor")
-    spec["process"]["apparmorProfile"] = reference
