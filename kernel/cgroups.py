@@ -106,18 +106,21 @@ def parent_path(parent: str) -> str:
     return f"{head}/{expanded}" if head and not expanded.startswith(head.split("/")[0]) else expanded
 
 
-def oci_path(parent: str, container: str, systemd: bool) -> str:
-    """The OCI `cgroupsPath` of a container: `slice:prefix:name` for the systemd driver, else an absolute path."""
+def oci_path(parent: str, container: str, systemd: bool, prefix: str = "") -> str:
+    """The OCI `cgroupsPath` of a container: `slice:prefix:name` for the systemd driver, else an absolute path.
+
+    `prefix` names the group PREFIX-ID, for those who look for it by name.
+    """
     if systemd:
         slice_name = parent.strip("/").rpartition("/")[2] or "system.slice"
-        return f"{slice_name}:crisp:{container}"
-    return f"/{parent_path(parent)}/{container}".replace("//", "/")
+        return f"{slice_name}:{prefix or 'crisp'}:{container}"
+    return f"/{container_path(parent, container, systemd, prefix)}"
 
 
-def container_path(parent: str, container: str, systemd: bool) -> str:
+def container_path(parent: str, container: str, systemd: bool, prefix: str = "") -> str:
     """Where the container of `oci_path` lies, relative to the hierarchies' roots."""
-    scope = f"crisp-{container}.scope" if systemd else container
-    return f"{parent_path(parent)}/{scope}".strip("/")
+    name = f"{prefix or 'crisp'}-{container}.scope" if systemd else f"{prefix}-{container}" if prefix else container
+    return f"{parent_path(parent)}/{name}".strip("/")
 
 
 def of_process(pid: int, hierarchies: Hierarchies) -> str:

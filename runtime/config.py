@@ -19,6 +19,7 @@ from imagesvc.config import ImageConfig
 from proto.errors import CrispError, invalid
 from runtime.network.config import NetworkConfig
 from runtime.streaming.config import StreamingConfig
+from runtime.telemetry_config import MetricsConfig, TracingConfig
 
 DEFAULT_PATH: Final = Path("/etc/crisp/crisp.toml")
 
@@ -123,6 +124,8 @@ class Config:
 
 
 def load(path: Path | None = None) -> Config:
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     """Read the configuration file.
 
     `path` None means DEFAULT_PATH if it is there, else all defaults. Raises INVALID_ARGUMENT with file and line.

@@ -107,7 +107,9 @@ def _register(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, image: 
         log_path=_log_path(node, sandbox, config, container_id),
         created_at=CLOCK.now(),
         handler=node.handlers.get(sandbox.record.handler).name,
-        cgroup=cgroups.container_path(sandbox.record.cgroup_parent, container_id, node.host.systemd_cgroups),
+        cgroup=cgroups.container_path(
+            sandbox.record.cgroup_parent, container_id, node.host.systemd_cgroups, node.config.metrics.group_prefix
+        ),
         stop_signal=stop_signals.choose(config.stop_signal, image.config.stop_signal),
         resources=config.linux.resources,
         volume_images=[volume.id for volume in volumes],

@@ -43,7 +43,9 @@ async def build(node: Node, container: Container, image: Image) -> dict[str, Any
             sandbox=sandbox.config,
             image=image.config,
             sandbox_directory=node.paths.sandbox(sandbox.id),
-            cgroups_path=cgroups.oci_path(sandbox.cgroup_parent, record.id, node.host.systemd_cgroups),
+            cgroups_path=cgroups.oci_path(
+                sandbox.cgroup_parent, record.id, node.host.systemd_cgroups, node.config.metrics.group_prefix
+            ),
             sources=sources,
             target_pid=_target_pid(node, container),
             hostname=sandbox_run.hostname(sandbox),

@@ -76,6 +76,7 @@ async def lost(node: Node, container: Container, why: str) -> None:
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(node.blocking, cgroup_end.end_container, node.host.hierarchies, record)
     if record.state in (ContainerState.RUNNING, ContainerState.CREATED, ContainerState.UNKNOWN):
+        node.lost_containers += 1
         log.error("container lost", container=record.id, why=why)
         record.exit_code = LOST_EXIT_CODE
         record.reason = "Error"

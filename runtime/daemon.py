@@ -12,15 +12,17 @@ import fcntl
 import grp
 import os
 import signal
+import time
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
 from kernel import mounts
 from proto import admin_pb2, api_pb2
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import apparmor, handler_probe, host, limits, recovery
+from runtime import apparmor, handler_probe, host, limits, node_status, observers, recovery, reload, systemd
 from runtime.events import EventBus
 from runtime.fork_server import ForkServer
 from runtime.lifecycle import ContainerState
@@ -35,8 +37,7 @@ from runtime.stream_sources import StreamSources
 from runtime.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Coroutine
 
     from runtime.config import Config
 
@@ -46,15 +47,19 @@ FORK_JOBS: Final = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_
 log = structlog.get_logger(__name__)
 
 
-async def serve(config: Config, ready: Callable[[Node], None]) -> int:
-    """Run until SIGTERM or SIGINT; how many containers go on without the daemon."""
-    stopping = asyncio.Event()
+async def serve(config: Config, ready: Callable[[Node], None], load: Callable[[], Config]) -> int:
+    """Run until SIGTERM or SIGINT; how many containers go on without the daemon. `load` reads the configuration anew."""
+    stopping, reloading = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     async with AsyncExitStack() as stack:
+    loop.add_signal_handler(signal.SIGHUP, reloading.set)
         node = await start(config, stack)
         ready(node)
+        _background(reload.follow(node, load, reloading), stack)
+        if (seconds := systemd.watchdog_seconds()) > 0:
+            _background(systemd.feed_watchdog(seconds), stack)
         await stopping.wait()
         log.info("stopping")
         return sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
@@ -74,6 +79,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
     return node
 
 
+    node.recovery_seconds = time.monotonic() - begin
 async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack: AsyncExitStack) -> Node:
     # Imported here so that the fork server starts while these load.
     from imagesvc.service import ImageService  # noqa: PLC0415
@@ -112,7 +118,7 @@ async def _serve(node: Node, stack: AsyncExitStack) -> None:
     streaming = StreamingServer(node.config.streaming, StreamSources(node))
     await streaming.start()
     stack.push_async_callback(streaming.stop)
-    boundary = Boundary()
+    boundary = Boundary(await observers.start(node, stack))
     runtime_service = RuntimeService(node, streaming)
     stack.callback(runtime_service.close)
     boundary.add(api_pb2.DESCRIPTOR.services_by_name["RuntimeService"], runtime_service)
@@ -136,6 +142,17 @@ async def _close_shims(node: Node) -> None:
 
 
 def lock(path: Path) -> int:
+def _background(work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
+    """Run it until the daemon ends."""
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
     """Take the daemon's lock; FAILED_PRECONDITION if another daemon uses these directories."""
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

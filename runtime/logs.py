@@ -21,12 +21,17 @@ LEVELS: Final = {
 }
 
 
-def configure(config: LogConfig) -> None:
-    """Set structlog up once, before anything logs."""
+def check(config: LogConfig) -> None:
+    """INVALID_ARGUMENT if the settings make no sense."""
     if config.level not in LEVELS:
         raise invalid(f"log.level: {config.level!r} is none of {', '.join(LEVELS)}")
     if config.format not in ("auto", "console", "json"):
         raise invalid(f"log.format: {config.format!r} is none of auto, console, json")
+
+
+def configure(config: LogConfig) -> None:
+    """Set structlog up, before anything logs; again when the settings have changed."""
+    check(config)
     console = config.format == "console" or (config.format == "auto" and sys.stderr.isatty())
     final: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(pad_event_to=24)]
@@ -41,5 +46,6 @@ def configure(config: LogConfig) -> None:
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[config.level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        # A logger that was cached would keep the level that it began with.
+        cache_logger_on_first_use=False,
     )

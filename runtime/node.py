@@ -79,6 +79,9 @@ class Node:
     joiner: Joiner = field(default_factory=Joiner)
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
+    recovery_seconds: float = 0.0
+    lost_containers: int = 0
+    """Containers that were ended because their shim was killed."""
     pod_cidr: str = ""
     """As the kubelet handed it over."""
 

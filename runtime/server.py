@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import grpc
@@ -46,8 +46,28 @@ QUIET: Final = frozenset(
 CANCELLABLE: Final = frozenset(("PullImage",))
 """Calls that end when their last client gives up: nobody would use the result."""
 
-Observer = Callable[[str, str, float], None]
-"""Called with method, code name and seconds after each call."""
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, as observers see it when it has ended."""
+
+    service: str
+    method: str
+    streaming: bool
+    metadata: Sequence[tuple[str, str | bytes]]
+    """What the client sent beside the request."""
+    begin: float = field(default_factory=time.monotonic)
+    ids: dict[str, str] = field(default_factory=dict)
+    """The ids and names that the call is about, as in the log."""
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self.begin
+
+
+Observer = Callable[[Call, str], None]
+"""Called after each call, with the name of its code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +79,8 @@ class _Failure:
 class Boundary:
     """Serves service objects over gRPC."""
 
-    def __init__(self, observe: Observer | None = None) -> None:
-        self._observe = observe
+    def __init__(self, observers: Sequence[Observer] = ()) -> None:
+        self._observers = observers
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server = grpc.aio.server(
             options=(
@@ -80,14 +100,14 @@ class Boundary:
         implementation = getattr(service, method.name, None)
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                self._streaming(method.name, implementation), request.FromString, _serialize
+                self._streaming(method, implementation), request.FromString, _serialize
             )
-        return grpc.unary_unary_rpc_method_handler(self._unary(method.name, implementation), request.FromString, _serialize)
+        return grpc.unary_unary_rpc_method_handler(self._unary(method, implementation), request.FromString, _serialize)
 
-    def _unary(self, name: str, implementation: Any) -> Any:
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            work = self._run(name, implementation, request)
-            if name in CANCELLABLE or name.startswith("List"):
+    def _unary(self, method: MethodDescriptor, implementation: Any) -> Any:
+        async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            work = self._run(_call(method, context), implementation, request)
+            if method.name in CANCELLABLE or method.name.startswith("List"):
                 outcome = await work
             else:
                 outcome = await asyncio.shield(self._keep(work))
@@ -95,34 +115,33 @@ class Boundary:
                 await context.abort(STATUS[outcome.code], outcome.message)
             return outcome
 
-        return call
+        return handle
 
-    async def _run(self, name: str, implementation: Any, request: Any) -> Any:
+    async def _run(self, call: Call, implementation: Any, request: Any) -> Any:
         """Call, and log the call: the reply, or a _Failure. Whether the client still waits makes no difference."""
-        begin = time.monotonic()
         try:
             if implementation is None:
-                raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {name}")
+                raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {call.method}")
             reply = await implementation(request)
         except Exception as error:  # the boundary turns every failure into a status
-            return self._failed(name, request, error, time.monotonic() - begin)
-        self._succeeded(name, request, reply, time.monotonic() - begin)
+            return self._failed(call, request, error)
+        self._succeeded(call, request, reply)
         return reply
 
-    def _streaming(self, name: str, implementation: Any) -> Any:
-        async def call(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            begin = time.monotonic()
+    def _streaming(self, method: MethodDescriptor, implementation: Any) -> Any:
+        async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            call = _call(method, context)
             try:
                 if implementation is None:
-                    raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {name}")
+                    raise CrispError(Code.UNIMPLEMENTED, f"crisp does not implement {method.name}")
                 async for reply in implementation(request):
                     yield reply
             except Exception as error:
-                failure = self._failed(name, request, error, time.monotonic() - begin)
+                failure = self._failed(call, request, error)
                 await context.abort(STATUS[failure.code], failure.message)
-            self._succeeded(name, request, None, time.monotonic() - begin)
+            self._succeeded(call, request, None)
 
-        return call
+        return handle
 
     def _keep(self, work: Any) -> asyncio.Task[Any]:
         """Run a call as a task that outlives its client."""
@@ -131,24 +150,29 @@ class Boundary:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    def _succeeded(self, name: str, request: Any, reply: Any, seconds: float) -> None:
-        if self._observe:
-            self._observe(name, "OK", seconds)
+    def _succeeded(self, call: Call, request: Any, reply: Any) -> None:
+        name = call.method
+        call.ids.update(_ids(request) | _ids(reply))
+        self._told(call, "OK")
         quiet = name in QUIET or name.startswith(("List", "Stream")) or "Stats" in name
         write = log.debug if quiet else log.info
-        write(name, **_ids(request), **_ids(reply), ms=round(seconds * 1000, 1))
+        write(name, **call.ids, ms=round(call.seconds * 1000, 1))
 
-    def _failed(self, name: str, request: Any, error: Exception, seconds: float) -> _Failure:
+    def _failed(self, call: Call, request: Any, error: Exception) -> _Failure:
+        call.ids.update(_ids(request))
         if isinstance(error, CrispError):
             code, message = error.code, error.message
             write = log.debug if code in (Code.UNIMPLEMENTED, Code.NOT_FOUND) else log.warning
-            write(name, code=code.name, error=message, **_ids(request), ms=round(seconds * 1000, 1))
+            write(call.method, code=code.name, error=message, **call.ids, ms=round(call.seconds * 1000, 1))
         else:
             code, message = Code.INTERNAL, f"crisp has a bug: {type(error).__name__}: {error}"
-            log.error(name, code=code.name, **_ids(request), ms=round(seconds * 1000, 1), exc_info=error)
-        if self._observe:
-            self._observe(name, code.name, seconds)
+            log.error(call.method, code=code.name, **call.ids, ms=round(call.seconds * 1000, 1), exc_info=error)
+        self._told(call, code.name)
         return _Failure(code, message)
+
+    def _told(self, call: Call, code: str) -> None:
+        for observe in self._observers:
+            observe(call, code)
 
     async def start(self, socket_path: str, group_id: int | None) -> None:
         """Listen; the socket belongs to root and, if given, a group."""
@@ -174,6 +198,12 @@ class Boundary:
             task.cancel()
 
 
+def _call(method: MethodDescriptor, context: grpc.aio.ServicerContext[Any, Any]) -> Call:
+    return Call(
+        method.containing_service.full_name, method.name, method.server_streaming, tuple(context.invocation_metadata() or ())
+    )
+
+
 def _serialize(reply: Any) -> bytes:
     data: bytes = reply.SerializeToString()
     if len(data) > limits.GRPC_MESSAGE_BYTES:
@@ -186,8 +216,8 @@ def _ids(message: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     if message is None:
         return found
-    for field, key in (("pod_sandbox_id", "sandbox"), ("container_id", "container"), ("image_ref", "image")):
-        if value := getattr(message, field, ""):
+    for name, key in (("pod_sandbox_id", "sandbox"), ("container_id", "container"), ("image_ref", "image")):
+        if value := getattr(message, name, ""):
             found[key] = value[:19] if key == "image" else value[:13]
     config = getattr(message, "config", None)
     metadata = getattr(config, "metadata", None)

@@ -30,9 +30,13 @@ def command(config_path: Path | None, socket_path: Path | None, root: Path | Non
     from runtime import config, daemon, logs  # noqa: PLC0415  the other commands need none of it
 
     with errors():
-        settings = _override(config.load(config_path), socket_path, root, state)
+
+        def load() -> Config:
+            return _override(config.load(config_path), socket_path, root, state)
+
+        settings = load()
         logs.configure(settings.log)
-        running = asyncio.run(daemon.serve(settings, _announce))
+        running = asyncio.run(daemon.serve(settings, _announce, load))
     if running and sys.stderr.isatty():
         plural = "s go" if running > 1 else " goes"
         click.echo(

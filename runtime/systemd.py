@@ -1,0 +1,49 @@
+"""What systemd hears of the daemon (sd_notify(3)): that it is ready, reloads, stops, and that its event loop turns.
+
+Without systemd there is no NOTIFY_SOCKET, and everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+def notify(*assignments: str) -> None:
+    """Send `VAR=value` lines."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.sendto("\n".join(assignments).encode(), address)
+    except OSError as error:
+        log.warning("systemd does not listen", socket=os.environ["NOTIFY_SOCKET"], error=error.strerror)
+
+
+def reloading() -> None:
+    """A Type=notify-reload service says since when it reloads, by the clock that systemd reads."""
+    notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+
+
+def watchdog_seconds() -> float:
+    """How often the watchdog wants to hear of this process, 0 if never: half of what it tolerates."""
+    limit, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID", "")
+    if not limit.isdigit() or (pid and pid != str(os.getpid())):
+        return 0.0
+    return int(limit) / 2_000_000
+
+
+async def feed_watchdog(seconds: float) -> None:
+    """Tell the watchdog for ever that the event loop turns."""
+    while True:
+        notify("WATCHDOG=1")
+        await asyncio.sleep(seconds)
