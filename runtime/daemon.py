@@ -26,6 +26,7 @@ from runtime import apparmor, handler_probe, host, limits, node_status, observer
 from runtime.events import EventBus
 from runtime.fork_server import ForkServer
 from runtime.lifecycle import ContainerState
+from runtime.network.config import HandlerNetworks
 from runtime.node import Node, new_executor
 from runtime.paths import Paths
 from runtime.rpc_admin import AdminService
@@ -53,14 +54,16 @@ async def serve(config: Config, ready: Callable[[Node], None], load: Callable[[]
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    async with AsyncExitStack() as stack:
     loop.add_signal_handler(signal.SIGHUP, reloading.set)
+    async with AsyncExitStack() as stack:
         node = await start(config, stack)
-        ready(node)
         _background(reload.follow(node, load, reloading), stack)
         if (seconds := systemd.watchdog_seconds()) > 0:
             _background(systemd.feed_watchdog(seconds), stack)
+        ready(node)
+        systemd.notify("READY=1")
         await stopping.wait()
+        systemd.notify("STOPPING=1")
         log.info("stopping")
         return sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
     raise AssertionError("unreachable")
@@ -74,28 +77,29 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
     fork_server = await ForkServer.start(FORK_JOBS)
     stack.push_async_callback(fork_server.close)
     node = await _assemble(config, paths, fork_server, stack)
+    begin = time.monotonic()
     await recovery.recover(node)
+    node.recovery_seconds = time.monotonic() - begin
     await _serve(node, stack)
     return node
 
 
-    node.recovery_seconds = time.monotonic() - begin
 async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack: AsyncExitStack) -> Node:
     # Imported here so that the fork server starts while these load.
     from imagesvc.service import ImageService  # noqa: PLC0415
     from runtime.image_records import ImageRecords  # noqa: PLC0415
-    from runtime.network.builtin import BuiltinNetwork  # noqa: PLC0415
+    from runtime.network.auto import AutoNetwork  # noqa: PLC0415
 
     store = Store(paths.database)
     stack.callback(store.close)
     blocking = new_executor()
     stack.callback(blocking.shutdown, wait=False, cancel_futures=True)
-    measured = host.measure(config.cgroup.driver)
+    measured = host.measure(config.cgroup.driver, config.root)
     await apparmor.load_default(measured, config.containers.apparmor_profile)
     images = ImageService(config.images, config.root, ImageRecords(store))
     await images.start()
     stack.push_async_callback(images.close)
-    network = BuiltinNetwork(config.network, store.leases)
+    network = AutoNetwork(config.network, store.leases, paths.cni, node_status.pod_cidrs(store), _handler_networks(config))
     await network.start()
     stack.push_async_callback(network.close)
     return Node(
@@ -110,6 +114,14 @@ async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack
         events=EventBus(),
         blocking=blocking,
     )
+
+
+def _handler_networks(config: Config) -> dict[str, HandlerNetworks]:
+    return {
+        name: HandlerNetworks(Path(handler.cni_conf_dir), handler.cni_max_conf_num)
+        for name, handler in config.runtimes.items()
+        if handler.cni_conf_dir
+    }
 
 
 async def _serve(node: Node, stack: AsyncExitStack) -> None:
@@ -130,6 +142,17 @@ async def _serve(node: Node, stack: AsyncExitStack) -> None:
     stack.push_async_callback(boundary.stop)
 
 
+def _background(work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
+    """Run it until the daemon ends."""
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    stack.push_async_callback(end)
+
+
 async def _close_shims(node: Node) -> None:
     """Let go of the shims; they and their containers go on."""
     watchers = [c.watcher for c in node.containers.values() if c.watcher is not None]
@@ -142,17 +165,6 @@ async def _close_shims(node: Node) -> None:
 
 
 def lock(path: Path) -> int:
-def _background(work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
-    """Run it until the daemon ends."""
-    task = asyncio.create_task(work)
-
-    async def end() -> None:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    stack.push_async_callback(end)
-
-
     """Take the daemon's lock; FAILED_PRECONDITION if another daemon uses these directories."""
     path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
