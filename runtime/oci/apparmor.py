@@ -51,9 +51,9 @@ profile {DEFAULT_NAME} flags=(attach_disconnected,mediate_deleted) {{
   deny /sys/f[^s]** wklx,
   deny /sys/fs/[^c]** wklx,
   deny /sys/fs/c[^g]** wklx,
-  deny /sys/firmware/** rwklx,
-  deny /sys/devices/virtual/powercap/** rwklx,
-  deny /sys/kernel/security/** rwklx,
+  deny /sys/firmware/{{,**}} rwklx,
+  deny /sys/devices/virtual/powercap/{{,**}} rwklx,
+  deny /sys/kernel/security/{{,**}} rwklx,
 }}
 """
 

@@ -117,7 +117,7 @@ def apply(spec: dict[str, Any], edits: Sequence[Edits], owner: int) -> None:
             spec.setdefault("hooks", {}).setdefault(stage, []).append(hook)
         if edit.gids:
             groups = process.setdefault("user", {}).setdefault("additionalGids", [])
-            groups += [gid for gid in edit.gids if gid not in groups]
+            groups += [gid for gid in dict.fromkeys(edit.gids) if gid not in groups]
         if edit.rdt:
             linux["intelRdt"] = linux.get("intelRdt", {}) | edit.rdt
     # Devices of one vendor like to mount the same libraries.
