@@ -64,6 +64,10 @@ class HandlerConfig:
     """Patterns (`io.example.*`) of pods' annotations that the OCI runtime gets to see."""
     container_annotations: tuple[str, ...] = ()
     """The same for containers' annotations."""
+    cni_conf_dir: str = ""
+    """Directory of network configurations for this handler's pods; empty: as all others."""
+    cni_max_conf_num: int = 1
+    """Networks per pod from there; 0: all that the directory has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +124,12 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     streaming: StreamingConfig = field(default_factory=StreamingConfig)
     images: ImageConfig = field(default_factory=ImageConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    tracing: TracingConfig = field(default_factory=TracingConfig)
     runtimes: dict[str, HandlerConfig] = field(default_factory=dict)
 
 
 def load(path: Path | None = None) -> Config:
-    metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    tracing: TracingConfig = field(default_factory=TracingConfig)
     """Read the configuration file.
 
     `path` None means DEFAULT_PATH if it is there, else all defaults. Raises INVALID_ARGUMENT with file and line.

@@ -13,6 +13,7 @@ from proto.errors import invalid
 
 if TYPE_CHECKING:
     from runtime.node import Node
+    from runtime.store import Store
 
 LOW_DISK_BYTES: Final = 16 * 1024 * 1024
 """With less free space in its root directory the runtime cannot make containers."""
@@ -78,13 +79,23 @@ def _info(node: Node) -> dict[str, str]:
 
 
 async def set_pod_cidr(node: Node, value: str) -> None:
-    """Keep the pod CIDR that the kubelet hands over; empty text changes nothing."""
+    """Keep the pod CIDR that the kubelet hands over, and tell the network; empty text changes nothing."""
     if not value:
         return
-    for part in value.split(","):
+    for part in _parts(value):
         try:
-            ipaddress.ip_network(part.strip())
+            ipaddress.ip_network(part)
         except ValueError as error:
             raise invalid(f"pod CIDR {value!r}: {error}") from None
     node.pod_cidr = value
     await node.store.settings.put("pod_cidr", value)
+    await node.network.set_pod_cidrs(_parts(value))
+
+
+def pod_cidrs(store: Store) -> tuple[str, ...]:
+    """What the kubelet handed over in an earlier life of the daemon."""
+    return _parts(dict(store.settings.items()).get("pod_cidr", ""))
+
+
+def _parts(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -12,6 +12,7 @@
         <id>/                           OCI bundle, shim's socket, lock and exit record (shim/supervisor.py)
     sandboxes/<id>/                     ns/{net,ipc,uts,user,pid}, shm/, resolv.conf, hostname, hosts
     runtimes/<handler>/                 state of the OCI runtimes
+    cni/                                locks of network plugins that run (runtime/network/cni/stragglers.py)
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ class Paths:
     def writable_layers(self) -> Path:
         """Parent of all writable layers."""
         return self.root / "containers"
+
+    @property
+    def cni(self) -> Path:
+        """Locks of network plugins."""
+        return self.state / "cni"
 
     def bundle(self, container_id: str) -> Path:
         """OCI bundle of a container."""

@@ -33,13 +33,12 @@ from runtime.network.leases import Address, Lease, Pool, ifb_name, ifb_of, mac_o
 from runtime.network.netlink_thread import NetlinkThread
 from runtime.network.netns import open_netns, run_in_netns
 from runtime.network.nftables import POD_GROUP, HostPort, host_ports
-from runtime.network.seam import LeaseStore, NetworkRequest, NetworkResult, Readiness
+from runtime.network.seam import NOT_READY, LeaseStore, NetworkRequest, NetworkResult, Readiness
 from runtime.network.teardown import LinkRemover
 
 log = structlog.get_logger(__name__)
 
 POD_INTERFACE: Final = "eth0"
-NOT_READY: Final = "NetworkPluginNotReady"
 FORWARDING_DROPPED: Final = "ForwardingDropped"
 
 
@@ -239,6 +238,9 @@ class BuiltinNetwork:
         if stray:
             log.info("removing links that no sandbox explains", links=stray)
             await self._remover.remove([*stray, *(ifb_of(name) for name in stray if name.startswith("cr"))])
+
+    async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """Nothing: its subnets are those of its configuration, on a node that no cluster gives any."""
 
     async def destroy(self) -> None:
         """Disconnect every sandbox, then remove bridge and table."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Final
 
 from proto.errors import invalid
 
 Network = IPv4Network | IPv6Network
+
+MODES: Final = ("auto", "builtin", "cni")
 
 MAX_BRIDGE_NAME: Final = 15
 """Bytes; the kernel's IFNAMSIZ less its NUL."""
@@ -21,10 +24,51 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class NetworkConfig:
-    """The builtin pod network. Two daemons on one host need a bridge, a table and subnets of their own
-    each."""
+class HandlerNetworks:
+    """CNI networks of the pods of one runtime handler."""
 
+    conf_dir: Path
+    max_conf_num: int
+
+
+@dataclass(frozen=True, slots=True)
+class CniConfig:
+    """CNI plugins."""
+
+    conf_dir: Path = Path("/etc/cni/net.d")
+    """Directory of the network configurations; the first good file in the order of names is the pods' network."""
+    bin_dirs: tuple[Path, ...] = (Path("/opt/cni/bin"), Path("/usr/lib/cni"), Path("/usr/libexec/cni"))
+    """Directories of the plugins."""
+    max_conf_num: int = 1
+    """Networks per pod, eth0, eth1 and so on; 0: all that the directory has."""
+    conf_template: str = ""
+    """File: a template, as containerd has it, of the network configuration for the node's pod CIDR; empty: none."""
+    plugin_seconds: float = 60.0
+    """How long one call of a plugin may take."""
+    status_seconds: float = 60.0
+    """How long a plugin's word that it is ready is believed."""
+    gc_seconds: float = 600.0
+    """How often plugins are told what is in use, and attachments that could not be undone are tried again."""
+
+    def __post_init__(self) -> None:
+        if self.max_conf_num < 0:
+            raise invalid(f"max_conf_num: {self.max_conf_num} is less than 0")
+        if self.conf_template and not self.conf_template.startswith("/"):
+            raise invalid(f"conf_template: {self.conf_template!r} is not an absolute path")
+        if not self.bin_dirs:
+            raise invalid("bin_dirs: at least one directory")
+        for name in ("plugin_seconds", "status_seconds", "gc_seconds"):
+            if getattr(self, name) < 1:
+                raise invalid(f"{name}: at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Pod networks. Two daemons on one host need a bridge, a table and subnets of their own each."""
+
+    mode: str = "auto"
+    """builtin, cni, or auto: CNI as soon as there is a configuration for it, builtin until then."""
+    cni: CniConfig = field(default_factory=CniConfig)
     bridge: str = "crisp0"
     """Interface name; the gateway of all pods."""
     table: str = "crisp"
@@ -38,6 +82,8 @@ class NetworkConfig:
     """Refuse connections that other bridges' containers open to this network's pods."""
 
     def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise invalid(f"mode: {self.mode!r} is none of {', '.join(MODES)}")
         if not _NAME.fullmatch(self.bridge) or len(self.bridge) > MAX_BRIDGE_NAME:
             raise invalid(f"bridge: {self.bridge!r} is no interface name of at most {MAX_BRIDGE_NAME} characters")
         if not _NAME.fullmatch(self.table):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import os
 import socket
 import struct
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any, Final
 
 from pyroute2.iproute.linux import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+
+from runtime.network.netns import open_netns, run_in_netns
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
@@ -194,6 +197,16 @@ async def set_hairpin(route: AsyncIPRoute, name: str) -> None:
 async def set_up(route: AsyncIPRoute, index: int, *, mtu: int = 0) -> None:
     """Bring a link up; change its MTU too, unless 0."""
     await route.link("set", index=index, state="up", **({"mtu": mtu} if mtu else {}))
+
+
+async def set_up_loopback(netns_path: str) -> None:
+    """Bring the loopback interface of another namespace up."""
+    netns = open_netns(netns_path)
+    try:
+        async with route_of(run_in_netns(netns, netlink_socket)) as route:
+            await set_up(route, LOOPBACK_INDEX)
+    finally:
+        os.close(netns)
 
 
 async def delete_link(route: AsyncIPRoute, name: str) -> None:

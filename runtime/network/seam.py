@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+NOT_READY: Final = "NetworkPluginNotReady"
+"""The reason that the kubelet knows from other runtimes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,9 @@ class PodNetwork(Protocol):
 
     async def sweep(self, live_sandbox_ids: set[str]) -> None:
         """Remove whatever belongs to no living sandbox."""
+
+    async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """The node's share of the cluster's pod addresses, as the kubelet tells it; it may, again and again."""
 
     async def destroy(self) -> None:
         """Remove everything, what all pods share included."""

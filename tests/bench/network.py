@@ -17,7 +17,7 @@ from runtime.network.builtin import BuiltinNetwork
 from runtime.network.config import NetworkConfig
 from runtime.network.seam import NetworkRequest, PortMapping
 from tests.kernel.netlab import Netns
-from tests.kernel.test_network_builtin import MemoryLeases
+from tests.kernel.network_lab import MemoryLeases
 
 GROUP: Final = 100
 

@@ -40,7 +40,8 @@ class Daemon:
         self.config = directory / "crisp.toml"
         self.config.write_text(
             f'[log]\nlevel = "debug"\nformat = "json"\n[cgroup]\nparent = "{self.cgroup_parent}"\n'
-            f'shims = "{self.cgroup_parent}/shims"\n[images.registries]\ncerts_dirs = ["{self.certs}"]\n{extra_config}'
+            f'shims = "{self.cgroup_parent}/shims"\n[images.registries]\ncerts_dirs = ["{self.certs}"]\n'
+            f'[network.cni]\nconf_dir = "{directory}/net.d"\n{extra_config}'
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.client: Client | None = None

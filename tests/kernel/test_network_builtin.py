@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,8 @@ from runtime.network.builtin import BuiltinNetwork
 from runtime.network.config import NetworkConfig
 from runtime.network.leases import ifb_name, veth_name
 from runtime.network.seam import NetworkRequest, NetworkResult, PortMapping
-from tests.kernel.netlab import Echo, Netns, ask, cable, family_of
+from tests.kernel.netlab import Netns, ask, family_of
+from tests.kernel.network_lab import Lab, MemoryLeases, links, request
 
 pytestmark = pytest.mark.root
 
@@ -25,61 +26,14 @@ CONFIG = NetworkConfig()
 OTHER = NetworkConfig(bridge="crisp1", table="crisp1", subnets=("10.202.0.0/24", "fd63:7269:7371::/64"))
 
 
-class MemoryLeases:
-    def __init__(self) -> None:
-        self.documents: dict[str, Any] = {}
-
-    def items(self) -> list[tuple[str, Any]]:
-        return [(key, json.loads(value)) for key, value in self.documents.items()]
-
-    async def put(self, key: str, document: object) -> None:
-        self.documents[key] = json.dumps(document)
-
-    async def delete(self, key: str) -> None:
-        self.documents.pop(key, None)
-
-
-class Lab:
-    """A host with an uplink to an outside world, and pods."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self.host = stack.enter_context(Netns())
-        self.outside = stack.enter_context(Netns())
-        cable(self.host, self.outside)
-        self.host.sh(
-            "ip link set uplink mtu 1400; ip addr add 192.0.2.2/24 dev uplink;"
-            "ip addr add 2001:db8::2/64 dev uplink nodad; ip route add default via 192.0.2.1"
-        )
-        self.outside.sh("ip addr add 192.0.2.1/24 dev uplink; ip addr add 2001:db8::1/64 dev uplink nodad")
-        self.leases = MemoryLeases()
-
-    def pod(self) -> Netns:
-        return self._stack.enter_context(Netns())
-
-    def serve(self, netns: Netns, port: int, **options: Any) -> None:
-        self._stack.enter_context(Echo(netns, port, **options))
-
-    def run(self, body: Callable[[], Awaitable[None]]) -> None:
-        """Run a coroutine as the daemon of this host: its threads and programs are in the host's namespace."""
-        self.host.run(lambda: asyncio.run(body()))  # type: ignore[arg-type]
-
-    @asynccontextmanager
-    async def network(self, config: NetworkConfig = CONFIG, leases: MemoryLeases | None = None) -> Any:
-        network = BuiltinNetwork(config, leases or self.leases)
-        try:
-            await network.start()
-            yield network
-        finally:
-            await network.close()
-
-
-def request(netns: Netns, *ports: PortMapping, **options: Any) -> NetworkRequest:
-    return NetworkRequest(sandbox_id=secrets.token_hex(32), netns_path=netns.path, port_mappings=ports, **options)
-
-
-def links(netns: Netns) -> set[str]:
-    return {link["ifname"] for link in json.loads(netns.sh("ip -j link"))} - {"lo", "uplink", "ifb0", "ifb1"}
+@asynccontextmanager
+async def builtin(lab: Lab, config: NetworkConfig = CONFIG, leases: MemoryLeases | None = None) -> Any:
+    network = BuiltinNetwork(config, leases or lab.leases)
+    try:
+        await network.start()
+        yield network
+    finally:
+        await network.close()
 
 
 @pytest.fixture
@@ -94,7 +48,7 @@ def test_pods_reach_each_other_and_the_node_in_both_families(lab: Lab) -> None:
     lab.serve(lab.host, 9090)
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             ra: NetworkResult = await network.attach(request(a))
             rb: NetworkResult = await network.attach(request(b))
             assert [len(ra.ips), ra.interface] == [2, "eth0"]
@@ -117,7 +71,7 @@ def test_traffic_that_leaves_the_host_carries_the_hosts_address(lab: Lab) -> Non
     lab.serve(lab.outside, 80)
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             await network.attach(request(pod))
             assert ask(pod, "192.0.2.1", 80) == "192.0.2.2"
             assert ask(pod, "2001:db8::1", 80) == "2001:db8::2"
@@ -131,7 +85,7 @@ def test_direct_networks_see_the_pods_address(lab: Lab) -> None:
     lab.outside.sh("ip route add 10.201.0.0/16 via 192.0.2.2")
 
     async def body() -> None:
-        async with lab.network(NetworkConfig(direct=("192.0.2.0/24",))) as network:
+        async with builtin(lab, NetworkConfig(direct=("192.0.2.0/24",))) as network:
             result = await network.attach(request(pod))
             assert ask(pod, "192.0.2.1", 80) == result.ips[0]
             assert ask(pod, "2001:db8::1", 80) == "2001:db8::2"
@@ -146,7 +100,7 @@ def test_host_ports_from_everywhere(lab: Lab, kind: int) -> None:
     protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             mapped = request(pod, PortMapping(protocol, 8080, 80))
             await network.attach(mapped)
             await network.attach(request(other))
@@ -174,7 +128,7 @@ def test_hairpin_does_not_depend_on_bridge_nf_call(lab: Lab, calls: str) -> None
     lab.serve(pod, 8080)
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             result = await network.attach(request(pod, PortMapping("tcp", 8080, 80)))
             await network.attach(request(other))
             for address in ("192.0.2.2", "2001:db8::2"):
@@ -191,7 +145,7 @@ def test_host_ip_limits_a_host_port_to_one_address(lab: Lab) -> None:
     lab.host.sh("ip addr add 192.0.2.3/24 dev uplink")
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             await network.attach(
                 request(
                     pod,
@@ -221,7 +175,7 @@ def test_a_host_port_in_use_is_refused_and_nothing_remains(lab: Lab) -> None:
     first, second = lab.pod(), lab.pod()
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             mapped = request(first, PortMapping("tcp", 1, 80))
             await network.attach(mapped)
             with pytest.raises(CrispError, match=f"80/tcp is in use by sandbox {mapped.sandbox_id}") as caught:
@@ -241,7 +195,7 @@ def test_loopback_services_of_the_host_are_out_of_the_pods_reach(lab: Lab) -> No
     pod.sh("true")
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             await network.attach(request(pod))
             pod.sh(
                 "echo 1 > /proc/sys/net/ipv4/conf/eth0/route_localnet; ip addr del 127.0.0.1/8 dev lo;"
@@ -258,7 +212,7 @@ def test_nothing_is_left_after_detach_and_destroy(lab: Lab) -> None:
     pod = lab.pod()
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             shaped = request(
                 pod,
                 PortMapping("udp", 53, 53),
@@ -286,7 +240,7 @@ def test_nothing_is_left_after_detach_and_destroy(lab: Lab) -> None:
 
 def test_detach_works_when_the_namespace_is_gone(lab: Lab) -> None:
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             with Netns() as pod:
                 gone = request(pod, PortMapping("tcp", 1, 80))
                 await network.attach(gone)
@@ -307,7 +261,7 @@ def test_repair_after_flush(lab: Lab, mender: str) -> None:
     lab.serve(lab.outside, 80)
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             await network.attach(request(pod, PortMapping("tcp", 8080, 80)))
             lab.host.sh("nft flush ruleset; sysctl -qw net.ipv4.ip_forward=0")
             if mender == "check":
@@ -325,7 +279,7 @@ def test_repair_of_single_rules_elements_and_the_bridges_state(lab: Lab) -> None
     lab.serve(pod, 8080)
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             await network.attach(request(pod, PortMapping("tcp", 8080, 80)))
             for damage in (
                 "nft flush chain inet crisp prerouting",
@@ -346,7 +300,7 @@ def test_check_leaves_a_whole_table_alone(lab: Lab) -> None:
     pod = lab.pod()
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             await network.attach(request(pod, PortMapping("sctp", 8080, 80), PortMapping("udp", 1, 2, "127.0.0.1")))
             lab.host.sh("nft add table ip somebody")
             before = lab.host.sh("nft -a list table inet crisp")
@@ -359,7 +313,7 @@ def test_check_leaves_a_whole_table_alone(lab: Lab) -> None:
 
 def test_check_says_what_is_wrong(lab: Lab) -> None:
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             lab.host.sh("ip link del crisp0; ip link add crisp0 type veth peer name other")
             readiness = await network.check()
             assert not readiness.ready
@@ -375,12 +329,12 @@ def test_a_new_daemon_goes_on_with_the_old_leases(lab: Lab) -> None:
     results = []
 
     async def first() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             results.append(await network.attach(mapped))
 
     async def then() -> None:
         lab.host.sh("nft flush ruleset")
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             assert ask(lab.outside, "192.0.2.2", 80)
             again = await network.attach(request(second))
             assert set(again.ips).isdisjoint(results[0].ips)
@@ -396,13 +350,13 @@ def test_sweep_removes_what_no_record_explains(lab: Lab) -> None:
     requests = [request(p) for p in (kept, lost, forgotten)]
 
     async def first() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             for each in requests:
                 await network.attach(each)
 
     async def then() -> None:
         del lab.leases.documents[requests[2].sandbox_id]  # as after the loss of the lease table
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             await network.sweep({requests[0].sandbox_id})
             assert links(lab.host) == {"crisp0", veth_name(requests[0].sandbox_id)}
             assert list(lab.leases.documents) == [requests[0].sandbox_id]
@@ -419,12 +373,12 @@ def test_a_half_made_attachment_is_made_anew(lab: Lab) -> None:
     lab.serve(lab.host, 9090)
 
     async def first() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             await network.attach(half)
             pod.sh("ip addr flush dev eth0")  # as if the daemon had died before it gave out the address
 
     async def then() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             result = await network.attach(half)
             assert ask(pod, "10.201.0.1", 9090) == result.ips[0]
             assert len(lab.leases.documents) == 1
@@ -437,7 +391,7 @@ def test_cancelled_attach_leaves_nothing(lab: Lab) -> None:
     pod = lab.pod()
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             for turns in range(6):
                 task = asyncio.create_task(network.attach(request(pod, PortMapping("tcp", 1, 80))))
                 for _ in range(turns):
@@ -459,7 +413,7 @@ def test_two_instances_side_by_side(lab: Lab) -> None:
     theirs = MemoryLeases()
 
     async def body() -> None:
-        async with lab.network() as one, lab.network(OTHER, theirs) as two:
+        async with builtin(lab) as one, builtin(lab, OTHER, theirs) as two:
             ra = await one.attach(request(a, PortMapping("tcp", 8080, 80)))
             rb = await two.attach(request(b, PortMapping("tcp", 8080, 81)))
             assert ask(lab.outside, "192.0.2.2", 80)
@@ -481,7 +435,7 @@ def test_isolation_refuses_other_bridges_but_not_host_ports(lab: Lab) -> None:
     isolated = NetworkConfig(isolated=True)
 
     async def body() -> None:
-        async with lab.network(isolated) as one, lab.network(OTHER, MemoryLeases()) as two:
+        async with builtin(lab, isolated) as one, builtin(lab, OTHER, MemoryLeases()) as two:
             ra = await one.attach(request(a, PortMapping("tcp", 8080, 80)))
             rb = await two.attach(request(b))
             for ip in ra.ips:
@@ -499,7 +453,7 @@ def test_bandwidth_annotations_shape_both_directions(lab: Lab) -> None:
     pod = lab.pod()
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             shaped = request(
                 pod,
                 annotations={
@@ -528,7 +482,7 @@ def test_udp_clients_that_never_pause_follow_a_host_port(lab: Lab, address: str)
         lab.serve(pod, 8080, kind=socket.SOCK_DGRAM)
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             with lab.outside.socket(family_of(address), socket.SOCK_DGRAM) as client:
                 client.connect((address, 53))
                 client.send(b"too early")
@@ -549,7 +503,7 @@ def test_udp_clients_that_never_pause_follow_a_host_port(lab: Lab, address: str)
 
 def test_a_policy_that_drops_forwarded_packets_is_reported(lab: Lab) -> None:
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             lab.host.sh("nft add table ip filter; nft add chain ip filter DOCKER-USER")
             lab.host.sh("nft add chain ip filter FORWARD '{ type filter hook forward priority 0; policy drop; }'")
             readiness = await network.check()
@@ -565,7 +519,7 @@ def test_bad_annotations_and_namespaces_are_refused_before_anything_is_made(lab:
     pod = lab.pod()
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             with pytest.raises(CrispError, match="ingress-bandwidth"):
                 await network.attach(request(pod, annotations={"kubernetes.io/ingress-bandwidth": "fast"}))
             with pytest.raises(CrispError, match="cannot connect sandbox"):
@@ -584,7 +538,7 @@ def test_subnets_that_the_host_uses_are_left_alone(lab: Lab) -> None:
     pod = lab.pod()
 
     async def body() -> None:
-        async with lab.network() as network:
+        async with builtin(lab) as network:
             readiness = await network.check()
             assert not readiness.ready
             assert "overlaps the host's route to 10.201.7.0/24" in readiness.message
@@ -606,7 +560,7 @@ def test_forwarding_keeps_router_advertisements(lab: Lab) -> None:
         pytest.skip("this kernel does not accept router advertisements by default")
 
     async def body() -> None:
-        async with lab.network():
+        async with builtin(lab):
             pass
 
     lab.run(body)
