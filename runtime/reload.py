@@ -47,12 +47,11 @@ async def reload(node: Node, load: Callable[[], Config]) -> None:
     logs.check(wanted.log)
     if any(_among(key, PROBED) for key in changed):
         node.handlers = await handler_probe.find(wanted, node.paths, node.host, node.fork_server)
-    if any(_among(key, ("log",)) for key in changed):
-        logs.configure(wanted.log)
     node.config = dataclasses.replace(node.config, log=wanted.log, containers=wanted.containers, runtimes=wanted.runtimes)
     now = [key for key in changed if _among(key, (*TAKEN, *PROBED))]
     later = [key for key in changed if key not in now]
-    log.info("configuration reloaded", changed=now, needs_restart=later)
+    (log.warning if later else log.info)("configuration reloaded", changed=now, needs_restart=later)
+    logs.configure(wanted.log)  # last: a higher level would hide the line above
 
 
 def differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

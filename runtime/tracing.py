@@ -6,8 +6,11 @@ are sent in batches by the SDK's own thread; if nobody takes them they are dropp
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
+
+import structlog
 
 from proto.errors import failed_precondition, invalid
 
@@ -30,6 +33,16 @@ if TYPE_CHECKING:
     from runtime.server import Call
     from runtime.telemetry_config import TracingConfig
 
+log = structlog.get_logger(__name__)
+
+
+class _Forward(logging.Handler):
+    """What the SDK has to say goes into the daemon's own log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Only failures to send are ever logged by it."""
+        log.warning("tracing", message=record.getMessage())
+
 
 class Tracing:
     """Spans of one daemon."""
@@ -38,6 +51,8 @@ class Tracing:
         """INVALID_ARGUMENT if the configuration makes no sense."""
         if not 0 <= config.sampling_ratio <= 1:
             raise invalid(f"tracing.sampling_ratio: {config.sampling_ratio} is not between 0 and 1")
+        sdk = logging.getLogger("opentelemetry")
+        sdk.handlers, sdk.propagate = [_Forward()], False
         insecure = config.endpoint.startswith("http://")
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(config.sampling_ratio)),

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import crisp
-from runtime.cli import check, configuration, images, ps, run, serve, streams
+from runtime.cli import check, configuration, events, images, ps, run, serve, streams, top
 from runtime.client import DEFAULT_SOCKET
 
 
@@ -33,6 +33,8 @@ main.add_command(check.command)
 main.add_command(configuration.command)
 main.add_command(run.command)
 main.add_command(ps.command)
+main.add_command(top.command)
+main.add_command(events.command)
 main.add_command(images.group)
 main.add_command(streams.exec_)
 main.add_command(streams.attach)
