@@ -166,13 +166,11 @@ class Group:
     def oom_kills(self) -> int:
         """How many of the group's processes the OOM killer has ended; 0 if the kernel does not say.
 
-        v2: memory.events.local, so that a service manager's own inner limits don't count as the container's.
+        v2: memory.events counts the groups below too: crun keeps the container's processes in one.
         """
         if self.hierarchies.mode is not Mode.V2:
             return read_flat(os.path.join(self.directory("memory"), "memory.oom_control")).get("oom_kill", 0)
-        local = read_flat(os.path.join(self.directory(), "memory.events.local"))
-        found = local or read_flat(os.path.join(self.directory(), "memory.events"))
-        return found.get("oom_kill", 0)
+        return read_flat(os.path.join(self.directory(), "memory.events")).get("oom_kill", 0)
 
     def create(self) -> None:
         """Make the group in every hierarchy; a new v1 cpuset gets its parent's CPUs and memory nodes."""

@@ -43,6 +43,7 @@ M_MMAP_THRESHOLD = -3  # <malloc.h>
 # Numbers of the calls that glibc wraps late or never. Those from 424 on are the same on every architecture.
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429, 430, 431, 432
 _NR_OPENAT2, _NR_MOUNT_SETATTR = 437, 442
+_NR_QUOTACTL_FD = 443
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "s390x": 217, "ppc64le": 203}
 
 Path = str | bytes
@@ -241,3 +242,11 @@ def openat2(dir_fd: int, path: Path, flags: int, resolve: int = 0, mode: int = 0
     if fd < 0:
         raise oserror("openat2", path)
     return fd
+
+
+def quotactl_fd(fd: int, command: int, identity: int, block: bytearray) -> None:
+    """quotactl_fd(2), Linux 5.14: a quota command on the file system that `fd` lies on; `block` is read and written."""
+    address = (ctypes.c_char * len(block)).from_buffer(block)
+    args = (ctypes.c_uint(fd), ctypes.c_uint(command), ctypes.c_uint(identity), ctypes.byref(address))
+    if _libc.syscall(_long(_NR_QUOTACTL_FD), *args) < 0:
+        raise oserror("quotactl_fd", str(identity))

@@ -21,6 +21,7 @@ from runtime import (
     container_spec,
     container_watch,
     image_volumes,
+    layer_usage,
     limits,
     sandbox_run,
     stop_signals,
@@ -135,8 +136,11 @@ def _log_path(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, contain
 async def _make(node: Node, container: Container, image: Image) -> None:
     record = container.record
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
-    for directory in (bundle, layer / "upper", layer / "work"):
+    for directory in (bundle, layer):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    layer_usage.start_counting(node, record)
+    for directory in (layer / "upper", layer / "work"):
+        directory.mkdir(mode=0o700)
     bundle.chmod(0o711)  # the root of a user namespace has to get through to the rootfs
     # Overlay shows the upper directory's owner and mode as those of `/`.
     mode, uid, gid = node.images.root_owner(image)
@@ -146,6 +150,7 @@ async def _make(node: Node, container: Container, image: Image) -> None:
     (layer / "upper").chmod(mode)
     (bundle / "rootfs").mkdir(exist_ok=True)
     document = await container_spec.build(node, container, image)
+    (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
     (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     handler = node.handlers.get(container.sandbox.record.handler)
     await node.fork_server.spawn_shim(

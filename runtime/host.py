@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kernel import capabilities, cgroups, lsm
+from kernel import capabilities, cgroups, lsm, project_quota
 from kernel.cgroups import Hierarchies, Mode
 
 
@@ -27,6 +27,8 @@ class Host:
     has_apparmor: bool
     has_selinux: bool
     has_mqueue: bool
+    has_project_quota: bool
+    """Whether the file system of the writable layers counts by project."""
     lowest_oom_score_adj: int
     nofile_limit: int
 
@@ -51,11 +53,12 @@ class Host:
             "apparmor": self.has_apparmor,
             "selinux": self.has_selinux,
             "swapAccounting": self.has_swap_accounting,
+            "projectQuota": self.has_project_quota,
         }
 
 
-def measure(cgroup_driver: str) -> Host:
-    """Look at the host. `cgroup_driver` is the configuration's: auto, systemd or cgroupfs."""
+def measure(cgroup_driver: str, root: Path) -> Host:
+    """Look at the host. `cgroup_driver` is the configuration's: auto, systemd or cgroupfs; `root` holds the layers."""
     bounding = capabilities.bounding_set()
     hierarchies = cgroups.detect()
     systemd = cgroup_driver == "systemd"
@@ -71,6 +74,7 @@ def measure(cgroup_driver: str) -> Host:
         has_apparmor=lsm.apparmor_enabled(),
         has_selinux=lsm.selinux_enabled(),
         has_mqueue=os.path.exists("/proc/sys/fs/mqueue"),
+        has_project_quota=project_quota.available(str(root)),
         lowest_oom_score_adj=-1000 if "CAP_SYS_RESOURCE" in bounding else _own_oom_score_adj(),
         nofile_limit=_nofile_limit("CAP_SYS_RESOURCE" in bounding),
     )

@@ -116,6 +116,8 @@ class ContainerRecord:
     uid: int = 0
     gid: int = 0
     groups: list[int] = field(default_factory=list)
+    project: int = 0
+    """Quota project of its writable layer, 0 if the file system counts none."""
     volume_images: list[str] = field(default_factory=list)
     """Ids of the images of its image volumes, in the order of their mounts."""
     resources: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)

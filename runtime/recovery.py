@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -37,8 +38,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-PARALLEL: int = 32
+PARALLEL: Final = 32
 """Containers that are adopted at once."""
+
+POD_GROUP: Final = re.compile(r"(?:.*-)?pod([0-9a-f]{64})(?:\.slice)?")
+"""Name of the cgroup of a pod whose client named none."""
 
 
 async def recover(node: Node) -> None:
@@ -156,8 +160,11 @@ def _sweep(node: Node, unreadable: set[str]) -> None:
                 mounts.detach_all(str(parent / name))
                 shutil.rmtree(parent / name, ignore_errors=True)
     pods = node.host.hierarchies.group(cgroups.parent_path(node.config.cgroup.parent))
+    if node.host.systemd_cgroups:
+        pods = node.host.hierarchies.group(cgroups.parent_path(pods.path.replace("/", "-") + ".slice"))
     for name in _names_of_group(pods.directory()):
-        if name.removeprefix("pod") not in known and name.startswith("pod"):
+        match = POD_GROUP.fullmatch(name)
+        if match and match[1] not in known:
             log.info("swept", cgroup=f"{pods.path}/{name}")
             try:
                 cgroup_end.end(node.host.hierarchies.group(f"{pods.path}/{name}"))

@@ -67,7 +67,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
     record.cgroup_parent = request.config.linux.cgroup_parent
     record.overhead, record.resources = request.config.linux.overhead, request.config.linux.resources
     if not record.cgroup_parent:
-        record.cgroup_parent = f"{node.config.cgroup.parent}/pod{record.id}"
+        record.cgroup_parent = _own_parent(node, record.id)
         record.owns_cgroup_parent = True
     record.cgroup = cgroups.container_path(record.cgroup_parent, record.id, systemd=False)
     record.selinux_level = selinux.level_for(node, record.config)
@@ -86,6 +86,14 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
             raise
     node.events.sandbox_started(sandbox)
     return record.id
+
+
+def _own_parent(node: Node, sandbox_id: str) -> str:
+    """A cgroup for a pod whose client names none, which a kubelet always does: in the form of the cgroup driver."""
+    parent = node.config.cgroup.parent.strip("/")
+    if node.host.systemd_cgroups:
+        return f"{parent.replace('/', '-').removesuffix('.slice')}-pod{sandbox_id}.slice"
+    return f"/{parent}/pod{sandbox_id}"
 
 
 def _existing(sandbox: Sandbox, request: cri.RunPodSandboxRequest) -> str:

@@ -74,6 +74,11 @@ class Container:
             "exit": self._record._asdict() if self._record is not None else None,
         }
 
+    @property
+    def pid(self) -> int:
+        """Of the container's init, 0 before it was created."""
+        return self._pid
+
     def _require(self, *states: State) -> None:
         if self.state not in states:
             raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is {self.state.value}")

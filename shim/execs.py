@@ -58,14 +58,14 @@ class Streams:
 class Exec:
     """One exec, from its request to its end."""
 
-    def __init__(self, loop: Loop, runner: Runner, tracking: Tracking, bundle: str, identity: str) -> None:
+    def __init__(self, loop: Loop, runner: Runner, tracking: Tracking, bundle: str, identity: str, init: int) -> None:
         self.pid = 0
         self.ended = False
         self._loop = loop
         self._runner = runner
         self._identity = identity
         self._bundle = bundle
-        self._name, self._start_in, self._option, self._directory = tracking.for_exec()
+        self._name, self._start_in, self._option, self._directory = tracking.for_exec(init)
 
     async def start(self, request: Request, process_fd: int, on_exit: Callable[[int], None]) -> Streams:
         """Run the process described by the JSON in `process_fd`; its streams, to be sent and closed.

@@ -204,7 +204,7 @@ class Shim:
             raise CrispError(Code.FAILED_PRECONDITION, "shim: this session has an exec already")
         if self._container.state not in (State.RUNNING, State.CREATED):
             raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is {self._container.state.value}")
-        started = Exec(self._loop, self._runner, self._tracking, self._bundle, self._id)
+        started = Exec(self._loop, self._runner, self._tracking, self._bundle, self._id, self._container.pid)
         session.exec = started
         self._container.execs.append(started)
 

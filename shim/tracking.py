@@ -35,15 +35,19 @@ class Tracking:
         """The directory in which `create` is to start, made now; "" for none."""
         return self._make("init") if self._base else ""
 
-    def for_exec(self) -> tuple[str, str, str, str]:
-        """Make a group for one exec: (name, where the call starts, the runtime's --cgroup, the directory to kill)."""
+    def for_exec(self, init: int) -> tuple[str, str, str, str]:
+        """Make a group for one exec: (name, where the call starts, the runtime's --cgroup, the directory to kill).
+
+        On v2 it lies where the container's `init` is: crun puts that into a group of its own below a systemd scope.
+        """
         self._execs += 1
         name = f"exec-{self._execs}"
         if self._base:
             directory = self._make(name)
             return name, directory, "", directory
         if self._v2:
-            directory = os.path.join(self.group.directory(), name)
+            home = cgroups.of_process(init, self.group.hierarchies) or self.group.path
+            directory = os.path.join(self.group.hierarchies.unified, home, name)
             os.mkdir(directory)
             return name, "", name, directory
         return name, "", "", ""

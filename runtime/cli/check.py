@@ -58,6 +58,12 @@ def _kernel() -> Result:
 
 
 def _file_systems() -> Result:
+    from kernel import syscalls  # noqa: PLC0415
+
+    try:
+        os.close(syscalls.fsopen(b"overlay"))  # which loads its module
+    except OSError:
+        pass
     with open("/proc/filesystems", encoding="ascii") as file:
         known = {line.split()[-1] for line in file}
     if "overlay" in known:

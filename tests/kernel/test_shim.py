@@ -91,7 +91,8 @@ async def test_default_handler_of_sigpipe(lab: ShimLab) -> None:
     """Python ignores SIGPIPE; what it starts must not inherit that."""
     bundle, shim = await lab.run("grep", "SigIgn", "/proc/self/status")
     await shim.wait()
-    assert log_text(bundle / "log").split()[1].strip("0") == ""
+    # Signals 32 and 33 are the C library's own; make leaves them ignored, and nothing but a raw system call changes that.
+    assert int(log_text(bundle / "log").split()[1], 16) & ~(0b11 << 31) == 0
 
 
 async def test_user_of_the_image(lab: ShimLab) -> None:

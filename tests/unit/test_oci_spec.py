@@ -32,6 +32,7 @@ def host(**changes: Any) -> Host:
         "has_apparmor": False,
         "has_selinux": False,
         "has_mqueue": True,
+        "has_project_quota": False,
         "lowest_oom_score_adj": 0,
         "nofile_limit": 4096,
     }
