@@ -28,11 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     syscalls.unshare(syscalls.CLONE_NEWNET)
     with socket.socket() as control:
-        fcntl.ioctl(control, # A slow or busy machine is no reason for a property test to fail.
-hypothesis.settings.register_profile("crisp", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.load_profile("crisp")
-
-SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP_RUNNING))
+        fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP_RUNNING))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
