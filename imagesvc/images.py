@@ -15,11 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import structlog
+
 from imagesvc.references import id_prefix, try_parse
 from proto.errors import Code, CrispError
 
 IMAGE, ROOTFS, ARTIFACT = "image", "rootfs", "artifact"
 _MAX_CHECKED = 64
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -210,7 +214,11 @@ class ImageIndex:
     def load(self) -> None:
         """Reads the records."""
         for record in self._records.load():
-            image = Image.from_record(record)
+            try:
+                image = Image.from_record(record)
+            except (KeyError, TypeError, ValueError) as error:
+                log.error("image record cannot be read: pull the image again", record=record, error=repr(error))
+                continue
             if image.removed:
                 self._removed[image.id] = image
             else:

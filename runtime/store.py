@@ -79,12 +79,18 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open the database, making it if there is none.
 
-        Raises sqlite3.DatabaseError if the file is not a database, CrispError if a newer crisp wrote it.
+        Raises FAILED_PRECONDITION if the file is not a database, or if a newer crisp wrote it.
         """
         self._path = path
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._prepare()
+        try:
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._prepare()
+        except sqlite3.DatabaseError as error:
+            raise CrispError(
+                Code.FAILED_PRECONDITION,
+                f"{path} is damaged or cannot be written ({error}): mend it, or move it away to start without records",
+            ) from None
         self.failure = ""
         """Why the last write failed; empty if it did not."""
         self._queue: SimpleQueue[_Change | None] = SimpleQueue()

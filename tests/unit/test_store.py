@@ -49,6 +49,12 @@ async def test_failure_reaches_who_waits(tmp_path: Path) -> None:
     store.close()
 
 
+def test_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"this is no database" * 100)
+    with pytest.raises(CrispError, match=r"state\.db is damaged"):
+        Store(tmp_path / "state.db")
+
+
 def test_newer_schema_is_refused(tmp_path: Path) -> None:
     connection = sqlite3.connect(tmp_path / "state.db")
     connection.execute("PRAGMA user_version = 99")
