@@ -25,6 +25,7 @@ and `resize` address that exec's processes; on any other, the container's.
 | reopen_log   |                                                                                 |                        |
 | update       |                                                                                 | in: resources JSON     |
 | pause,resume |                                                                                 |                        |
+| checkpoint   |                                                                                 |                        |
 
 `hello`: version, id, state (a `State`'s value), pid, started_at (ns, 0: not yet), tty, lost_log_bytes, exit (the exit
 record or null). `exit`: the fields of `shim/exit_record.py`. `exec_exit`: exit_code.
@@ -98,6 +99,7 @@ OPS: dict[str, dict[str, Field]] = {
     "update": {},
     "pause": {},
     "resume": {},
+    "checkpoint": {"images": Field(str), "work": Field(str)},
 }
 
 

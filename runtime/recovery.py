@@ -116,6 +116,8 @@ async def _container(node: Node, container: Container) -> None:
             record.started_at = started_at
             await node.store.containers.put(record.id, record.document())
         container_watch.watch(node, container)
+        if container.shim.hello["state"] == "paused":  # the daemon died over a checkpoint
+            await container.shim.resume()
         return
     container.gone.set()
     exit_record = read_exit_record(bundle)

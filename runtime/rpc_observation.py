@@ -1,4 +1,4 @@
-"""The part of RuntimeService that observes: statistics, metrics, events, lists in parts, and resizing in place."""
+"""The part of RuntimeService for looking on: statistics, metrics, events, lists in parts, checkpoints; and for resizing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from proto import api_pb2 as cri
-from runtime import batches, container_update, metric_set
+from runtime import batches, checkpoint, container_update, metric_set
 from runtime.metrics import PodMetrics
 from runtime.stats import Stats
 
@@ -92,6 +92,11 @@ class ObservationRpcs:
         """Life-cycle events from now on."""
         async for event in self._node.events.subscribe():
             yield event
+
+    async def CheckpointContainer(self, request: cri.CheckpointContainerRequest) -> cri.CheckpointContainerResponse:
+        """Write a running container's state to an archive."""
+        await checkpoint.checkpoint(self._node, request)
+        return cri.CheckpointContainerResponse()
 
     async def UpdateContainerResources(
         self, request: cri.UpdateContainerResourcesRequest

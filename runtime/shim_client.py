@@ -160,6 +160,10 @@ class ShimClient:
         """Thaw the container."""
         await self._connection.request("resume")
 
+    async def checkpoint(self, images: str, work: str) -> None:
+        """Have CRIU write the frozen container's processes into the directory `images`; its log goes to `work`."""
+        await self._connection.request("checkpoint", images=images, work=work)
+
     async def exec(
         self,
         process: Message,

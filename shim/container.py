@@ -249,6 +249,12 @@ class Container:
         await self._runner.call("pause" if paused else "resume", self._id)
         self.state = State.PAUSED if paused else State.RUNNING
 
+    async def checkpoint(self, images: str, work: str) -> None:
+        """Have CRIU write the frozen container's processes into the directory `images`; its log goes to `work`."""
+        self._require(State.PAUSED)
+        places = ("--image-path", images, "--work-path", work)
+        await self._runner.call("checkpoint", "--leave-running", *places, self._id)
+
     # --- the end -------------------------------------------------------------------------------------------------
 
     async def _watch(self, ended: Event[int]) -> None:

@@ -195,6 +195,8 @@ class Shim:
                 await container.update(_payload(request, fds))
             case "pause" | "resume":
                 await container.pause(request.op == "pause")
+            case "checkpoint":
+                await container.checkpoint(fields["images"], fields["work"])
         return {}, []
 
     async def _exec(self, session: Session, request: Request, fds: list[int]) -> Answer:
