@@ -28,6 +28,7 @@ from imagesvc.limits import MIB, Limits
 from imagesvc.merged_view import MergedView
 from imagesvc.removal import remove_tree
 from imagesvc.tar_stream import Data, Entry, Tail, TarError, TarReader
+from kernel import capabilities
 
 AVAILABLE = struct.Struct("<QQ")
 """Daemon to child: bytes of the file that may be read, and its whole size."""
@@ -37,6 +38,10 @@ _READ = 512 * 1024
 _WHITEOUTS = "whiteouts"
 """File beside `fs`: the paths of a layer's whiteouts that are still to be looked at, NUL between them."""
 _REPORT_EVERY = 8 * MIB
+_UNPACKING = frozenset(
+    f"CAP_{name}" for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN")
+)
+"""What a process that reads an image's bytes needs to write them; SYS_ADMIN is for the trusted.overlay attributes."""
 
 
 def run(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
@@ -71,6 +76,7 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
         os.umask(0)
         os.chroot(root)
         os.chdir("/")
+        capabilities.keep(_UNPACKING)
         _apply(reader.read, writer, bones, meter.update)
         whiteouts.write(b"\0".join(writer.whiteouts))
     source.finish()
@@ -119,6 +125,7 @@ def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
     os.unlink(path)
     os.chroot(os.path.join(request["target"], "fs"))
     os.chdir("/")
+    capabilities.keep(_UNPACKING)
     unpack.settle_whiteouts(lower, whiteouts)
     return {}
 

@@ -34,6 +34,14 @@ def normal_name(name: str) -> str | None:
     return full if full in NUMBERS else None
 
 
+def keep(names: frozenset[str]) -> None:
+    """Give up, for this process and for what it executes, every capability but these, for good."""
+    syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    for name in bounding_set() - names:
+        syscalls.prctl(syscalls.PR_CAPBSET_DROP, NUMBERS[name])
+    syscalls.limit_capabilities(to_mask(names))
+
+
 def bounding_set() -> frozenset[str]:
     """What this process and its children can ever have; a container must not be promised more."""
     found = set()

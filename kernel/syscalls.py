@@ -96,6 +96,7 @@ _libc.unshare.argtypes = (_int,)
 _libc.setns.argtypes = (_int, _int)
 _libc.prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
 _libc.capset.argtypes = (_ptr, _ptr)
+_libc.capget.argtypes = (_ptr, _ptr)
 _libc.mallopt.argtypes = (_int, _int)
 _libc.syscall.restype = _long  # variadic: every argument is converted by the functions below
 
@@ -164,6 +165,20 @@ def drop_all_capabilities() -> None:
     """Empty the effective, permitted and inheritable sets of the calling process (capset(2), version 3)."""
     header = CapHeader(0x20080522, 0)
     if _libc.capset(ctypes.byref(header), (CapData * 2)()) < 0:
+        raise oserror("capset")
+
+
+def limit_capabilities(mask: int) -> None:
+    """Keep only the effective and permitted capabilities in `mask`; nothing is inheritable (capset(2), version 3)."""
+    header, sets = CapHeader(0x20080522, 0), (CapData * 2)()
+    if _libc.capget(ctypes.byref(header), sets) < 0:
+        raise oserror("capget")
+    for index, data in enumerate(sets):
+        kept = mask >> 32 * index & 0xFFFFFFFF
+        data.effective &= kept
+        data.permitted &= kept
+        data.inheritable = 0
+    if _libc.capset(ctypes.byref(header), sets) < 0:
         raise oserror("capset")
 
 

@@ -5,7 +5,8 @@ A host that lacks a controller gets no limit for it: the pod runs, and the log s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from runtime.host import Host
 
 log = structlog.get_logger(__name__)
+
+CONTROL_FILE: Final = re.compile(r"[a-z0-9_]+(\.[A-Za-z0-9_-]+)+")
+"""`memory.high`: a name, not a path."""
 
 _said: set[str] = set()
 
@@ -42,6 +46,9 @@ def build(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
         else:
             withheld("hugepage limits: no hugetlb controller")
     if asked.unified:
+        for key in asked.unified:
+            if not CONTROL_FILE.fullmatch(key):
+                raise invalid(f"unified resource {key!r} is no control file of a cgroup")
         if host.cgroup_v2:
             resources["unified"] = dict(asked.unified)
         else:

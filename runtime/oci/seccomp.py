@@ -140,8 +140,7 @@ def select(
         raise invalid(f"seccomp profile {context.seccomp_profile_path!r} is not known")
     if kind == cri.SecurityProfile.Unconfined:
         return None
-    if kind == cri.SecurityProfile.Localhost:
-        if not available:
-            raise failed_precondition("the kernel has no seccomp filters, and a Localhost profile was asked for")
-        return localhost(reference)
-    return runtime_default(capabilities, profile) if available else None
+    if not available:
+        name = cri.SecurityProfile.ProfileType.Name(kind)
+        raise failed_precondition(f"the kernel has no seccomp filters, and the profile {name} was asked for")
+    return localhost(reference) if kind == cri.SecurityProfile.Localhost else runtime_default(capabilities, profile)

@@ -274,3 +274,25 @@ def test_seccomp_choice(tmp_path: Path) -> None:
         chosen()
     context.privileged = True
     assert chosen() is None
+
+
+def test_deprecated_seccomp_path(tmp_path: Path) -> None:
+    context = cri.LinuxContainerSecurityContext(seccomp_profile_path="runtime/default")
+    assert seccomp.select(context, frozenset(), available=True) is not None
+    profile = tmp_path / "p.json"
+    profile.write_text('{"defaultAction": "SCMP_ACT_ALLOW"}')
+    context.seccomp_profile_path = f"localhost/{profile}"
+    assert seccomp.select(context, frozenset(), available=True) == {"defaultAction": "SCMP_ACT_ALLOW"}
+    context.seccomp_profile_path = "unconfined"
+    assert seccomp.select(context, frozenset(), available=True) is None
+    context.seccomp_profile_path = "strange"
+    with pytest.raises(CrispError, match="strange"):
+        seccomp.select(context, frozenset(), available=True)
+
+
+def test_seccomp_on_a_kernel_without_filters() -> None:
+    context = cri.LinuxContainerSecurityContext()
+    assert seccomp.select(context, frozenset(), available=False) is None
+    context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
+    with pytest.raises(CrispError, match="no seccomp filters, and the profile RuntimeDefault"):
+        seccomp.select(context, frozenset(), available=False)
