@@ -207,7 +207,7 @@ async def _send_size(fd: int, stream: Stream) -> None:
 @contextlib.contextmanager
 def _raw(fd: int) -> Iterator[None]:
     before = termios.tcgetattr(fd)
-    terminal.setraw(fd)
+    terminal.setraw(fd, termios.TCSANOW)  # not TCSAFLUSH: what was typed ahead is meant for the command
     try:
         yield
     finally:

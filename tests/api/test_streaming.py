@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import pty
 import shutil
+import signal
+import socket
 import subprocess
 import sys
+import termios
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -267,3 +271,37 @@ def test_urls_have_hosts_and_are_used_once(kubelet: Kubelet) -> None:
     assert url.scheme == "http"
     assert url.hostname == "127.0.0.1"
     assert len(url.path.rpartition("/")[2]) >= 8
+
+
+def test_crisp_port_forward(kubelet: Kubelet) -> None:
+    pod = kubelet.pod()
+    listener = pod.run("/bin/nc", "-ll", "-p", "8123", "-e", "/bin/cat")
+    wait_until(lambda: ":1FBB " in listener.sh("cat /proc/net/tcp /proc/net/tcp6"))
+    command = [sys.executable, str(ROOT / "crisp.py"), "--socket", kubelet.daemon.socket, "port-forward", pod.id, "0:8123"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forwarder:
+        try:
+            assert forwarder.stdout is not None
+            local, arrow, remote = forwarder.stdout.readline().split()
+            assert (arrow, remote) == ("->", "8123")
+            with socket.create_connection(("127.0.0.1", int(local.rpartition(":")[2])), 20) as connection:
+                connection.sendall(b"through")
+                assert connection.recv(100) == b"through"
+        finally:
+            forwarder.send_signal(signal.SIGINT)
+
+
+def test_crisp_exec_with_a_terminal(kubelet: Kubelet) -> None:
+    """`crisp exec -it` on a real pseudo-terminal: raw mode, the size, the exit code."""
+    container = sleeper(kubelet)
+    arguments = ["--socket", kubelet.daemon.socket, "exec", "-i", "-t", container.id, "/bin/sh"]
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, str(ROOT / "crisp.py"), *arguments])
+    termios.tcsetwinsize(master, (33, 111))
+    os.write(master, b"while [ \"$(stty size)\" != '33 111' ]; do sleep 0.05; done; echo si''zed; exit 9\n")
+    seen = b""
+    while b"sized" not in seen:
+        seen += os.read(master, 4096)
+    _, status = os.waitpid(pid, 0)
+    os.close(master)
+    assert os.waitstatus_to_exitcode(status) == 9
