@@ -176,3 +176,21 @@ def test_nothing_of_the_daemon_leaks_into_containers(kubelet: Kubelet) -> None:
     assert "PYTHON" not in output
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     assert output.split()[-1] == "1024" or limit < 1024
+
+
+def test_apparmor_where_the_host_has_it(kubelet: Kubelet) -> None:
+    if not Path("/sys/kernel/security/apparmor").is_dir():
+        pytest.skip("this host has no AppArmor")
+    current = "cat /proc/self/attr/current"
+    container = kubelet.pod().run("/bin/sleep", "100")
+    assert container.sh(current).split()[0] == "crisp-default"
+    for knob in ("/proc/sysrq-trigger", "/proc/sys/kernel/core_pattern"):
+        assert container.exec("/bin/sh", "-c", f"echo x > {knob}").exit_code != 0, knob
+    assert kubelet.pod().shell(current, config()).output().split() == ["crisp-default", "(enforce)"]
+    wanted = config()
+    wanted.linux.security_context.apparmor.profile_type = cri.SecurityProfile.Unconfined
+    assert kubelet.pod().shell(current, wanted).output().strip() == "unconfined"
+    wanted.linux.security_context.apparmor.profile_type = cri.SecurityProfile.Localhost
+    wanted.linux.security_context.apparmor.localhost_ref = "not-there"
+    with pytest.raises(grpc.RpcError, match="'not-there' is not loaded"):
+        kubelet.pod().create("/bin/true", config=wanted)
