@@ -26,13 +26,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import grpc
-
 from imagesvc.config import ImageConfig
 from imagesvc.endpoints import EndpointSources
 from imagesvc.service import ImageService
 from proto import api_pb2 as cri
-from proto import api_pb2_grpc as cri_grpc
+from tests.bench.runtimes import Containerd
 from tests.images.image_builder import Layout, Member, directory, tar
 from tests.images.memory_records import MemoryRecords
 from tests.images.registry_server import Registry
@@ -85,34 +83,18 @@ async def pull_crisp(reference: str, root: Path) -> dict[str, float]:
     return {"seconds": seconds, "synced": seconds}
 
 
-class Containerd:
-    """Debian's containerd with directories and a socket of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.socket = directory / "c.sock"
-        config = directory / "config.toml"
-        config.write_text(
-            f'version = 2\nroot = "{directory}/root"\nstate = "{directory}/state"\n[grpc]\naddress = "{self.socket}"\n'
-            '[plugins."io.containerd.grpc.v1.cri"]\nstream_server_port = "0"\n'
-        )
-        self._log = (directory / "log").open("wb")
-        self._process = subprocess.Popen(["containerd", "-c", config], stdout=self._log, stderr=self._log)
-        self._channel = grpc.insecure_channel(f"unix://{self.socket}")
-        grpc.channel_ready_future(self._channel).result(30)
-
-    def pull(self, reference: str) -> dict[str, float]:
-        stub = cri_grpc.ImageServiceStub(self._channel)
+def pull_containerd(reference: str, directory: Path) -> dict[str, float]:
+    daemon = Containerd(directory / "containerd", reference)
+    client = daemon.start()
+    try:
         begin = time.monotonic()
-        stub.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=reference)), timeout=600)
+        client.images.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=reference)), timeout=600)
         seconds = time.monotonic() - begin
         os.sync()
         return {"seconds": seconds, "synced": time.monotonic() - begin}
-
-    def close(self) -> None:
-        self._channel.close()
-        self._process.terminate()
-        self._process.wait(30)
-        self._log.close()
+    finally:
+        client.__exit__(None, None, None)
+        daemon.stop()
 
 
 def mount_new(target: Path, image: Path, megabytes: int) -> None:
@@ -134,11 +116,7 @@ def rounds(options: argparse.Namespace, base: Path, reference: str) -> dict[str,
             if name == "crisp":
                 results[name].append(asyncio.run(pull_crisp(reference, root)))
             else:
-                daemon = Containerd(root)
-                try:
-                    results[name].append(daemon.pull(reference))
-                finally:
-                    daemon.close()
+                results[name].append(pull_containerd(reference, root))
             print(name, {k: round(v, 2) for k, v in results[name][-1].items()}, file=sys.stderr)
             subprocess.run(["umount", root], check=True)
             (base / "disk").unlink()
