@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from imagesvc.config import ImageConfig
 from proto.errors import CrispError, invalid
 from runtime.network.config import NetworkConfig
+from runtime.oci import ulimits
 from runtime.streaming.config import StreamingConfig
 from runtime.telemetry_config import MetricsConfig, TracingConfig
 
@@ -104,6 +105,9 @@ class ContainersConfig:
     """Label processes, files and volumes on hosts with SELinux; the policy must have container_t."""
     blockio_config_file: str = ""
     """YAML file of block I/O classes, which pods choose by blockio.resources.beta.kubernetes.io annotations."""
+
+    def __post_init__(self) -> None:
+        ulimits.parse(self.ulimits, ulimits.FOR_ADMINISTRATORS, "ulimits")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ def test_values(tmp_path: Path) -> None:
         ("[nope]\n", ":1: nope", "unknown key"),
         ("[network]\nsubnets = 'x'\n", ":2: network.subnets", "must be an array"),
         ("[network]\n\nbridge = 'a name that is much too long'\n", ":1: network", "bridge"),
+        ("[containers]\nulimits = ['core']\n", ":1: containers", "NAME=SOFT"),
         ("= broken\n", "crisp.toml", "line 1"),
     ],
 )
