@@ -25,6 +25,10 @@ subnets = ["10.213.0.0/16", "fd63:7269:7371::/64"]
 cdi_spec_dirs = ["{0}/cdi"]
 hooks_dirs = ["{0}/hooks"]
 ulimits = ["core=0", "stack=1048576:2097152"]
+device_ownership_from_security_context = true
+[runtimes.bare]
+path = "crun"
+privileged_without_host_devices = true
 [runtimes.based]
 path = "crun"
 base_spec = "{0}/base.json"
@@ -162,6 +166,29 @@ def test_base_specification_and_annotations_of_a_handler(kubelet: Kubelet) -> No
     assert not {"other", "io.example.c"} & set(annotations)
     plain = kubelet.pod().run("/bin/sleep", "100")
     assert plain.exec("/bin/ls", "/scratch").exit_code != 0
+
+
+@pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="no /dev/net/tun")
+def test_devices_belong_to_the_containers_user(kubelet: Kubelet) -> None:
+    wanted = cri.ContainerConfig(devices=[cri.Device(host_path="/dev/net/tun", permissions="rw")])
+    wanted.linux.security_context.run_as_user.value = 1000
+    wanted.linux.security_context.run_as_group.value = 2000
+    assert kubelet.pod().shell("stat -c %u:%g /dev/net/tun", wanted).output() == "1000:2000\n"
+
+
+def test_privileged_without_host_devices(kubelet: Kubelet) -> None:
+    """It may use every device, but has nodes for none of the host's."""
+    config = kubelet.pod_config()
+    config.linux.security_context.privileged = True
+    wanted = cri.ContainerConfig()
+    wanted.linux.security_context.privileged = True
+    all_of_them = kubelet.pod(config).shell("ls /dev", wanted).output().split()
+    config = kubelet.pod_config()
+    config.linux.security_context.privileged = True
+    bare = kubelet.pod(config, handler="bare").run("/bin/sleep", "100", config=wanted)
+    assert "kmsg" in all_of_them
+    assert "kmsg" not in bare.sh("ls /dev").split()
+    bare.sh("mknod /made c 1 11 && : < /made")
 
 
 def test_ulimits(kubelet: Kubelet) -> None:
