@@ -54,6 +54,11 @@ class AutoNetwork:
         if self._builtin is not None:
             await self._builtin.close()
 
+    @property
+    def uses_cni(self) -> bool:
+        """Whether the next pod without a handler of its own is the plugins'."""
+        return not self._serves_builtin("")
+
     def _serves_builtin(self, handler: str) -> bool:
         if self._config.mode == "auto":
             return not self._cni.seen and not self._cni.serves(handler)

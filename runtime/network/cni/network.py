@@ -60,8 +60,7 @@ class CniNetwork:
         self._plugins = Plugins(config.bin_dirs, config.plugin_seconds)
         self._default = Directory(config.conf_dir, config.max_conf_num, self._plugins)
         self._handlers = {
-            name: Directory(handler.conf_dir, handler.max_conf_num, self._plugins)
-            for name, handler in handlers.items()
+            name: Directory(handler.conf_dir, handler.max_conf_num, self._plugins) for name, handler in handlers.items()
         }
         self._template = Template(Path(config.conf_template) if config.conf_template else None, self._default)
         self._statuses = Statuses(self._plugins, config.status_seconds)

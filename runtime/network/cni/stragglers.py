@@ -86,14 +86,15 @@ async def _free(fd: int) -> bool:
 def _holders(fd: int) -> list[int]:
     """Other processes that have this file open."""
     wanted = os.fstat(fd)
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(f"/proc/{name}/fd"):
-                status = entry.stat()
-                if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
-                    found.append(int(name))
-                    break
-    return found
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _has_open(int(name), wanted)]
+
+
+def _has_open(pid: int, wanted: os.stat_result) -> bool:
+    if pid == os.getpid():
+        return False
+    with contextlib.suppress(OSError):  # it has ended
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), wanted):
+                    return True
+    return False
