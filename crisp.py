@@ -8,8 +8,6 @@ path of crisp's own processes here, and nobody else's `import proto` ever meets 
 import os
 import sys
 
-__version__ = "0.1.0"
-
 
 def main() -> None:
     """Entry point of the `crisp` command."""

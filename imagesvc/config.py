@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from imagesvc.endpoints import EndpointSources
+from imagesvc.endpoint import EndpointSources
 from imagesvc.limits import Limits
 from imagesvc.platforms import Platform, host_platform, parse_platform
 from proto.errors import invalid

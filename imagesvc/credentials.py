@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagesvc.endpoints import DOCKER_HUB_HOST
+from imagesvc.endpoint import DOCKER_HUB_HOST
 from imagesvc.references import DEFAULT_DOMAIN, Reference
 from proto.errors import invalid
 

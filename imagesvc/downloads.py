@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from imagesvc.content_store import ContentStore, Ingest
-from imagesvc.endpoints import Endpoint
+from imagesvc.endpoint import Endpoint
 from imagesvc.manifests import Descriptor
 from imagesvc.registry_client import RegistryClient, backoff
 from imagesvc.registry_errors import Kind, RegistryFailure, give_up

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagesvc.endpoints import EVERYTHING, Endpoint, Tls, default_scheme, registry_host
+from imagesvc.endpoint import EVERYTHING, Endpoint, Tls, default_scheme, registry_host
 from imagesvc.references import Reference
 from proto.errors import invalid
 

@@ -27,7 +27,7 @@ from imagesvc.content_store import ContentStore, digest_of
 from imagesvc.credentials import Credentials
 from imagesvc.disk_errors import disk_error
 from imagesvc.downloads import Download, Downloads
-from imagesvc.endpoints import RESOLVE, Endpoint
+from imagesvc.endpoint import RESOLVE, Endpoint
 from imagesvc.images import Image, ImageIndex, LayerRef, OciConfig
 from imagesvc.importing import ArchivedImage
 from imagesvc.joins import Joins

@@ -17,7 +17,7 @@ from urllib.parse import quote, urljoin
 from imagesvc import registry_auth
 from imagesvc.content_store import ContentStore, digest_of
 from imagesvc.credentials import Credentials
-from imagesvc.endpoints import PUSH, Endpoint
+from imagesvc.endpoint import PUSH, Endpoint
 from imagesvc.images import Image, LayerRef
 from imagesvc.limits import MIB
 from imagesvc.manifests import Descriptor, parse_manifest

@@ -23,16 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from imagesvc.endpoints import (
-    EVERYTHING,
-    PULL,
-    RESOLVE,
-    Endpoint,
-    EndpointSources,
-    Tls,
-    default_scheme,
-    registry_host,
-)
+from imagesvc.endpoint import EVERYTHING, PULL, RESOLVE, Endpoint, EndpointSources, Tls, default_scheme, registry_host
 from imagesvc.hosts import docker_style
 from imagesvc.references import Reference
 from proto.errors import Code, CrispError, invalid

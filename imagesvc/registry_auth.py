@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from imagesvc.credentials import Credentials
-from imagesvc.endpoints import is_loopback
+from imagesvc.endpoint import is_loopback
 from proto.errors import Code, CrispError
 
 _CLIENT_ID = "crisp"

@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 
 from imagesvc import registry_auth
 from imagesvc.credentials import Credentials
-from imagesvc.endpoints import Endpoint, Tls
+from imagesvc.endpoint import Endpoint, Tls
 from imagesvc.limits import MAX_ERROR_BODY_BYTES, MAX_MANIFEST_BYTES, MAX_TOKEN_REPLY_BYTES
 from imagesvc.media_types import ACCEPT
 from imagesvc.registry_errors import Kind, RegistryFailure, from_status

@@ -29,7 +29,7 @@ from imagesvc.config import ImageConfig
 from imagesvc.content_store import ContentStore
 from imagesvc.credentials import Auth, Credentials
 from imagesvc.downloads import Downloads
-from imagesvc.endpoints import Endpoint
+from imagesvc.endpoint import Endpoint
 from imagesvc.exporting import Exporter
 from imagesvc.images import ROOTFS, Image, ImageIndex, ImageRecords, OciConfig
 from imagesvc.importing import Archive

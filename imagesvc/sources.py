@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from imagesvc.credentials import Credentials
-from imagesvc.endpoints import Endpoint
+from imagesvc.endpoint import Endpoint
 from imagesvc.references import Reference
 
 

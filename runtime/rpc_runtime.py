@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import crisp
 from proto import api_pb2 as cri
 from proto.errors import failed_precondition, invalid
+from proto.version import VERSION
 from runtime import (
     container_create,
     container_exec,
@@ -41,7 +41,7 @@ class RuntimeService(ObservationRpcs):
         return cri.VersionResponse(
             version=request.version or "0.1.0",
             runtime_name="crisp",
-            runtime_version=crisp.__version__,
+            runtime_version=VERSION,
             runtime_api_version=API_VERSION,
         )
 

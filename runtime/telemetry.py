@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCol
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-import crisp
+from proto.version import VERSION
 from runtime.http_answers import MISSING, Answer
 from runtime.lifecycle import ContainerState, SandboxState
 
@@ -67,7 +67,7 @@ class Telemetry:
     def collect(self) -> Iterator[Metric]:
         """What the node knows now (called by prometheus_client)."""
         node = self._node
-        yield _gauge("crisp_build_info", "The running version.", {crisp.__version__: 1}, "version")
+        yield _gauge("crisp_build_info", "The running version.", {VERSION: 1}, "version")
         states = Tally(container.record.state.value for container in list(node.containers.values()))
         yield _gauge(
             "crisp_containers",

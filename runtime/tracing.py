@@ -25,7 +25,7 @@ try:
 except ModuleNotFoundError as missing:
     raise failed_precondition(f"[tracing] needs `pip install crisp[tracing]`: {missing}") from None
 
-import crisp
+from proto.version import VERSION
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -56,13 +56,13 @@ class Tracing:
         insecure = config.endpoint.startswith("http://")
         self._provider = TracerProvider(
             sampler=ParentBased(TraceIdRatioBased(config.sampling_ratio)),
-            resource=Resource.create({"service.name": "crisp", "service.version": crisp.__version__}),
+            resource=Resource.create({"service.name": "crisp", "service.version": VERSION}),
             shutdown_on_exit=False,
         )
         self._provider.add_span_processor(
             BatchSpanProcessor(exporter or OTLPSpanExporter(endpoint=config.endpoint, insecure=insecure))
         )
-        self._tracer = self._provider.get_tracer("crisp", crisp.__version__)
+        self._tracer = self._provider.get_tracer("crisp", VERSION)
         self._propagator = TraceContextTextMapPropagator()
 
     def observe(self, call: Call, code: str) -> None:

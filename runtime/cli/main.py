@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-import crisp
+from proto.version import VERSION
 from runtime.cli import check, configuration, events, images, ps, run, serve, streams, top
 from runtime.client import DEFAULT_SOCKET
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(crisp.__version__, prog_name="crisp")
+@click.version_option(VERSION, prog_name="crisp")
 @click.option(
     "--socket",
     "socket_path",

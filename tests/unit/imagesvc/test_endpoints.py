@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from imagesvc.endpoints import EVERYTHING, Endpoint, EndpointSources, endpoints_for, is_loopback
+from imagesvc.endpoint import EVERYTHING, Endpoint, EndpointSources, is_loopback
+from imagesvc.endpoints import endpoints_for
 from imagesvc.references import parse_reference
 from proto.errors import Code, CrispError
 
