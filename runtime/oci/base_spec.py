@@ -44,8 +44,9 @@ def load(path: Path) -> dict[str, Any]:
     for mount in document.get("mounts", []):
         if not isinstance(mount, dict) or not isinstance(mount.get("destination"), str):
             raise invalid(f"{path}: each mount must be an object with a destination")
+        mount.setdefault("options", [])
     for limit in document.get("process", {}).get("rlimits", []):
-        if not isinstance(limit, dict) or not {"type", "soft", "hard"} <= set(limit):
+        if not isinstance(limit, dict) or {k: type(v) for k, v in limit.items()} != {"type": str, "soft": int, "hard": int}:
             raise invalid(f"{path}: each of process.rlimits must have type, soft and hard")
     return {key: value for key, value in document.items() if key not in ("ociVersion", "root", "hostname")}
 

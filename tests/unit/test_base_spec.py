@@ -28,6 +28,7 @@ def test_what_the_request_says_counts(tmp_path: Path) -> None:
         hooks={"prestart": [{"path": "/base"}]},
         linux={"resources": {"devices": [{"allow": True}], "cpu": {"shares": 2}}, "sysctl": {"net.x": "1"}},
     )
+    assert load(tmp_path, mounts=[{"destination": "/x"}])["mounts"] == [{"destination": "/x", "options": []}]
     assert base_spec.rlimits(base) == {"core": Ulimit(0, 0)}
     merged = base_spec.lay_over(
         base,
@@ -66,6 +67,7 @@ def test_what_the_request_says_counts(tmp_path: Path) -> None:
         ({"mounts": [{}]}, "destination"),
         ({"hooks": {"never": []}}, "never"),
         ({"process": {"rlimits": [{}]}}, "rlimits"),
+        ({"process": {"rlimits": [{"type": "RLIMIT_CORE", "soft": "0", "hard": 0}]}}, "rlimits"),
     ],
 )
 def test_broken_files_say_what(tmp_path: Path, content: dict[str, Any], message: str) -> None:
