@@ -1,7 +1,6 @@
 """What all pods of the builtin network share on the host: the bridge, forwarding, and the nftables table.
 
-`SharedHost.ensure` compares it with what it should be and mends it. All of it runs in the
-network's netlink thread.
+`SharedHost.ensure` compares it with what it should be and mends it. All of it runs in the network's netlink thread.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -15,7 +16,7 @@ import pytest
 from runtime.network.cni.network import CniNetwork
 from runtime.network.config import CniConfig
 from runtime.network.seam import NetworkResult, PortMapping
-from tests.kernel.netlab import ask
+from tests.kernel.netlab import Netns, ask
 from tests.kernel.network_lab import Lab, MemoryLeases, links, request
 
 PLUGINS = Path("/usr/lib/cni")
@@ -155,5 +156,46 @@ def test_nothing_is_left_after_detach(lab: CniLab) -> None:
             assert lab.reserved() == []
             assert lab.leases.documents == {}
             assert list((lab.tmp / "locks").iterdir()) == []
+
+    lab.run(body)
+
+
+def test_pods_of_two_hosts_reach_each_other_by_routes(lab: CniLab) -> None:
+    near, far = lab.pod(), lab.pod()
+    lab.serve(far, 8080)
+    for host, subnets, gateways in (
+        (lab.host, "10.88.2.0/24 fd88:2::/64", "192.0.2.1 2001:db8::1"),
+        (lab.outside, "10.88.1.0/24 fd88:1::/64", "192.0.2.2 2001:db8::2"),
+    ):
+        host.sh("sysctl -qw net.ipv6.conf.all.forwarding=1")
+        for subnet, gateway in zip(subnets.split(), gateways.split(), strict=True):
+            host.sh(f"ip route add {subnet} via {gateway}")
+    ips: dict[str, tuple[str, ...]] = {}
+
+    def connect(host: Netns, pod: Netns, number: int) -> None:
+        """Each host has its own configuration and its own share of the pods' addresses."""
+
+        async def body() -> None:
+            async with cni(lab, MemoryLeases()) as network:
+                ips[pod.path] = (await network.attach(request(pod))).ips
+
+        bridge = lab.bridge(f"10.88.{number}.0/24", f"fd88:{number}::/64")
+        lab.write({**bridge, "ipMasq": False}, name=f"host{number}")
+        host.run(lambda: asyncio.run(body()))
+
+    connect(lab.host, near, 1)
+    connect(lab.outside, far, 2)
+    for mine, theirs in zip(ips[near.path], ips[far.path], strict=True):
+        assert ask(near, theirs, 8080) == mine
+
+
+def test_addresses_that_the_pod_asks_for(lab: CniLab) -> None:
+    lab.write(lab.bridge())
+    pod = lab.pod()
+
+    async def body() -> None:
+        async with cni(lab) as network:
+            wanted = {"cni.crisp/ips": "10.88.0.77/24,fd88::77/64"}
+            assert (await network.attach(request(pod, annotations=wanted))).ips == ("10.88.0.77", "fd88::77")
 
     lab.run(body)

@@ -1,0 +1,130 @@
+"""What the kubelet sees of pod networks: a daemon with CNI, and what is the same with every network."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from proto import admin_pb2 as admin
+from proto import api_pb2 as cri
+from tests.harness.daemon import Daemon
+from tests.harness.kubelet import Kubelet, wait_until
+
+PLUGINS = Path("/usr/lib/cni")
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="containernetworking-plugins is not installed"),
+]
+
+TEMPLATE = """{
+  "cniVersion": "1.0.0",
+  "name": "cluster",
+  "plugins": [
+    {"type": "bridge", "bridge": "BRIDGE", "isGateway": true,
+     "ipam": {"type": "host-local", "dataDir": "DATA",
+      "ranges": [{{range $i, $range := .PodCIDRRanges}}{{if $i}}, {{end}}[{"subnet": "{{$range}}"}]{{end}}],
+      "routes": [{{range $i, $route := .Routes}}{{if $i}}, {{end}}{"dst": "{{$route}}"}{{end}}]}},
+    {"type": "tuning", "capabilities": {"mac": true}}
+  ]
+}"""
+
+
+@pytest.fixture
+def cni(rootfs: Path) -> Iterator[Kubelet]:
+    """A kubelet whose node waits for its pod CIDR."""
+    daemon = Daemon()
+    folder = daemon.directory
+    template = folder / "template"
+    bridge = f"ca{os.getpid()}"
+    template.write_text(TEMPLATE.replace("BRIDGE", bridge).replace("DATA", str(folder / "ipam")))
+    lines = f'[network]\nmode = "cni"\n[network.cni]\nconf_template = "{template}"\nbin_dirs = ["{PLUGINS}"]\n'
+    daemon.config.write_text(daemon.config.read_text().replace("[network.cni]\n", lines))
+    daemon.start()
+    assert daemon.client is not None
+    image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
+    yield Kubelet(daemon, image.image_id)
+    daemon.remove_all()
+    left = daemon.leftovers()
+    daemon.destroy()
+    subprocess.run(["ip", "link", "del", bridge], capture_output=True)  # plugins keep their bridge
+    assert left == []
+
+
+def network_ready(kubelet: Kubelet) -> cri.RuntimeCondition:
+    conditions = kubelet.runtime.Status(cri.StatusRequest()).status.conditions
+    return next(condition for condition in conditions if condition.type == "NetworkReady")
+
+
+def give_cidr(kubelet: Kubelet, value: str) -> None:
+    request = cri.UpdateRuntimeConfigRequest()
+    request.runtime_config.network_config.pod_cidr = value
+    kubelet.runtime.UpdateRuntimeConfig(request)
+
+
+def test_from_pod_cidr_to_pod_ips(cni: Kubelet) -> None:
+    assert not network_ready(cni).status
+    with pytest.raises(grpc.RpcError) as caught:
+        cni.pod()
+    assert "the kubelet has not told the node's pod CIDR yet" in caught.value.details()
+    give_cidr(cni, "10.77.0.0/24,fd77::/64")
+    assert network_ready(cni).status
+    first = cni.pod()
+    network = first.status().network
+    assert network.ip == "10.77.0.2"
+    assert [ip.ip for ip in network.additional_ips] == ["fd77::2"]
+    reply = cni.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=first.id, verbose=True))
+    assert json.loads(reply.info["info"])["network"]["networks"][0]["name"] == "cluster"
+    cni.daemon.kill()
+    cni.daemon.start()
+    assert network_ready(cni).status
+    assert first.status().network == network
+    config = cni.pod_config()
+    config.annotations["cni.crisp/mac"] = "02:11:22:33:44:55"
+    second = cni.pod(config)
+    assert second.status().network.ip == "10.77.0.3"
+    container = second.run("/bin/sleep", "100")
+    assert "10.77.0.3" in container.sh("ip addr show eth0 || ifconfig eth0")
+    assert "02:11:22:33:44:55" in container.sh("cat /sys/class/net/eth0/address || ip link show eth0")
+    first.stop()
+    assert not first.status().network.ip
+    first.remove()
+
+
+def test_a_plugins_error_reaches_the_event(cni: Kubelet) -> None:
+    give_cidr(cni, "10.77.1.0/24")
+    config = cni.pod_config()
+    config.annotations["cni.crisp/mac"] = "03:00:00:00:00:01"  # a multicast address, which no interface may have
+    with pytest.raises(grpc.RpcError) as caught:
+        cni.pod(config)
+    assert "network cluster: plugin tuning failed at ADD: " in caught.value.details()
+    assert cni.pod().status().network.ip == "10.77.1.3"
+    wait_until(lambda: len(list((cni.daemon.directory / "ipam" / "cluster").glob("10.77.1.*"))) == 1)
+
+
+def test_pods_in_the_nodes_network_meet_no_plugin(cni: Kubelet) -> None:
+    pod = cni.pod(network=cri.NODE)  # the node has no network for others yet
+    assert pod.status().network == cri.PodSandboxNetworkStatus()
+    container = pod.run("/bin/sleep", "100")
+    assert container.sh("readlink /proc/self/ns/net").strip() == os.readlink("/proc/self/ns/net")
+    assert container.sh("cat /etc/hosts")
+    assert not (cni.daemon.directory / "ipam").exists()
+
+
+def test_sysctls_of_the_pods_interface(kubelet: Kubelet) -> None:
+    config = kubelet.pod_config()
+    config.linux.sysctls["net.ipv4.conf.eth0.arp_ignore"] = "2"
+    config.linux.sysctls["net/ipv6/conf/eth0/hop_limit"] = "33"
+    container = kubelet.pod(config).run("/bin/sleep", "100")
+    assert container.sh("cat /proc/sys/net/ipv4/conf/eth0/arp_ignore /proc/sys/net/ipv6/conf/eth0/hop_limit") == "2\n33\n"
+    config = kubelet.pod_config()
+    config.linux.sysctls["net.ipv4.conf.eth7.arp_ignore"] = "2"
+    with pytest.raises(grpc.RpcError) as caught:
+        kubelet.pod(config)
+    assert "cannot set sysctl net.ipv4.conf.eth7.arp_ignore=2 in the pod" in caught.value.details()
