@@ -85,7 +85,11 @@ class Store:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            self._prepare()
+            try:
+                self._prepare()
+            except BaseException:
+                self._connection.close()
+                raise
         except sqlite3.DatabaseError as error:
             raise CrispError(
                 Code.FAILED_PRECONDITION,
