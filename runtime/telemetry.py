@@ -83,6 +83,13 @@ class Telemetry:
         yield GaugeMetricFamily("crisp_shims", "Shims that are connected.", value=shims)
         yield GaugeMetricFamily("crisp_fork_server_up", "Whether the fork server runs.", value=node.fork_server.alive)
         yield GaugeMetricFamily("crisp_images", "Images.", value=len(node.images.list("")))
+        pulls = node.images.running_pulls()
+        yield GaugeMetricFamily("crisp_image_pulls_running", "Pulls that run now.", value=len(pulls))
+        yield GaugeMetricFamily(
+            "crisp_image_pulls_running_bytes",
+            "Compressed bytes that the running pulls have fetched.",
+            value=sum(pull.downloaded for pull in pulls),
+        )
         yield GaugeMetricFamily("crisp_recovery_seconds", "How long recovery took at start.", value=node.recovery_seconds)
         yield GaugeMetricFamily("crisp_containers_lost", "Containers whose shim was killed.", value=node.lost_containers)
         yield GaugeMetricFamily("crisp_store_failing", "Whether records cannot be written.", value=bool(node.store.failure))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -142,6 +143,25 @@ def test_image_volume(kubelet: Kubelet, app: str) -> None:
             kubelet.pod().create("/bin/true", config=cri.ContainerConfig(mounts=[bad]))
         assert message.strip("^") in caught.value.details()
         assert caught.value.details().startswith("ImageVolumeMountFailed")
+
+
+def test_artifact_as_volume(kubelet: Kubelet, registry: Registry, tmp_path: Path) -> None:
+    layout, title = Layout(tmp_path / "layout"), "org.opencontainers.image.title"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "artifactType": "application/x-model",
+        "config": layout.blob(b"{}", "application/vnd.oci.empty.v1+json"),
+        "layers": [layout.blob(b"heavy", "application/x-model", annotations={title: "weights.bin"})],
+    }
+    layout.add("model", layout.blob(json.dumps(manifest).encode(), manifest["mediaType"]))
+    reference = f"{registry.host}/team/model:v1"
+    layout.push("model", reference)
+    model = pull(kubelet, reference)
+    mount = cri.Mount(container_path="/model", readonly=True, image={"image": model})
+    container = kubelet.pod().run("/bin/sleep", "100", config=cri.ContainerConfig(mounts=[mount]))
+    assert container.sh("cat /model/weights.bin") == "heavy"
+    remove(kubelet, reference)
 
 
 @pytest.mark.parametrize(
