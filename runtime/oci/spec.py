@@ -137,6 +137,8 @@ def _annotations(inputs: Inputs) -> dict[str, str]:
         "io.kubernetes.cri.sandbox-namespace": metadata.namespace,
         "io.kubernetes.cri.sandbox-uid": metadata.uid,
         "io.kubernetes.cri.container-name": inputs.config.metadata.name,
+        # crun would put limits and processes in a group below the systemd scope, where the kubelet and cAdvisor do not look.
+        "run.oci.systemd.subgroup": "",
     }
 
 
