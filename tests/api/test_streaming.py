@@ -199,7 +199,7 @@ async def test_port_forward(kubelet: Kubelet, network: int) -> None:
         wait_until(lambda listener=listener, port=port: f":{port:04X} " in listener.sh("cat /proc/net/tcp /proc/net/tcp6"))
     async with await SpdyClient.connect(forward_url(pod, 8123), ("portforward.k8s.io",)) as client:
         refused = await client.open(streamType="error", port="9", requestID="1")
-        await client.open(streamType="data", port="9", requestID="1")
+        client.syn({"streamType": "data", "port": "9", "requestID": "1"})  # which is reset as soon as it is there
         message = await refused.all()
         assert b"127.0.0.1: Connection refused" in message
         assert b"::1: Connection refused" in message
