@@ -111,25 +111,32 @@ class ForkServer:
 
     async def _exchange(self, request: bytes, fds: list[int]) -> int:
         """Send one request and receive its answer; `fds` are closed."""
-        loop = asyncio.get_running_loop()
-        async with self._turn:
-            if not self.alive:
-                log.error("the fork server has died and is started again", pid=self.pid, status=self._process.returncode)
-                self._channel.close()
-                await self._launch()
-            try:
-                await _until_writable(loop, self._channel)
-                socket.send_fds(self._channel, [request], fds)
-                await _until_readable(loop, self._channel)
-                answer, pidfds, _, _ = socket.recv_fds(self._channel, 4096, 1)
-            except OSError as error:
-                raise CrispError(Code.UNAVAILABLE, f"the fork server is gone: {error}") from error
-            finally:
-                for fd in fds:
-                    os.close(fd)
+        try:
+            async with self._turn:
+                answer, pidfds = await self._ask(request, fds)
+                if not answer:
+                    log.error("the fork server has died and is started again", pid=self.pid)
+                    self._channel.close()
+                    await self._launch()
+                    answer, pidfds = await self._ask(request, fds)
+        finally:
+            for fd in fds:
+                os.close(fd)
         if not answer:
             raise CrispError(Code.UNAVAILABLE, f"the fork server (pid {self.pid}) has ended")
         return pidfds[0] if pidfds else -1
+
+    async def _ask(self, request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
+        """The server's answer with its pidfd; no bytes if the server is dead."""
+        loop = asyncio.get_running_loop()
+        try:
+            await _until_writable(loop, self._channel)
+            socket.send_fds(self._channel, [request], fds)
+            await _until_readable(loop, self._channel)
+            answer, pidfds, _, _ = socket.recv_fds(self._channel, 4096, 1)
+        except OSError:
+            return b"", []
+        return answer, pidfds
 
     async def spawn_shim(self, options: ShimOptions) -> None:
         """Start a shim; when this returns, `ShimClient.connect(options.bundle)` works."""

@@ -177,8 +177,8 @@ class BuiltinNetwork:
             )
             await links.set_hairpin(host.route, veth)
             index = links.index_inside(pod.fileno(), POD_INTERFACE)
-            await links.set_up(pod, links.LOOPBACK_INDEX)
-            await links.set_up(pod, index)
+            links.set_up_inside(pod.fileno(), "lo")
+            links.set_up_inside(pod.fileno(), POD_INTERFACE)
             for ip, network in zip(lease.ips, self._networks, strict=True):
                 await links.add_address(pod, index, ip_interface(f"{ip}/{network.prefixlen}"))
                 await links.add_default_route(pod, index, gateway_of(network))

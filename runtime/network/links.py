@@ -28,12 +28,13 @@ LOOPBACK_INDEX: Final = 1
 """The kernel's own choice, in every network namespace."""
 
 IFF_UP: Final = 1
+IFF_RUNNING: Final = 0x40
 RTEXT_FILTER_SKIP_STATS: Final = 8
 IFA_F_NODAD: Final = 0x02
 RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL = 254, 1, 2
 TC_H_INGRESS: Final = 0xFFFF0000
 ETH_P_ALL: Final = 0x0003
-SIOCGIFINDEX: Final = 0x8933
+SIOCGIFINDEX, SIOCSIFFLAGS = 0x8933, 0x8914
 U32_MAX: Final = 0xFFFFFFFF
 
 
@@ -291,6 +292,12 @@ def index_inside(fileno: int, name: str) -> int:
     answer = fcntl.ioctl(fileno, SIOCGIFINDEX, struct.pack("16s24x", name.encode()))
     (index,) = struct.unpack_from("=i", answer, 16)
     return int(index)
+
+
+def set_up_inside(fileno: int, name: str) -> None:
+    """Bring a link up in the namespace that a socket belongs to. Raises OSError, ENODEV."""
+    request = struct.pack("16sH14x", name.encode(), IFF_UP | IFF_RUNNING)
+    fcntl.ioctl(fileno, SIOCSIFFLAGS, request)
 
 
 def exists(name: str, index: int) -> bool:

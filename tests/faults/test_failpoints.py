@@ -56,7 +56,7 @@ def whole_life(kubelet: Kubelet, config: cri.PodSandboxConfig) -> None:
     """Every operation that has a failpoint."""
     pod = kubelet.pod(config)
     container = pod.run_trap("exit 0", "TERM")
-    container.stop(5)
+    container.stop(30)
     assert container.status().exit_code == 0
     container.remove()
     pod.stop()

@@ -64,7 +64,7 @@ def test_oci_runtime_that_fails_is_named(lone_daemon: Daemon, tmp_path: Path) ->
 
 def test_two_daemons_side_by_side(rootfs: Path) -> None:
     """Each with directories, a bridge and a table of its own: neither notices the other, nor its end."""
-    second_network = '[network]\nbridge = "crisp1"\ntable = "crisp1"\nsubnets = ["10.202.0.0/16", "fd63:7269:7371::/64"]\n'
+    second_network = '[network]\nbridge = "side0"\ntable = "side0"\nsubnets = ["10.219.0.0/16", "fd63:7269:7390::/64"]\n'
     daemons = [Daemon(), Daemon(second_network)]
     try:
         kubelets = []
@@ -75,7 +75,7 @@ def test_two_daemons_side_by_side(rootfs: Path) -> None:
             kubelets.append(Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id))
         containers = [kubelet.pod().run("/bin/sleep", "100") for kubelet in kubelets]
         prefixes = [container.pod.status().network.ip.rpartition(".")[0] for container in containers]
-        assert prefixes == ["10.201.0", "10.202.0"]
+        assert prefixes == ["10.201.0", "10.219.0"]
         daemons[0].remove_all()
         daemons[0].stop()
         assert containers[1].sh("echo alive") == "alive\n"
