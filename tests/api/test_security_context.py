@@ -132,6 +132,15 @@ def test_selinux_options_pass_where_selinux_is_off(kubelet: Kubelet) -> None:
     assert kubelet.pod().shell("true", config(selinux_options={"level": "s0:c0,c1"})).status().exit_code == 0
 
 
+def test_selinux_policy_is_refused_where_selinux_is_off(kubelet: Kubelet) -> None:
+    if Path("/sys/fs/selinux/enforce").exists():
+        pytest.skip("this host has SELinux")
+    for options in ({"type": "spc_t"}, {"role": "system_r"}, {"user": "system_u"}):
+        with pytest.raises(grpc.RpcError, match="SELinux is off") as caught:
+            kubelet.pod().create("/bin/true", config=config(selinux_options=options))
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
 def test_target_namespace(kubelet: Kubelet) -> None:
     """An ephemeral debug container sees its target's processes, and nothing of another pod's."""
     pod, stranger = kubelet.pod(), kubelet.pod()
