@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from kernel import cgroups
 from shim.loop import Loop
@@ -54,8 +54,12 @@ class Tracking:
 
     def _make(self, name: str) -> str:
         directory = os.path.join(self._base, name)
-        os.makedirs(directory, exist_ok=True)
-        return directory
+        while True:
+            try:
+                os.makedirs(directory, exist_ok=True)
+            except FileNotFoundError:  # the last container's shim has just removed the folder
+                continue
+            return directory
 
     def kill(self) -> bool:
         """SIGKILL everything the container has; True once there is nothing left."""
@@ -64,7 +68,11 @@ class Tracking:
 
     def remove(self) -> bool:
         """Remove every directory; False while one is busy."""
-        tracked = cgroups.remove_tree(self._base) if self._base else True
+        tracked = True
+        if self._base:
+            tracked = cgroups.remove_tree(self._base)
+            with suppress(OSError):  # other containers are in it, or it is gone
+                os.rmdir(os.path.dirname(self._base))
         return self.group.remove() and tracked
 
 
