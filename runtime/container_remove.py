@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 
 async def remove(node: Node, reference: str) -> None:
     """Remove a container, killing it if it runs. Success if there is none."""
-    try:
-        container = node.container(reference)
-    except CrispError as error:
-        if error.code is Code.NOT_FOUND:
-            return
-        raise
-    await remove_container(node, container)
+    container = node.find_container(reference)
+    if container is not None:
+        await remove_container(node, container)
 
 
 async def remove_container(node: Node, container: Container) -> None:

@@ -22,12 +22,9 @@ ENDED = frozenset((ContainerState.EXITED, ContainerState.CREATING))
 
 async def stop(node: Node, reference: str, grace_seconds: int) -> None:
     """Ask the container to end, then kill it. Success if there is no such container or it ended before."""
-    try:
-        container = node.container(reference)
-    except CrispError as error:
-        if error.code is Code.NOT_FOUND:
-            return
-        raise
+    container = node.find_container(reference)
+    if container is None:
+        return
     if container.record.state is ContainerState.RUNNING and grace_seconds > 0:
         await _ask(container, grace_seconds)
     await kill(node, container)

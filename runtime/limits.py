@@ -41,6 +41,3 @@ KILL_SECONDS: Final = 10.0
 
 SHUTDOWN_SECONDS: Final = 5.0
 """How long a daemon that was asked to end waits for calls that are under way."""
-
-DEFAULT_NOFILE: Final = (1024, 524288)
-"""Soft and hard limit of open files in a container, as systemd sets it for services."""

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from proto.errors import invalid, not_found
+from proto.errors import Code, CrispError, invalid, not_found
 from runtime import limits
 from runtime.joining import Joiner
 from runtime.records import ContainerRecord, SandboxRecord
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from runtime.paths import Paths
     from runtime.shim_client import ShimClient
     from runtime.store import Store
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
@@ -89,9 +91,26 @@ class Node:
         """The sandbox with this id or unique beginning of an id; NOT_FOUND if there is none."""
         return self.sandboxes[_find(self.sandboxes, reference, "sandbox")]
 
+    def find_sandbox(self, reference: str) -> Sandbox | None:
+        """As `sandbox`, for calls to which a missing one is as good as done."""
+        return _unless_missing(self.sandbox, reference)
+
+    def find_container(self, reference: str) -> Container | None:
+        """As `container`, for calls to which a missing one is as good as done."""
+        return _unless_missing(self.container, reference)
+
     def container(self, reference: str) -> Container:
         """The container with this id or unique beginning of an id; NOT_FOUND if there is none."""
         return self.containers[_find(self.containers, reference, "container")]
+
+
+def _unless_missing(find: Callable[[str], T], reference: str) -> T | None:
+    try:
+        return find(reference)
+    except CrispError as error:
+        if error.code is Code.NOT_FOUND:
+            return None
+        raise
 
 
 def _find(objects: Iterable[str], reference: str, kind: str) -> str:

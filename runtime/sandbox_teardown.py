@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 async def stop(node: Node, reference: str) -> None:
     """End all containers of the sandbox, then give back its network. Success if there is no such sandbox."""
-    sandbox = _find(node, reference)
+    sandbox = node.find_sandbox(reference)
     if sandbox is None:
         return
     async with sandbox.lock:
@@ -36,7 +36,7 @@ async def stop(node: Node, reference: str) -> None:
 
 async def remove(node: Node, reference: str) -> None:
     """Remove the sandbox with all its containers. Success if there is no such sandbox."""
-    sandbox = _find(node, reference)
+    sandbox = node.find_sandbox(reference)
     if sandbox is None:
         return
     async with sandbox.lock:
@@ -47,15 +47,6 @@ async def remove(node: Node, reference: str) -> None:
             await container_remove.remove_container(node, container)
         await discard(node, sandbox)
     node.events.sandbox_deleted(sandbox)
-
-
-def _find(node: Node, reference: str) -> Sandbox | None:
-    try:
-        return node.sandbox(reference)
-    except CrispError as error:
-        if error.code is Code.NOT_FOUND:
-            return None
-        raise
 
 
 async def _stop(node: Node, sandbox: Sandbox) -> None:

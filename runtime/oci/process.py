@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from kernel.capabilities import normal_name
 from proto import api_pb2 as cri
 from proto.errors import invalid
 
@@ -104,10 +105,8 @@ def user(config: cri.ContainerConfig, image: OciConfig) -> UserRequest:
 
 def canonical_capability(name: str, known: frozenset[str]) -> str:
     """`net_admin`, `NET_ADMIN` and `CAP_NET_ADMIN` are CAP_NET_ADMIN; INVALID_ARGUMENT if the kernel has none such."""
-    canonical = name.upper()
-    if not canonical.startswith("CAP_"):
-        canonical = "CAP_" + canonical
-    if canonical not in known:
+    canonical = normal_name(name)
+    if canonical is None or canonical not in known:
         raise invalid(f"unknown capability {name!r}")
     return canonical
 

@@ -77,13 +77,14 @@ def build(inputs: Inputs) -> dict[str, Any]:
     options = context.namespace_options
     if context.privileged and not inputs.sandbox.linux.security_context.privileged:
         raise invalid(f"container {config.metadata.name} is privileged, but its sandbox is not")
+    mounted = _mounts(inputs)
     spec: dict[str, Any] = {
         "ociVersion": OCI_VERSION,
         "root": {"path": "rootfs", "readonly": context.readonly_rootfs},
         "process": process.build(config, inputs.image, inputs.hostname, _rlimits(inputs), inputs.host),
-        "mounts": _mounts(inputs),
+        "mounts": mounted,
         "annotations": _annotations(inputs),
-        "linux": _linux(inputs, options),
+        "linux": _linux(inputs, options, mounted),
     }
     profile = apparmor.select(
         context, inputs.host, inputs.files.apparmor_profiles, inputs.daemon.containers.apparmor_profile
@@ -146,7 +147,7 @@ def _allowed(annotations: Mapping[str, str], patterns: Sequence[str]) -> dict[st
     return {key: value for key, value in annotations.items() if any(fnmatchcase(key, pattern) for pattern in patterns)}
 
 
-def _linux(inputs: Inputs, options: cri.NamespaceOption) -> dict[str, Any]:
+def _linux(inputs: Inputs, options: cri.NamespaceOption, mounted: list[dict[str, Any]]) -> dict[str, Any]:
     context = inputs.config.linux.security_context
     limits = resources.build(inputs.config.linux.resources, inputs.host)
     nodes, limits["devices"] = _devices(inputs)
@@ -159,10 +160,11 @@ def _linux(inputs: Inputs, options: cri.NamespaceOption) -> dict[str, Any]:
     if not context.privileged:
         linux["maskedPaths"] = list(context.masked_paths)
         linux["readonlyPaths"] = list(context.readonly_paths)
-    if any("rshared" in mount["options"] for mount in _mounts(inputs)):
-        linux["rootfsPropagation"] = "rshared"
-    elif any("rslave" in mount["options"] for mount in _mounts(inputs)):
-        linux["rootfsPropagation"] = "rslave"
+    propagations = {option for mount in mounted for option in mount["options"]}
+    for propagation in ("rshared", "rslave"):  # the root has to pass on at least what its volumes do
+        if propagation in propagations:
+            linux["rootfsPropagation"] = propagation
+            break
     capabilities = frozenset(process.capabilities(inputs.config, inputs.host)["bounding"])
     profile = inputs.daemon.containers.seccomp_profile
     rules = seccomp.select(
