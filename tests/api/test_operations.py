@@ -45,7 +45,7 @@ def watched(port: int, rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     daemon.config.write_text(text + f'cadvisor_socket = "{daemon.directory}/crio/crio.sock"\n')
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(daemon.directory / "notify"))
-        systemd.settimeout(20)
+        systemd.settimeout(60)
         monkeypatch.setenv("NOTIFY_SOCKET", str(daemon.directory / "notify"))
         daemon.start()
         try:
@@ -57,7 +57,7 @@ def watched(port: int, rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 
 def scrape(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
         lines = reply.read().decode().splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
 
@@ -95,7 +95,7 @@ def test_figures(watched: tuple[Kubelet, socket.socket], port: int) -> None:
     assert after['crisp_rpc_errors_total{code="NOT_FOUND",method="ContainerStatus"}'] == 1
     assert sum(value for name, value in after.items() if name.startswith("crisp_image_pull_duration_seconds_count")) == 1
     with pytest.raises(urllib.error.HTTPError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/other", timeout=10)
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/other", timeout=60)
 
 
 def test_labels_for_cadvisor(watched: tuple[Kubelet, socket.socket]) -> None:

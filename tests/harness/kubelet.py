@@ -15,7 +15,7 @@ from proto import api_pb2 as cri
 from runtime.client import Client
 from tests.harness.daemon import Daemon
 
-WAIT_SECONDS = 20
+WAIT_SECONDS = 60
 
 
 @dataclass

@@ -47,7 +47,7 @@ async def attached_by(network: AutoNetwork, asked: Any) -> str:
 
 async def follows(network: AutoNetwork) -> None:
     """Until the configuration is seen."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await network.check()).message or not network.uses_cni:
             await asyncio.sleep(0.01)
 
@@ -69,7 +69,7 @@ def test_builtin_until_there_is_a_configuration(lab: AutoLab) -> None:
             await follows(network)
             assert await attached_by(network, late) == "cni"
             lab.file.unlink()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while (await network.check()).ready:
                     await asyncio.sleep(0.01)
             with pytest.raises(CrispError, match="the pod has no network"):

@@ -111,7 +111,7 @@ async def test_init_of_a_shared_pid_namespace(server: ForkServer, sandbox: Path,
         assert os.stat(pod["pinned"]).st_ino == os.stat(link).st_ino
         # An orphan in the namespace becomes its child and is reaped.
         script = "(sleep 0 &); while ls /proc/*/stat | xargs cat 2>/dev/null | grep -q '(sleep) Z'; do :; done"
-        subprocess.run(["nsenter", f"--pid={pod['pinned']}", "sh", "-c", script], check=True, timeout=20)
+        subprocess.run(["nsenter", f"--pid={pod['pinned']}", "sh", "-c", script], check=True, timeout=60)
     finally:
         signal.pidfd_send_signal(pidfd, signal.SIGTERM)
         await ended(pidfd)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from runtime.streaming.spdy_headers import DICTIONARY
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Refused(Exception):
