@@ -32,7 +32,7 @@ class ObservationRpcs:
 
     async def ListContainerStats(self, request: cri.ListContainerStatsRequest) -> cri.ListContainerStatsResponse:
         """Living containers that match."""
-        return cri.ListContainerStatsResponse(stats=await self._stats.containers(request.filter))
+        return await self._stats.containers(request.filter)
 
     async def StreamContainerStats(
         self, request: cri.StreamContainerStatsRequest
