@@ -28,8 +28,8 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 from proto.errors import Code, CrispError
+from runtime.migrations import migrate
 
-SCHEMA_VERSION: Final = 1
 TABLES: Final = ("sandboxes", "containers", "images", "leases", "settings")
 MAX_BATCH: Final = 256
 """Changes per transaction."""
@@ -108,15 +108,7 @@ class Store:
         execute = self._connection.execute
         execute("PRAGMA journal_mode = WAL")
         execute("PRAGMA synchronous = NORMAL")
-        (version,) = execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise CrispError(
-                Code.FAILED_PRECONDITION,
-                f"{self._path} has schema {version}, this crisp knows {SCHEMA_VERSION}: start the newer crisp again",
-            )
-        for name in TABLES:
-            execute(f"CREATE TABLE IF NOT EXISTS {name}(key TEXT PRIMARY KEY, value TEXT NOT NULL)")
-        execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        migrate(self._connection, self._path)
 
     def _rows(self, table: str) -> Iterator[tuple[str, str]]:
         return iter(self._connection.execute(f"SELECT key, value FROM {table} ORDER BY rowid").fetchall())  # noqa: S608
