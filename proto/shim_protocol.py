@@ -33,6 +33,11 @@ record or null). `exit`: the fields of `shim/exit_record.py`. `exec_exit`: exit_
 Descriptors that are lent stay open at the shim only as long as it needs them itself. Their names are `stdin` (write),
 `stdout`, `stderr` (read) and `tty` (the pty's master: read, write, TIOCSWINSZ); those of a container (not of an exec)
 share their O_NONBLOCK flag with the shim: it is set, and must stay.
+
+A shim lives as long as its container, so a daemon meets shims that older versions of crisp have started. `hello` says
+which version a shim speaks, and the daemon speaks that version to it: what came later stands in `SINCE`, and is not sent.
+A shim never changes; what it says may lack what newer ones say. An operation or a field that is added, and a changed
+meaning, raise `VERSION`; `OLDEST` rises only when running containers of a release may be given up.
 """
 
 from __future__ import annotations
@@ -44,6 +49,10 @@ from typing import Any, NamedTuple
 from proto.errors import Code, CrispError
 
 VERSION = 1
+OLDEST = 1
+"""Of the versions that the daemon still speaks."""
+SINCE: dict[str, int] = {}
+"""The version that brought an operation (`op`) or a field (`op.field`); what is not listed was always there."""
 MAX_DATAGRAM = 64 << 10  # bytes
 MAX_FDS = 4
 
@@ -160,9 +169,30 @@ def decode_request(datagram: bytes) -> Request | Malformed:
     return Request(op, seq, message)
 
 
-def request(op: str, seq: int, fields: Message) -> bytes:
-    """A request as the daemon sends it."""
-    return encode({"op": op, "seq": seq, **fields})
+def request(op: str, seq: int, fields: Message, version: int = VERSION) -> bytes:
+    """A request as the daemon sends it to a shim that speaks `version`.
+
+    Raises FAILED_PRECONDITION for what that shim cannot do; a field that says nothing (false, 0, empty) is left out.
+    """
+    newer = {name for name in fields if SINCE.get(f"{op}.{name}", OLDEST) > version}
+    if SINCE.get(op, OLDEST) > version or any(fields[name] for name in newer):
+        what = op if SINCE.get(op, OLDEST) > version else f"{op} with {', '.join(sorted(newer))}"
+        raise CrispError(
+            Code.FAILED_PRECONDITION, f"{what}: an older crisp started this container, and its shim cannot; restart the pod"
+        )
+    return encode({"op": op, "seq": seq, **{name: value for name, value in fields.items() if name not in newer}})
+
+
+def check_version(version: Any) -> int:
+    """The version in a `hello`, if this daemon speaks it; else FAILED_PRECONDITION."""
+    if isinstance(version, int) and OLDEST <= version <= VERSION:
+        return version
+    spoken = str(VERSION) if OLDEST == VERSION else f"{OLDEST} to {VERSION}"
+    raise CrispError(
+        Code.FAILED_PRECONDITION,
+        f"its shim speaks version {version} and this crisp {spoken}: another version of crisp started it; install that one "
+        "again, or end the pod with it",
+    )
 
 
 def answer(seq: int, result: Message) -> bytes:

@@ -24,7 +24,7 @@ import structlog
 
 from kernel import cgroups, mounts, namespaces
 from proto import api_pb2 as cri
-from proto.errors import CrispError
+from proto.errors import Code, CrispError
 from runtime import cgroup_end, container_remove, container_watch, image_volumes, sandbox_teardown
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, Sandbox
@@ -103,6 +103,8 @@ async def _container(node: Node, container: Container) -> None:
         try:
             container.shim = await ShimClient.connect(bundle)
         except CrispError as error:
+            if error.code is Code.FAILED_PRECONDITION:  # a newer crisp started it, which knows how to speak to it
+                raise
             log.warning("shim does not answer", container=record.id, error=error.message)
     if record.state is ContainerState.CREATING:
         if container.shim is not None:

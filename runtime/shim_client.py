@@ -17,6 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
 from runtime.shim_connection import Connection, close_all
@@ -48,7 +49,10 @@ class ShimClient:
 
     @classmethod
     async def connect(cls, bundle: str, timeout: float = 5.0) -> ShimClient:
-        """Connect and read the shim's hello; UNAVAILABLE if none answers."""
+        """Connect and read the shim's hello.
+
+        Raises UNAVAILABLE if none answers, FAILED_PRECONDITION if it speaks a version that this daemon does not.
+        """
         client = cls(bundle)
         try:
             async with asyncio.timeout(timeout):
@@ -56,7 +60,17 @@ class ShimClient:
         except TimeoutError:
             client.close()
             raise CrispError(Code.UNAVAILABLE, f"the shim in {bundle} does not answer") from None
+        try:
+            client._connection.version = shim_protocol.check_version(client.hello.get("version"))
+        except CrispError as error:
+            client.close()
+            raise CrispError(error.code, f"container {os.path.basename(bundle)}: {error.message}") from None
         return client
+
+    @property
+    def version(self) -> int:
+        """Of the protocol that the shim speaks."""
+        return self._connection.version
 
     def _on_event(self, event: Message) -> None:
         record = event.get("exit") if event["event"] == "hello" else event if event["event"] == "exit" else None
@@ -174,7 +188,7 @@ class ShimClient:
         stderr: bool = True,
     ) -> ExecSession:
         """Run an OCI process object in the container, on a session of its own."""
-        session = ExecSession(self.bundle)
+        session = ExecSession(self.bundle, self.version)
         try:
             with _payload(process) as file:
                 await session.begin([file.fileno()], tty=tty, stdin=stdin, stdout=stdout, stderr=stderr)
@@ -185,7 +199,7 @@ class ShimClient:
 
     async def attach(self, *, stdin: bool = False, stdout: bool = True, stderr: bool = True) -> AttachSession:
         """Attach to the container's streams, on a session of its own."""
-        session = AttachSession(self.bundle)
+        session = AttachSession(self.bundle, self.version)
         try:
             await session.begin(stdin=stdin, stdout=stdout, stderr=stderr)
         except BaseException:
@@ -204,13 +218,14 @@ class _StreamSession:
     To hand one over, set the attribute to -1. With a terminal, `stdin` writes to it, and `stdout` of an exec reads from it.
     """
 
-    def __init__(self, bundle: str) -> None:
+    def __init__(self, bundle: str, version: int) -> None:
         self.stdin = -1
         self.stdout = -1
         self.stderr = -1
         self.tty = False
         self._terminal = -1
         self._connection = Connection.open(bundle, self._on_event)
+        self._connection.version = version
 
     def _on_event(self, event: Message) -> None:
         """Events of the container are the control session's business."""
@@ -238,10 +253,10 @@ class _StreamSession:
 class ExecSession(_StreamSession):
     """One exec."""
 
-    def __init__(self, bundle: str) -> None:
+    def __init__(self, bundle: str, version: int) -> None:
         self.pid = 0
         self._exit: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        super().__init__(bundle)
+        super().__init__(bundle, version)
         self._connection.closed.add_done_callback(self._on_closed)
 
     async def begin(self, fds: list[int], **fields: bool) -> None:

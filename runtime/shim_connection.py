@@ -18,6 +18,8 @@ class Connection:
 
     def __init__(self, channel: socket.socket, on_event: Callable[[Message], None]) -> None:
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.version = shim_protocol.VERSION
+        """What the shim speaks; its `hello` says so before anything is asked on the control session."""
         self._channel = channel
         self._on_event = on_event
         self._answers: dict[int, asyncio.Future[tuple[Message, list[int]]]] = {}
@@ -73,12 +75,11 @@ class Connection:
         if self.closed.done():
             raise CrispError(Code.UNAVAILABLE, f"{op}: the container's shim is gone")
         self._seq += 1
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[tuple[Message, list[int]]] = loop.create_future()
-        self._answers[self._seq] = answer
-        datagram = shim_protocol.request(op, self._seq, fields)
+        datagram = shim_protocol.request(op, self._seq, fields, self.version)
         if len(datagram) > MAX_DATAGRAM:
             raise CrispError(Code.INVALID_ARGUMENT, f"{op}: {len(datagram)} bytes are more than the shim takes")
+        answer: asyncio.Future[tuple[Message, list[int]]] = asyncio.get_running_loop().create_future()
+        self._answers[self._seq] = answer
         try:
             socket.send_fds(self._channel, [datagram], fds)
         except OSError as error:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proto import shim_protocol
-from proto.errors import Code
+from proto.errors import Code, CrispError
 from proto.shim_protocol import MAX_DATAGRAM, Malformed, Request
 
 
@@ -81,3 +81,34 @@ def test_error_fits_a_datagram(text: str) -> None:
 @pytest.mark.parametrize("fields", [None, [], {}, {"code": "NO_SUCH_CODE"}])
 def test_unknown_error_is_internal(fields: object) -> None:
     assert shim_protocol.error_from(fields).code is Code.INTERNAL
+
+
+def test_an_older_shim_is_spoken_to_in_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shim_protocol, "VERSION", 3)
+    monkeypatch.setattr(shim_protocol, "SINCE", {"kill": 2, "signal.everyone": 3})
+    said = shim_protocol.decode(shim_protocol.request("signal", 1, {"signal": 15, "everyone": False}, 2))
+    assert said == {"op": "signal", "seq": 1, "signal": 15}
+    said = shim_protocol.decode(shim_protocol.request("signal", 1, {"signal": 15, "everyone": True}, 3))
+    assert said == {"op": "signal", "seq": 1, "signal": 15, "everyone": True}
+    with pytest.raises(CrispError, match=r"signal with everyone: an older crisp"):
+        shim_protocol.request("signal", 1, {"signal": 15, "everyone": True}, 2)
+    with pytest.raises(CrispError, match=r"^kill: an older crisp") as caught:
+        shim_protocol.request("kill", 1, {}, 1)
+    assert caught.value.code is Code.FAILED_PRECONDITION
+
+
+def test_a_shim_of_a_version_that_is_not_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shim_protocol, "VERSION", 4)
+    monkeypatch.setattr(shim_protocol, "OLDEST", 2)
+    assert [shim_protocol.check_version(version) for version in (2, 3, 4)] == [2, 3, 4]
+    for version in (1, 5, None):
+        with pytest.raises(CrispError, match=f"speaks version {version} and this crisp 2 to 4"):
+            shim_protocol.check_version(version)
+
+
+def test_newer_operations_and_fields_are_real_and_newer() -> None:
+    for name, version in shim_protocol.SINCE.items():
+        operation, _, field = name.partition(".")
+        assert operation in shim_protocol.OPS
+        assert not field or field in shim_protocol.OPS[operation]
+        assert shim_protocol.OLDEST < version <= shim_protocol.VERSION
