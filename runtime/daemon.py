@@ -29,6 +29,7 @@ from runtime.lifecycle import ContainerState
 from runtime.network.config import HandlerNetworks
 from runtime.node import Node, new_executor
 from runtime.paths import Paths
+from runtime.record_copies import Copies
 from runtime.rpc_admin import AdminService
 from runtime.rpc_images import ImageService as ImageRpcs
 from runtime.rpc_runtime import RuntimeService
@@ -90,7 +91,7 @@ async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack
     from runtime.image_records import ImageRecords  # noqa: PLC0415
     from runtime.network.auto import AutoNetwork  # noqa: PLC0415
 
-    store = Store(paths.database)
+    store = Store(paths.database, Copies(paths))
     stack.callback(store.close)
     blocking = new_executor()
     stack.callback(blocking.shutdown, wait=False, cancel_futures=True)

@@ -2,6 +2,8 @@
 
 <root>  /var/lib/crisp                  survives a reboot
     state.db                            records (runtime/store.py)
+    images/<id>.json                    copies of image records (runtime/record_copies.py)
+    reserve                             room that a full disk gets back (runtime/disk_reserve.py)
     blobs/ ingest/ layers/              images (imagesvc)
     containers/<id>/{upper,work}        writable layer
     containers/<id>/container.log       log of a container whose client names no log directory
@@ -10,7 +12,10 @@
     daemon.lock                         held while a daemon uses these directories
     containers/                         a private mount: rootfs mounts below stay in the shim's namespace
         <id>/                           OCI bundle, shim's socket, lock and exit record (shim/supervisor.py)
+        <id>/record.json                copy of the container's record (runtime/record_copies.py)
     sandboxes/<id>/                     ns/{net,ipc,uts,user,pid}, shm/, resolv.conf, hostname, hosts
+    sandboxes/<id>/{record,lease}.json  copies of the sandbox's record and of its network lease
+    settings/<name>.json                copies of settings
     runtimes/<handler>/                 state of the OCI runtimes
     cni/                                locks of network plugins that run (runtime/network/cni/stragglers.py)
 """
@@ -57,6 +62,16 @@ class Paths:
     def cni(self) -> Path:
         """Locks of network plugins."""
         return self.state / "cni"
+
+    @property
+    def image_records(self) -> Path:
+        """Copies of image records."""
+        return self.root / "images"
+
+    @property
+    def settings(self) -> Path:
+        """Copies of settings."""
+        return self.state / "settings"
 
     def bundle(self, container_id: str) -> Path:
         """OCI bundle of a container."""

@@ -12,33 +12,52 @@ death of the process at once. It survives a power cut only if it was asked to be
 fsync. Pods do not survive a power cut, so their records need not; images do.
 
 Reads happen once, at start. Afterwards memory is the truth that lists are served from.
+
+A file that is damaged is set aside as `state.db.damaged-<UTC time>`, at start or when a write finds it so, and a new one
+takes its place. A new database is filled from the copies of records (record_copies.py): what runs is found again. On a full
+disk the reserve (disk_reserve.py) is given up, so that what is there can still be stopped and removed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
 
 from proto.errors import Code, CrispError
-from runtime.migrations import migrate
+from runtime.disk_reserve import Reserve
+from runtime.migrations import MIGRATIONS, migrate
+
+if TYPE_CHECKING:
+    from runtime.record_copies import Copies, Copy
+
+log = structlog.get_logger(__name__)
 
 TABLES: Final = ("sandboxes", "containers", "images", "leases", "settings")
 MAX_BATCH: Final = 256
 """Changes per transaction."""
 
+_UPSERT: Final = "INSERT INTO {}(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
+
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    sql: str
-    parameters: tuple[object, ...]
+    table: str
+    key: str
+    value: str | None
+    """JSON; None to delete."""
     durable: bool
     done: Future[None] = field(default_factory=Future)
 
@@ -61,60 +80,120 @@ class Table:
 
     async def put(self, key: str, document: object, *, durable: bool = False) -> None:
         """Store a document in place of what stands under its key."""
-        value = json.dumps(document, separators=(",", ":"))
-        sql = f"INSERT INTO {self._name}(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
-        await self._submit(sql, (key, value), durable)
+        await self._submit(_Change(self._name, key, json.dumps(document, separators=(",", ":")), durable))
+
+    async def note(self, key: str, document: object) -> None:
+        """Store what has happened already, and cannot be refused any more.
+
+        A failure is logged only: memory knows of it, and the next start finds it out from the kernel or an exit record.
+        """
+        try:
+            await self.put(key, document)
+        except CrispError as error:
+            log.error("not recorded", table=self._name, key=key, error=error.message)
 
     async def delete(self, key: str, *, durable: bool = False) -> None:
         """Remove a document; success if there is none."""
-        await self._submit(f"DELETE FROM {self._name} WHERE key = ?", (key,), durable)  # noqa: S608
+        await self._submit(_Change(self._name, key, None, durable))
 
 
-Submit = Callable[[str, tuple[object, ...], bool], "asyncio.Future[None]"]
+Submit = Callable[[_Change], "asyncio.Future[None]"]
 
 
 class Store:
     """The database with its writer thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, copies: Copies | None = None) -> None:
         """Open the database, making it if there is none.
 
-        Raises FAILED_PRECONDITION if the file is not a database, or if a newer crisp wrote it.
+        Raises FAILED_PRECONDITION if it cannot be read or written, or if a newer crisp wrote it.
         """
         self._path = path
+        self._copies = copies
+        self._reserve = Reserve(path.with_name("reserve"))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-            try:
-                self._prepare()
-            except BaseException:
-                self._connection.close()
-                raise
-        except sqlite3.DatabaseError as error:
-            raise CrispError(
-                Code.FAILED_PRECONDITION,
-                f"{path} is damaged or cannot be written ({error}): mend it, or move it away to start without records",
-            ) from None
+        self._connection = self._first_open()
+        self._reserve.hold()
         self.failure = ""
         """Why the last write failed; empty if it did not."""
         self._queue: SimpleQueue[_Change | None] = SimpleQueue()
         self.sandboxes, self.containers, self.images, self.leases, self.settings = (
             Table(name, self._rows, self._submit) for name in TABLES
         )
+        if copies is not None:
+            for name in TABLES:
+                copies.mend(name, self._rows(name), len(MIGRATIONS))
         self._writer = threading.Thread(target=self._write, name="store", daemon=True)
         self._writer.start()
 
-    def _prepare(self) -> None:
-        execute = self._connection.execute
-        execute("PRAGMA journal_mode = WAL")
-        execute("PRAGMA synchronous = NORMAL")
-        migrate(self._connection, self._path)
+    def require_room(self) -> None:
+        """Raise RESOURCE_EXHAUSTED while the disk has no room but for ending and removing what is there."""
+        if not self._reserve.hold():
+            raise CrispError(Code.RESOURCE_EXHAUSTED, f"{self._path.parent} is full: remove images or files there")
+
+    # --- opening -------------------------------------------------------------------------------------------------
+
+    def _first_open(self) -> sqlite3.Connection:
+        """Open, whatever the last life of the daemon has left."""
+        try:
+            try:
+                return self._open()
+            except sqlite3.DatabaseError as error:
+                self._make_way(error)
+                return self._open()
+        except (sqlite3.Error, OSError) as error:
+            raise CrispError(Code.FAILED_PRECONDITION, f"{self._path} cannot be opened: {error}") from None
+
+    def _open(self) -> sqlite3.Connection:
+        if not self._path.exists() or not self._path.stat().st_size:
+            self._make_new()
+        connection = _connect(self._path)
+        try:
+            ((found,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
+            if found != "ok":
+                raise _corrupt(found)
+            migrate(connection, self._path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _make_new(self) -> None:
+        """Make the database, with what the copies have; it gets its name when it is whole."""
+        new = f"{self._path}.new"
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.unlink(new + suffix)
+        copies = list(self._copies.all()) if self._copies is not None else []
+        with closing(_connect(new)) as connection:
+            _fill(connection, new, copies)
+        os.rename(new, self._path)
+        if copies:
+            log.warning("the database is new: its records are taken from their copies", records=len(copies))
+
+    def _make_way(self, error: sqlite3.DatabaseError) -> None:
+        """Remove what stands in the way of a read or write, or raise the error again."""
+        if _damaged(error):
+            self._set_aside(error)
+        elif not (_out_of_room(error) and self._reserve.release()):
+            raise error
+
+    def _set_aside(self, error: sqlite3.DatabaseError) -> None:
+        """Give the damaged file and its log other names."""
+        name = f"{self._path}.damaged-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        for suffix in ("", "-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                os.rename(f"{self._path}{suffix}", name + suffix)
+        log.error(
+            "the database is damaged: it is set aside, and made anew of the copies of records", error=str(error), kept=name
+        )
+
+    # --- reading and writing -------------------------------------------------------------------------------------
 
     def _rows(self, table: str) -> Iterator[tuple[str, str]]:
         return iter(self._connection.execute(f"SELECT key, value FROM {table} ORDER BY rowid").fetchall())  # noqa: S608
 
-    def _submit(self, sql: str, parameters: tuple[object, ...], durable: bool) -> asyncio.Future[None]:
-        change = _Change(sql, parameters, durable)
+    def _submit(self, change: _Change) -> asyncio.Future[None]:
         self._queue.put(change)
         return asyncio.wrap_future(change.done)
 
@@ -131,30 +210,94 @@ class Store:
 
     def _commit(self, batch: list[_Change]) -> None:
         """Apply a batch in one transaction; a failure (a full disk) reaches everybody who waits."""
-        execute = self._connection.execute
         try:
-            execute(f"PRAGMA synchronous = {'FULL' if any(c.durable for c in batch) else 'NORMAL'}")
-            execute("BEGIN IMMEDIATE")
             try:
-                for change in batch:
-                    execute(change.sql, change.parameters)
-                execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
+                self._apply(batch)
+            except sqlite3.DatabaseError as error:
+                if _damaged(error):
+                    self._connection.close()
+                self._make_way(error)
+                if _damaged(error):
+                    self._connection = self._open()
+                self._apply(batch)
+        except (sqlite3.Error, OSError) as error:
             self.failure = f"cannot write {self._path}: {error}"
             failure = CrispError(Code.RESOURCE_EXHAUSTED, self.failure)
             for change in batch:
                 change.done.set_exception(failure)
-        else:
-            self.failure = ""
+            return
+        self.failure = ""
+        for change in batch:
+            self._copy(change)
+            change.done.set_result(None)
+
+    def _apply(self, batch: list[_Change]) -> None:
+        execute = self._connection.execute
+        execute(f"PRAGMA synchronous = {'FULL' if any(c.durable for c in batch) else 'NORMAL'}")
+        execute("BEGIN IMMEDIATE")
+        try:
             for change in batch:
-                change.done.set_result(None)
+                if change.value is None:
+                    execute(f"DELETE FROM {change.table} WHERE key = ?", (change.key,))  # noqa: S608
+                else:
+                    execute(_UPSERT.format(change.table), (change.key, change.value))
+            execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                with suppress(sqlite3.Error):
+                    execute("ROLLBACK")
+            raise
+
+    def _copy(self, change: _Change) -> None:
+        if self._copies is None:
+            return
+        if change.value is None:
+            self._copies.delete(change.table, change.key)
+        else:
+            self._copies.put(change.table, change.key, change.value, len(MIGRATIONS))
 
     def close(self) -> None:
         """Write what waits, then close."""
         self._queue.put(None)
         self._writer.join()
         self._connection.close()
+
+
+def _connect(path: str | Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _fill(connection: sqlite3.Connection, path: str, copies: Sequence[Copy]) -> None:
+    """Take the copies of records into a new database, in the schema that they were written in."""
+    schema = min((copy.schema for copy in copies), default=len(MIGRATIONS))
+    migrate(connection, path, MIGRATIONS[:schema])
+    connection.execute("BEGIN IMMEDIATE")
+    for copy in copies:
+        value = json.dumps(copy.document, separators=(",", ":"))
+        connection.execute(_UPSERT.format(copy.table), (copy.key, value))
+    connection.execute(f"PRAGMA user_version = {schema}")
+    connection.execute("COMMIT")
+
+
+def _damaged(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def _out_of_room(error: sqlite3.DatabaseError) -> bool:
+    """SQLite says FULL of a write, but not of a log or an index of it that cannot be made."""
+    codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
+
+
+def _corrupt(why: str) -> sqlite3.DatabaseError:
+    """What a check found, in the form in which SQLite itself reports it."""
+    error = sqlite3.DatabaseError(why)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import sqlite3
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from proto.errors import Code, CrispError
-from runtime.store import Store
+from runtime.paths import Paths
+from runtime.record_copies import Copies
+from runtime.store import TABLES, Store
 
 
 async def test_documents_survive(tmp_path: Path) -> None:
@@ -49,10 +54,123 @@ async def test_failure_reaches_who_waits(tmp_path: Path) -> None:
     store.close()
 
 
-def test_damaged_file_is_named(tmp_path: Path) -> None:
+def test_damaged_file_is_set_aside(tmp_path: Path) -> None:
     (tmp_path / "state.db").write_bytes(b"this is no database" * 100)
-    with pytest.raises(CrispError, match=r"state\.db is damaged"):
-        Store(tmp_path / "state.db")
+    with capture_logs() as logs:
+        store = Store(tmp_path / "state.db")
+    assert store.sandboxes.items() == []
+    store.close()
+    (kept,) = tmp_path.glob("state.db.damaged-*")
+    assert kept.read_bytes().startswith(b"this is no database")
+    assert any("damaged" in entry["event"] and entry["kept"] == str(kept) for entry in logs)
+
+
+def copies_of(tmp_path: Path) -> Copies:
+    paths = Paths(tmp_path / "lib", tmp_path / "run")
+    for directory in (paths.root, paths.sandboxes / "s", paths.bundles / "c"):
+        directory.mkdir(parents=True, exist_ok=True)
+    return Copies(paths)
+
+
+async def filled(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "lib/state.db", copies_of(tmp_path))
+    for table, key in (("sandboxes", "s"), ("leases", "s"), ("containers", "c"), ("settings", "x"), ("images", "sha256:1")):
+        await getattr(store, table).put(key, {"old": True}, durable=table == "images")
+        await getattr(store, table).put(key, {"of": table})
+    await store.sandboxes.put("without a directory", {})
+    await store.settings.put("gone", 1)
+    await store.settings.delete("gone")
+    return store
+
+
+def everything(store: Store) -> dict[str, list[tuple[str, object]]]:
+    return {name: getattr(store, name).items() for name in TABLES}
+
+
+WANTED = {
+    "sandboxes": [("s", {"of": "sandboxes"})],
+    "leases": [("s", {"of": "leases"})],
+    "containers": [("c", {"of": "containers"})],
+    "settings": [("x", {"of": "settings"})],
+    "images": [("sha256:1", {"of": "images"})],
+}
+
+
+@pytest.mark.parametrize("damage", ["garbage", "missing", "empty", "a page"])
+async def test_new_database_is_filled_from_the_copies(tmp_path: Path, damage: str) -> None:
+    (await filled(tmp_path)).close()
+    path = tmp_path / "lib/state.db"
+    match damage:
+        case "garbage":
+            path.write_bytes(os.urandom(20_000))
+        case "missing":
+            path.unlink()
+        case "empty":
+            path.write_bytes(b"")
+        case "a page":
+            content = path.read_bytes()
+            path.write_bytes(content[:4096] + os.urandom(len(content) - 4096))
+    with capture_logs() as logs:
+        store = Store(path, copies_of(tmp_path))
+    assert everything(store) == WANTED
+    assert any(entry.get("records") == 5 for entry in logs)
+    await store.sandboxes.put("s", {"goes": "on"})
+    store.close()
+
+
+async def test_damage_that_a_write_finds(tmp_path: Path) -> None:
+    store = await filled(tmp_path)
+    path = tmp_path / "lib/state.db"
+    other = sqlite3.connect(path)
+    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other.close()
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(os.urandom(path.stat().st_size - 100))
+    with capture_logs():
+        await store.containers.put("c", {"of": "containers"})
+    assert store.failure == ""
+    assert everything(store) == WANTED
+    store.close()
+    assert list((tmp_path / "lib").glob("state.db.damaged-*"))
+
+
+async def test_copies_follow_the_database(tmp_path: Path) -> None:
+    """They are mended at the start: one that is behind, one that is missing, one of a record that is gone."""
+    (await filled(tmp_path)).close()
+    sandbox, lease, setting = (
+        tmp_path / "run" / n for n in ("sandboxes/s/record.json", "sandboxes/s/lease.json", "settings")
+    )
+    sandbox.write_text('{"schema":1,"document":{"old":true}}')
+    lease.unlink()
+    (setting / "gone.json").write_text('{"schema":1,"document":1}')
+    Store(tmp_path / "lib/state.db", copies_of(tmp_path)).close()
+    assert json.loads(sandbox.read_bytes())["document"] == {"of": "sandboxes"}
+    assert json.loads(lease.read_bytes())["document"] == {"of": "leases"}
+    assert os.listdir(setting) == ["x.json"]
+    assert sandbox.stat().st_mode & 0o777 == 0o600
+
+
+async def test_unreadable_copy_is_left_out(tmp_path: Path) -> None:
+    (await filled(tmp_path)).close()
+    (tmp_path / "run/containers/c/record.json").write_text("{")
+    (tmp_path / "lib/state.db").unlink()
+    with capture_logs() as logs:
+        store = Store(tmp_path / "lib/state.db", copies_of(tmp_path))
+    assert everything(store) == {**WANTED, "containers": []}
+    assert any("cannot be read" in entry["event"] for entry in logs)
+    store.close()
+
+
+async def test_copies_of_a_newer_schema_are_refused(tmp_path: Path) -> None:
+    (await filled(tmp_path)).close()
+    (tmp_path / "run/settings/x.json").write_text('{"schema":99,"document":1}')
+    for name in ("run/sandboxes/s/record.json", "run/sandboxes/s/lease.json", "run/containers/c/record.json"):
+        (tmp_path / name).unlink()
+    (tmp_path / "lib/images/sha256:1.json").unlink()
+    (tmp_path / "lib/state.db").unlink()
+    with pytest.raises(CrispError, match="schema 99"):
+        Store(tmp_path / "lib/state.db", copies_of(tmp_path))
 
 
 def test_newer_schema_is_refused(tmp_path: Path) -> None:
