@@ -42,6 +42,7 @@ from imagesvc.registry_client import ManifestReply, RegistryClient
 from imagesvc.registry_errors import Kind, RegistryFailure, give_up
 from imagesvc.sources import Source
 from imagesvc.unpacking import Unpacker
+from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError, invalid
 
 log = structlog.get_logger()
@@ -313,10 +314,14 @@ class Puller:
         with self._store.keeping(digests):
             for digest, data in documents.items():
                 await self._store.put(digest, data)
+            failpoint("image.unpacked")
             await self._layers.publish(layers, lambda: self._store.publish(digests))
             for download in downloads:
                 download.published = True
-            return await self._index.add(image)
+            failpoint("image.published")
+            added = await self._index.add(image)
+            failpoint("image.recorded")
+            return added
 
 
 def _checked_digest(reply: ManifestReply, wanted: str) -> str:

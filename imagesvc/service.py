@@ -46,6 +46,7 @@ from imagesvc.unpacking import Unpacker
 from imagesvc.usage import FsInfo, image_usage
 from imagesvc.verify import Report, check_blobs, check_layer
 from imagesvc.worker_pool import WorkerPool
+from kernel.failpoints import failpoint
 from proto.errors import not_found
 
 log = structlog.get_logger()
@@ -155,6 +156,7 @@ class ImageService:
         image = self._index.resolve(reference)
         if image is not None:
             await self._index.remove(image, in_use=self._is_held(image))
+            failpoint("image.removed")
             self._collect()
 
     def _is_held(self, image: Image) -> bool:
@@ -264,6 +266,7 @@ class ImageService:
         """
         scratch = os.path.join(self._root, "ingest", f"import-{secrets.token_hex(8)}")
         archive = await self._blocking(Archive, path, scratch)
+        failpoint("image.opened")
         try:
             found = await self._blocking(archive.images, self._config.wanted_platform(), name)
             shown = PullProgress(path, watchers=[progress] if progress else [])

@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from kernel import cgroups
+from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import (
@@ -27,7 +28,6 @@ from runtime import (
     stop_signals,
     user_namespaces,
 )
-from runtime.failpoints import failpoint
 from runtime.fork_server import ShimOptions
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, new_id
@@ -60,6 +60,7 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig) -> 
         metadata = known.record.config.metadata
         if (metadata.name, metadata.attempt) == (config.metadata.name, config.metadata.attempt):
             return _existing(known, config)
+    node.store.require_room()
     image = node.images.resolve(config.image.image)
     if image is None:
         raise CrispError(Code.NOT_FOUND, f"image {config.image.image} is not on this node: pull it first")

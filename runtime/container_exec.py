@@ -7,6 +7,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import limits
 from runtime.lifecycle import ContainerState
@@ -46,6 +47,7 @@ async def exec_sync(node: Node, reference: str, command: list[str], timeout: int
         raise invalid("ExecSync without a command")
     container, shim = running(node, reference)
     session = await shim.exec(process(node, container, command, tty=False))
+    failpoint("exec.started")
     stdout, stderr = Capture(session.stdout), Capture(session.stderr)
     try:
         code = await _wait(session, command[0], timeout)

@@ -10,9 +10,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 from kernel import mounts
+from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError
 from runtime import cgroup_end, container_stop, image_volumes, limits
-from runtime.failpoints import failpoint
 
 if TYPE_CHECKING:
     from runtime.node import Container, Node

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from kernel.failpoints import failpoint
 from proto.errors import CrispError, failed_precondition
 from runtime import lifecycle
-from runtime.failpoints import failpoint
 from runtime.lifecycle import Event, SandboxState
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ async def start(node: Node, reference: str) -> None:
             raise
         record.started_at = max(started_at, record.created_at + 1)
         started(node, container)
-        await node.store.containers.put(record.id, record.document())
+        await node.store.containers.note(record.id, record.document())
         failpoint("container.started")
 
 

@@ -9,9 +9,9 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
+from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError
 from runtime import cgroup_end, limits
-from runtime.failpoints import failpoint
 from runtime.lifecycle import ContainerState
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import structlog
 
 from kernel import cgroups
 from kernel.cgroup_stats import read, read_usage
+from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import CrispError, failed_precondition
 from runtime.lifecycle import ContainerState, SandboxState
@@ -58,6 +59,7 @@ async def update(node: Node, request: cri.UpdateContainerResourcesRequest) -> No
             raise failed_precondition(f"container {record.id}: its resources stay as they were: {error.message}") from error
         await asyncio.get_running_loop().run_in_executor(node.blocking, _set_oom_score, node, container, merged)
         record.resources = merged
+        failpoint("container.updated")
         await node.store.containers.put(record.id, record.document())
 
 

@@ -57,7 +57,7 @@ async def settle(node: Node, container: Container, exit_record: ExitRecord) -> N
         record.exit_code = exit_record.exit_code
         record.reason, record.message = _reason(exit_record)
         record.finished_at = max(exit_record.finished_at, record.started_at + 1, record.created_at + 1)
-        await node.store.containers.put(record.id, record.document())
+        await node.store.containers.note(record.id, record.document())
         node.events.container_stopped(container)
     container.exited.set()
 
@@ -82,6 +82,6 @@ async def lost(node: Node, container: Container, why: str) -> None:
         record.reason = "Error"
         record.message = f"the container was ended because {why}; its exit code is not known"
         record.finished_at = max(CLOCK.now(), record.started_at + 1)
-        await node.store.containers.put(record.id, record.document())
+        await node.store.containers.note(record.id, record.document())
         node.events.container_stopped(container)
     container.exited.set()

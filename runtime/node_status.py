@@ -21,6 +21,7 @@ LOW_DISK_BYTES: Final = 16 * 1024 * 1024
 
 async def status(node: Node, *, verbose: bool) -> cri.StatusResponse:
     """What the kubelet asks every five seconds."""
+    await node.store.try_again()
     return cri.StatusResponse(
         status=cri.RuntimeStatus(conditions=[_runtime_ready(node), await _network_ready(node)]),
         runtime_handlers=_handlers(node),

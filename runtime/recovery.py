@@ -116,7 +116,7 @@ async def _container(node: Node, container: Container) -> None:
         started_at = container.shim.hello["started_at"]
         if started_at and not record.started_at:
             record.started_at = started_at
-            await node.store.containers.put(record.id, record.document())
+            await node.store.containers.note(record.id, record.document())
         container_watch.watch(node, container)
         if container.shim.hello["state"] == "paused":  # the daemon died over a checkpoint
             await container.shim.resume()

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from kernel import cgroups, lsm
+from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, invalid
 from runtime import limits, sandbox_network, sandbox_teardown, selinux, user_namespaces
-from runtime.failpoints import failpoint
 from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
@@ -63,6 +63,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
     for known in node.sandboxes.values():
         if _key(known.record.config) == _key(request.config):
             return _existing(known, request)
+    node.store.require_room()
     record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=CLOCK.now())
     record.cgroup_parent = request.config.linux.cgroup_parent
     record.overhead, record.resources = request.config.linux.overhead, request.config.linux.resources

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from kernel import cgroups, mounts
+from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
 from runtime import cgroup_end, container_remove, container_stop, sandbox_network
-from runtime.failpoints import failpoint
 from runtime.records import CLOCK
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ async def _stop(node: Node, sandbox: Sandbox) -> None:
         # From here on no container can be created in it: CreateContainer looks at the state under the same lock.
         record.stopped_at = CLOCK.now()
     await asyncio.gather(*(container_stop.kill(node, container) for container in list(sandbox.containers.values())))
+    failpoint("sandbox.ended")
     await release(node, sandbox)
-    await node.store.sandboxes.put(record.id, record.document())
+    await node.store.sandboxes.note(record.id, record.document())
     node.events.sandbox_stopped(sandbox)
 
 

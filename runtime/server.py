@@ -10,6 +10,7 @@ it as a task of its own and only waits for it.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -26,6 +27,14 @@ from proto.errors import Code, CrispError
 from runtime import limits
 
 log = structlog.get_logger(__name__)
+
+EXHAUSTED: Final = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
+)
+"""What any system call of any handler may meet on a host that has run out of something: no bug, and worth a retry."""
+
+UNWRITABLE: Final = frozenset((errno.EROFS, errno.EIO))
+"""The same, of a disk that is broken or that the kernel has made read-only."""
 
 STATUS: Final = {code: getattr(grpc.StatusCode, code.name) for code in Code}
 
@@ -160,8 +169,9 @@ class Boundary:
 
     def _failed(self, call: Call, request: Any, error: Exception) -> _Failure:
         call.ids.update(_ids(request))
-        if isinstance(error, CrispError):
-            code, message = error.code, error.message
+        known = _of_host(error) if isinstance(error, OSError) else error
+        if isinstance(known, CrispError):
+            code, message = known.code, known.message
             write = log.debug if code in (Code.UNIMPLEMENTED, Code.NOT_FOUND) else log.warning
             write(call.method, code=code.name, error=message, **call.ids, ms=round(call.seconds * 1000, 1))
         else:
@@ -209,6 +219,14 @@ def _serialize(reply: Any) -> bytes:
     if len(data) > limits.GRPC_MESSAGE_BYTES:
         log.error("reply too large for the kubelet", type=type(reply).__name__, bytes=len(data))
     return data
+
+
+def _of_host(error: OSError) -> CrispError | None:
+    """A system call that the host's state has made fail, as an error for people; None if it should not have failed."""
+    what = f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
+    if error.errno in EXHAUSTED:
+        return CrispError(Code.RESOURCE_EXHAUSTED, what)
+    return CrispError(Code.FAILED_PRECONDITION, what) if error.errno in UNWRITABLE else None
 
 
 def _ids(message: Any) -> dict[str, str]:

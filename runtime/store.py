@@ -131,6 +131,11 @@ class Store:
         if not self._reserve.hold():
             raise CrispError(Code.RESOURCE_EXHAUSTED, f"{self._path.parent} is full: remove images or files there")
 
+    async def try_again(self) -> None:
+        """After a failed write, see whether writes work again: perhaps nobody else has anything to write."""
+        if self.failure:
+            await self.settings.note("last_failure", self.failure)
+
     # --- opening -------------------------------------------------------------------------------------------------
 
     def _first_open(self) -> sqlite3.Connection:

@@ -99,6 +99,10 @@ class Container:
     def remove(self) -> None:
         self.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self.id))
 
+    def update(self, **resources: int) -> None:
+        linux = cri.LinuxContainerResources(**resources)
+        self.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=self.id, linux=linux))
+
     def status(self) -> cri.ContainerStatus:
         return self.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=self.id)).status
 
