@@ -31,15 +31,22 @@ async def load_default(host: Host, profile: str) -> None:
     if parser is None:
         problem = "" if profile in lsm.apparmor_profiles() else f"no program {PARSER}: install the package apparmor"
     else:
-        problem = await _parse(parser)
+        problem = await _parse(parser, "--replace", "--skip-cache")
     if problem:
         log.error("cannot load the AppArmor profile", profile=profile, error=problem)
 
 
-async def _parse(parser: str) -> str:
-    """Compile and load; what went wrong, or empty."""
+async def unload_default() -> None:
+    """Take the profile out of the kernel; nothing happens where it is not loaded or the parser is gone."""
+    parser = shutil.which(PARSER)
+    if parser is not None and DEFAULT_NAME in lsm.apparmor_profiles():
+        await _parse(parser, "--remove")
+
+
+async def _parse(parser: str, *options: str) -> str:
+    """Have the parser do something with the profile; what went wrong, or empty."""
     process = await asyncio.create_subprocess_exec(
-        *(parser, "--replace", "--skip-cache"),
+        *(parser, *options),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

@@ -39,9 +39,13 @@ from runtime.stream_sources import StreamSources
 from runtime.streaming.server import StreamingServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from runtime.config import Config
+    from runtime.handlers import Handlers
+    from runtime.host import Host
+
+    FindHandlers = Callable[[Config, Paths, Host, ForkServer], Awaitable[Handlers]]
 
 FORK_JOBS: Final = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths", "shim.relabel", "shim.runtime_probe")
 """What the fork server preloads."""
@@ -74,10 +78,10 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
     """Start everything; `stack` ends it."""
     paths = Paths(config.root, config.state)
     stack.callback(os.close, lock(paths.lock))
-    _make_directories(paths)
     fork_server = await ForkServer.start(FORK_JOBS)
     stack.push_async_callback(fork_server.close)
-    node = await _assemble(config, paths, fork_server, stack)
+    node = await assemble(config, paths, fork_server, stack, handler_probe.find)
+    await apparmor.load_default(node.host, config.containers.apparmor_profile)
     begin = time.monotonic()
     await recovery.recover(node)
     node.recovery_seconds = time.monotonic() - begin
@@ -85,7 +89,11 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
     return node
 
 
-async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack: AsyncExitStack) -> Node:
+async def assemble(
+    config: Config, paths: Paths, fork_server: ForkServer, stack: AsyncExitStack, find_handlers: FindHandlers
+) -> Node:
+    """State, images and network of a node that has not recovered yet; the caller holds the lock, `stack` ends it all."""
+    _make_directories(paths)
     # Imported here so that the fork server starts while these load.
     from imagesvc.service import ImageService  # noqa: PLC0415
     from runtime.image_records import ImageRecords  # noqa: PLC0415
@@ -96,7 +104,6 @@ async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack
     blocking = new_executor()
     stack.callback(blocking.shutdown, wait=False, cancel_futures=True)
     measured = host.measure(config.cgroup.driver, config.root)
-    await apparmor.load_default(measured, config.containers.apparmor_profile)
     images = ImageService(config.images, config.root, ImageRecords(store))
     await images.start()
     stack.push_async_callback(images.close)
@@ -108,7 +115,7 @@ async def _assemble(config: Config, paths: Paths, fork_server: ForkServer, stack
         paths=paths,
         host=measured,
         store=store,
-        handlers=await handler_probe.find(config, paths, measured, fork_server),
+        handlers=await find_handlers(config, paths, measured, fork_server),
         fork_server=fork_server,
         network=network,
         images=images,

@@ -61,14 +61,11 @@ def measure(cgroup_driver: str, root: Path) -> Host:
     """Look at the host. `cgroup_driver` is the configuration's: auto, systemd or cgroupfs; `root` holds the layers."""
     bounding = capabilities.bounding_set()
     hierarchies = cgroups.detect()
-    systemd = cgroup_driver == "systemd"
-    if cgroup_driver == "auto":
-        systemd = hierarchies.mode is Mode.V2 and Path("/run/systemd/system").is_dir()
     return Host(
         capabilities=bounding,
         known_capabilities=frozenset(capabilities.NAMES),
         hierarchies=hierarchies,
-        systemd_cgroups=systemd,
+        systemd_cgroups=uses_systemd_cgroups(cgroup_driver, hierarchies),
         has_swap_accounting=_has_swap_accounting(hierarchies),
         has_seccomp=os.path.exists("/proc/sys/kernel/seccomp/actions_avail"),
         has_apparmor=lsm.apparmor_enabled(),
@@ -78,6 +75,13 @@ def measure(cgroup_driver: str, root: Path) -> Host:
         lowest_oom_score_adj=-1000 if "CAP_SYS_RESOURCE" in bounding else _own_oom_score_adj(),
         nofile_limit=_nofile_limit("CAP_SYS_RESOURCE" in bounding),
     )
+
+
+def uses_systemd_cgroups(cgroup_driver: str, hierarchies: Hierarchies) -> bool:
+    """Whether systemd makes the containers' cgroups."""
+    if cgroup_driver == "auto":
+        return hierarchies.mode is Mode.V2 and Path("/run/systemd/system").is_dir()
+    return cgroup_driver == "systemd"
 
 
 def _has_swap_accounting(hierarchies: Hierarchies) -> bool:

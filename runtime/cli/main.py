@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from proto.version import VERSION
-from runtime.cli import check, configuration, events, images, ps, run, serve, streams, top
+from runtime.cli import check, configuration, events, images, ps, run, serve, streams, top, uninstall
 from runtime.client import DEFAULT_SOCKET
 
 
@@ -39,3 +39,4 @@ main.add_command(images.group)
 main.add_command(streams.exec_)
 main.add_command(streams.attach)
 main.add_command(streams.port_forward)
+main.add_command(uninstall.command)

@@ -32,7 +32,7 @@ def command(config_path: Path | None, socket_path: Path | None, root: Path | Non
     with errors():
 
         def load() -> Config:
-            return _override(config.load(config_path), socket_path, root, state)
+            return override(config.load(config_path), socket_path, root, state)
 
         settings = load()
         logs.configure(settings.log)
@@ -45,7 +45,7 @@ def command(config_path: Path | None, socket_path: Path | None, root: Path | Non
         )
 
 
-def _override(settings: Config, socket_path: Path | None, root: Path | None, state: Path | None) -> Config:
+def override(settings: Config, socket_path: Path | None, root: Path | None, state: Path | None) -> Config:
     """Options win over the file; a state directory of its own brings a socket of its own."""
     if state is not None and socket_path is None:
         socket_path = state / "crisp.sock"

@@ -231,10 +231,46 @@ class SharedHost:
 
     async def destroy(self) -> None:
         """Remove the bridge and the table. Forwarding stays on: others may rely on it by now."""
-        await self._table.delete()
+        await _remove_shared(self.route, self._table, self._config)
         self._rules = None
-        await links.delete_link(self.route, self._config.bridge)
         self._bridge = 0
+
+
+async def _remove_shared(route: AsyncIPRoute, table: Table, config: NetworkConfig) -> None:
+    await table.delete()
+    if await _own_bridge(route, config) is not None:
+        await links.delete_link(route, config.bridge)
+
+
+async def _own_bridge(route: AsyncIPRoute, config: NetworkConfig) -> Link | None:
+    """The bridge, if crisp made it: an administrator's own, which `network.bridge` may name, has another address."""
+    link = await links.find_link(route, config.bridge)
+    return link if link is not None and link.mac == mac_of(gateway_of(config.networks()[0]).ip) else None
+
+
+async def shared_traces(config: NetworkConfig) -> list[str]:
+    """What of the bridge, its ports and the table is there, whether a daemon runs or not."""
+    route, table = links.open_route(), Table(config.table)
+    try:
+        bridge = await _own_bridge(route, config)
+        ports = await links.ports_of(route, bridge.index) if bridge is not None else []
+        found = [f"interface {link.name}" for link in (*ports, *([bridge] if bridge is not None else []))]
+        if await table.handle() is not None:
+            found.append(f"nftables table inet {config.table}")
+        return found
+    finally:
+        route.close()
+        table.close()
+
+
+async def remove_shared(config: NetworkConfig) -> None:
+    """As `SharedHost.destroy`, where no daemon runs: a network that served before CNI did is not started any more."""
+    route, table = links.open_route(), Table(config.table)
+    try:
+        await _remove_shared(route, table, config)
+    finally:
+        route.close()
+        table.close()
 
 
 def read_sysctl(key: str) -> str:

@@ -70,6 +70,7 @@ class Link:
     """veth, bridge, …; empty for hardware."""
     up: bool
     mtu: int
+    mac: str
     master: int
     """Index of the bridge it is a port of, or 0."""
 
@@ -118,6 +119,7 @@ def _link(message: Any) -> Link:
         kind=message.get(("linkinfo", "kind")) or "",
         up=bool(message["flags"] & IFF_UP),
         mtu=message.get("mtu") or 0,
+        mac=message.get("address") or "",
         master=message.get("master") or 0,
     )
 

@@ -1,0 +1,131 @@
+"""`crisp uninstall`: nothing stays but what is asked to stay, and pods are never ended unasked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from proto import admin_pb2 as admin
+from proto import api_pb2 as cri
+from tests.harness.daemon import ROOT, Daemon
+from tests.harness.kubelet import Kubelet
+from tests.harness.rootfs import make_rootfs
+from tests.packaging.host_state import host_state
+
+pytestmark = pytest.mark.root
+
+NETWORK = (
+    '[network]\nbridge = "crispuninst"\ntable = "crisp_uninstall"\nsubnets = ["10.211.0.0/24", "fd63:7269:7371::/64"]\n'
+)
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    running = Daemon(NETWORK)
+    yield running
+    running.stop()
+    done = uninstall(running, "--end-pods", "--yes", "--grace", "0")
+    running.destroy()
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def kubelet(daemon: Daemon, tmp_path: Path) -> Kubelet:
+    daemon.start()
+    assert daemon.client is not None
+    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(make_rootfs(tmp_path / "rootfs")))
+    return Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+
+
+def uninstall(daemon: Daemon, *options: str) -> subprocess.CompletedProcess[str]:
+    directories = ("--config", str(daemon.config), "--root", str(daemon.root), "--state", str(daemon.state))
+    command = [sys.executable, str(ROOT / "crisp.py"), "uninstall", *directories, *options]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60)
+
+
+def test_everything_goes_when_pods_may_be_ended(daemon: Daemon, kubelet: Kubelet, tmp_path: Path) -> None:
+    daemon.stop()
+    assert uninstall(daemon, "--yes").returncode == 0
+    before = host_state(daemon.directory)
+    assert before["mounts"] == before["cgroups"] == before["processes"] == []
+
+    daemon.start()
+    assert daemon.client is not None
+    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(tmp_path / "rootfs"))
+    kubelet = Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+    asked = kubelet.pod().run_trap("echo asked; exit 0", "TERM")
+    log = Path(asked.status().log_path)
+    shared = kubelet.pod(pid=cri.POD)
+    shared.run("/bin/sleep", "1000")
+    shared.run("/bin/true").wait()
+    daemon.stop()
+    during = host_state(daemon.directory)
+    assert all(during[kind] != before[kind] for kind in before)
+
+    refused = uninstall(daemon, "--yes")
+    assert refused.returncode == 1
+    assert "2 containers run here" in refused.stderr
+    assert host_state(daemon.directory) == during
+
+    listed = uninstall(daemon, "--dry-run")
+    assert listed.returncode == 0
+    assert host_state(daemon.directory) == during
+    for trace in (
+        "interface crispuninst",
+        "nft",
+        f"cgroup {daemon.directory.name}",
+        f"file {daemon.root}/layers",
+        "container ",
+    ):
+        assert trace in listed.stdout
+
+    unasked = uninstall(daemon, "--end-pods")
+    assert unasked.returncode == 1
+    assert "Remove all of this?" in unasked.stdout
+    assert host_state(daemon.directory) == during
+
+    done = uninstall(daemon, "--end-pods", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert host_state(daemon.directory) == before
+    assert "asked" in log.read_text()
+    assert not daemon.root.exists()
+    assert not daemon.state.exists()
+    assert "nothing of crisp" in uninstall(daemon).stderr
+
+
+def test_data_is_kept_and_serves_again(daemon: Daemon, kubelet: Kubelet) -> None:
+    kubelet.pod().run("/bin/sleep", "1000")
+    daemon.kill()  # what a crash leaves is no harder
+    assert uninstall(daemon, "--yes", "--keep-data", "--end-pods", "--grace", "0").returncode == 0
+    assert not daemon.state.exists()
+    assert sorted(os.listdir(daemon.root / "containers")) == []
+    daemon.start()
+    assert daemon.client is not None
+    assert daemon.client.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items == []
+    assert kubelet.pod().run("/bin/sh", "-c", "exit 3").wait().exit_code == 3
+
+
+def test_a_daemon_that_runs_is_not_disturbed(daemon: Daemon, kubelet: Kubelet) -> None:
+    container = kubelet.pod().run("/bin/sleep", "1000")
+    refused = uninstall(daemon, "--yes", "--end-pods")
+    assert refused.returncode == 1
+    assert "another crisp uses" in refused.stderr
+    assert container.status().state == cri.CONTAINER_RUNNING
+
+
+def test_what_is_not_crisps_stays(daemon: Daemon) -> None:
+    subprocess.run(["ip", "link", "add", "crispuninst", "type", "bridge"], check=True)
+    try:
+        daemon.start()
+        daemon.stop()
+        (daemon.root / "note").write_text("the administrator's")
+        assert uninstall(daemon, "--yes").returncode == 0
+        assert os.listdir(daemon.root) == ["note"]
+        subprocess.run(["ip", "link", "show", "crispuninst"], check=True, capture_output=True)
+    finally:
+        subprocess.run(["ip", "link", "del", "crispuninst"], check=True)
