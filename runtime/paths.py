@@ -3,7 +3,6 @@
 <root>  /var/lib/crisp                  survives a reboot
     state.db                            records (runtime/store.py)
     images/<id>.json                    copies of image records (runtime/record_copies.py)
-    reserve                             room that a full disk gets back (runtime/disk_reserve.py)
     blobs/ ingest/ layers/              images (imagesvc)
     containers/<id>/{upper,work}        writable layer
     containers/<id>/container.log       log of a container whose client names no log directory

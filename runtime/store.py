@@ -14,8 +14,10 @@ fsync. Pods do not survive a power cut, so their records need not; images do.
 Reads happen once, at start. Afterwards memory is the truth that lists are served from.
 
 A file that is damaged is set aside as `state.db.damaged-<UTC time>`, at start or when a write finds it so, and a new one
-takes its place. A new database is filled from the copies of records (record_copies.py): what runs is found again. On a full
-disk the reserve (disk_reserve.py) is given up, so that what is there can still be stopped and removed.
+takes its place. A new database is filled from the copies of records (record_copies.py): what runs is found again.
+
+The log (`state.db-wal`) is as large as it will ever be from the beginning, and has its index in memory: so the daemon starts
+on a disk that is full to the last block, and can record there what is stopped and removed. What would need room is refused.
 """
 
 from __future__ import annotations
@@ -37,7 +39,6 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from proto.errors import Code, CrispError
-from runtime.disk_reserve import Reserve
 from runtime.migrations import MIGRATIONS, migrate
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ log = structlog.get_logger(__name__)
 TABLES: Final = ("sandboxes", "containers", "images", "leases", "settings")
 MAX_BATCH: Final = 256
 """Changes per transaction."""
+
+LOG_BYTES: Final = 8 << 20
+"""Size of SQLite's log. After 1000 pages, 4 MiB, it is carried over into the database and written from its beginning."""
+
+ROOM_BYTES: Final = 1 << 20
+"""With less free space nothing new is begun."""
 
 _UPSERT: Final = "INSERT INTO {}(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
 
@@ -110,10 +117,8 @@ class Store:
         """
         self._path = path
         self._copies = copies
-        self._reserve = Reserve(path.with_name("reserve"))
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._connection = self._first_open()
-        self._reserve.hold()
         self.failure = ""
         """Why the last write failed; empty if it did not."""
         self._queue: SimpleQueue[_Change | None] = SimpleQueue()
@@ -127,8 +132,9 @@ class Store:
         self._writer.start()
 
     def require_room(self) -> None:
-        """Raise RESOURCE_EXHAUSTED while the disk has no room but for ending and removing what is there."""
-        if not self._reserve.hold():
+        """Raise RESOURCE_EXHAUSTED while the disk has no room for anything new."""
+        disk = os.statvfs(self._path.parent)
+        if disk.f_bavail * disk.f_frsize < ROOM_BYTES:
             raise CrispError(Code.RESOURCE_EXHAUSTED, f"{self._path.parent} is full: remove images or files there")
 
     async def try_again(self) -> None:
@@ -144,7 +150,9 @@ class Store:
             try:
                 return self._open()
             except sqlite3.DatabaseError as error:
-                self._make_way(error)
+                if not _damaged(error):
+                    raise
+                self._set_aside(error)
                 return self._open()
         except (sqlite3.Error, OSError) as error:
             raise CrispError(Code.FAILED_PRECONDITION, f"{self._path} cannot be opened: {error}") from None
@@ -152,6 +160,7 @@ class Store:
     def _open(self) -> sqlite3.Connection:
         if not self._path.exists() or not self._path.stat().st_size:
             self._make_new()
+        _claim_log(self._path)
         connection = _connect(self._path)
         try:
             ((found,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
@@ -175,13 +184,6 @@ class Store:
         os.rename(new, self._path)
         if copies:
             log.warning("the database is new: its records are taken from their copies", records=len(copies))
-
-    def _make_way(self, error: sqlite3.DatabaseError) -> None:
-        """Remove what stands in the way of a read or write, or raise the error again."""
-        if _damaged(error):
-            self._set_aside(error)
-        elif not (_out_of_room(error) and self._reserve.release()):
-            raise error
 
     def _set_aside(self, error: sqlite3.DatabaseError) -> None:
         """Give the damaged file and its log other names."""
@@ -219,11 +221,11 @@ class Store:
             try:
                 self._apply(batch)
             except sqlite3.DatabaseError as error:
-                if _damaged(error):
-                    self._connection.close()
-                self._make_way(error)
-                if _damaged(error):
-                    self._connection = self._open()
+                if not _damaged(error):
+                    raise
+                self._connection.close()
+                self._set_aside(error)
+                self._connection = self._open()
                 self._apply(batch)
         except (sqlite3.Error, OSError) as error:
             self.failure = f"cannot write {self._path}: {error}"
@@ -265,12 +267,23 @@ class Store:
         """Write what waits, then close."""
         self._queue.put(None)
         self._writer.join()
-        self._connection.close()
+        self._connection.close()  # which removes the log
+        _claim_log(self._path)
+
+
+def _claim_log(path: Path) -> None:
+    """Fill the log of a database that is not open up with zeros, which SQLite takes for its end."""
+    try:
+        with open(f"{path}-wal", "ab") as file:
+            file.write(bytes(max(0, LOG_BYTES - file.tell())))
+    except OSError as error:
+        log.warning("no room for the log of the database", error=error.strerror)
 
 
 def _connect(path: str | Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
     try:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # the log's index is in memory, not in a file
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
     except BaseException:
@@ -293,12 +306,6 @@ def _fill(connection: sqlite3.Connection, path: str, copies: Sequence[Copy]) -> 
 
 def _damaged(error: sqlite3.DatabaseError) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _out_of_room(error: sqlite3.DatabaseError) -> bool:
-    """SQLite says FULL of a write, but not of a log or an index of it that cannot be made."""
-    codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in codes
 
 
 def _corrupt(why: str) -> sqlite3.DatabaseError:

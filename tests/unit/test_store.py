@@ -41,16 +41,13 @@ async def test_many_writers_at_once(tmp_path: Path) -> None:
 
 async def test_failure_reaches_who_waits(tmp_path: Path) -> None:
     store = Store(tmp_path / "state.db")
-    other = sqlite3.connect(tmp_path / "state.db")
-    other.execute("DROP TABLE leases")
-    other.commit()
+    store._connection.execute("DROP TABLE leases")
     with pytest.raises(CrispError, match="leases") as caught:
         await store.leases.put("a", 1)
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     assert "leases" in store.failure
     await store.images.put("a", 1)
     assert store.failure == ""
-    other.close()
     store.close()
 
 
@@ -121,9 +118,8 @@ async def test_new_database_is_filled_from_the_copies(tmp_path: Path, damage: st
 async def test_damage_that_a_write_finds(tmp_path: Path) -> None:
     store = await filled(tmp_path)
     path = tmp_path / "lib/state.db"
-    other = sqlite3.connect(path)
-    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    other.close()
+    store._connection.execute("PRAGMA wal_checkpoint")
+    store._connection.execute("PRAGMA shrink_memory")
     with path.open("r+b") as file:
         file.seek(100)
         file.write(os.urandom(path.stat().st_size - 100))
