@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup setup-test lint types unit stubs bench clean
+.PHONY: help run test setup setup-test lint types unit stubs bench clean lock packages
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,6 +37,28 @@ stubs: ## regenerate the gRPC stubs
 
 bench: setup-test ## measure beside containerd and print a table
 	$(BIN)/python -m tests.bench
+
+# A release of uv that is itself pinned; UPGRADE=--upgrade takes the newest versions that pyproject.toml allows.
+UV_VERSION := 0.13.9
+LOCK = build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock" $(UPGRADE)
+
+lock: ## pin the dependencies with their hashes, after a change of pyproject.toml
+	@[ -x build/uv/bin/uv ] || { $(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet uv==$(UV_VERSION); }
+	$(LOCK) --extra tracing pyproject.toml --output-file requirements/run.txt
+	$(LOCK) --group pyproject.toml:build --output-file requirements/build.txt
+	$(LOCK) --extra tracing --extra dev --group pyproject.toml:build pyproject.toml \
+		--constraints requirements/run.txt --constraints requirements/build.txt --output-file requirements/test.txt
+
+# Debian's own Python: the package is for the version that builds it, and says so in its dependencies.
+DEB_PYTHON ?= /usr/bin/python3
+# The same commit gives the same bytes.
+EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
+
+packages: setup-test ## build the wheel, the source distribution and the Debian package into dist/
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python -m hatchling build --directory dist
+	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python manifests/debian/build.py --python $(DEB_PYTHON) --dist dist
 
 clean: ## remove what the above made in this directory
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
