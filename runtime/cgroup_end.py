@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from kernel.cgroups import Group, Hierarchies
@@ -17,7 +18,13 @@ LOOK_SECONDS: Final = 0.005
 def end_container(hierarchies: Hierarchies, record: ContainerRecord) -> None:
     """As `end`, for all groups of a container whose shim is gone."""
     tracking = Tracking(hierarchies, record.cgroup, record.id)
-    _end(tracking, tracking.group)
+    _until(lambda: tracking.kill() and tracking.remove(), tracking.group, limits.KILL_SECONDS)
+
+
+def kill_container(hierarchies: Hierarchies, record: ContainerRecord) -> None:
+    """As `end_container`, for one whose shim lives but does not kill it; the groups stay the shim's."""
+    tracking = Tracking(hierarchies, record.cgroup, record.id)
+    _until(tracking.kill, tracking.group, limits.KILL_AGAIN_SECONDS)
 
 
 def end(group: Group) -> None:
@@ -25,12 +32,12 @@ def end(group: Group) -> None:
 
     Raises DEADLINE_EXCEEDED naming the processes that do not die: they hang in the kernel.
     """
-    _end(group, group)
+    _until(lambda: group.kill() and group.remove(), group, limits.KILL_SECONDS)
 
 
-def _end(groups: Tracking | Group, group: Group) -> None:
-    deadline = time.monotonic() + limits.KILL_SECONDS
-    while not (groups.kill() and groups.remove()):
+def _until(ended: Callable[[], bool], group: Group, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ended():
         if time.monotonic() > deadline:
             stuck = ", ".join(describe(pid) for pid in sorted(group.procs()))
             raise CrispError(Code.DEADLINE_EXCEEDED, f"cgroup {group.path} does not end: {stuck or 'it is busy'}")

@@ -56,9 +56,14 @@ async def create(node: Node, request: cri.CreateContainerRequest) -> str:
 
 
 async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig) -> str:
-    for known in sandbox.containers.values():
+    for known in list(sandbox.containers.values()):
         metadata = known.record.config.metadata
         if (metadata.name, metadata.attempt) == (config.metadata.name, config.metadata.attempt):
+            if known.record.state is ContainerState.CREATING:
+                # What is left of a call whose undoing failed, for a call under way would have been joined.
+                async with known.lock:
+                    await container_remove.discard(node, known)
+                continue
             return _existing(known, config)
     node.store.require_room()
     image = node.images.resolve(config.image.image)
@@ -87,7 +92,7 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig) -> 
 
 def _existing(container: Container, config: cri.ContainerConfig) -> str:
     record = container.record
-    if record.state is not ContainerState.CREATING and record.config == config:
+    if record.config == config:
         return record.id
     raise CrispError(
         Code.ALREADY_EXISTS,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from kernel import mounts
 from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError
-from runtime import cgroup_end, container_stop, image_volumes, limits
+from runtime import cgroup_end, container_stop, image_volumes
 
 if TYPE_CHECKING:
     from runtime.node import Container, Node
@@ -31,15 +31,7 @@ async def remove_container(node: Node, container: Container) -> None:
     async with container.lock:
         if container.record.id not in node.containers:
             return
-        if container.watcher is not None:
-            if container.shim is not None:
-                await container.shim.kill()  # it may wait for clients that are attached
-            try:
-                await asyncio.wait_for(container.gone.wait(), limits.KILL_SECONDS)
-            except TimeoutError:
-                raise CrispError(
-                    Code.DEADLINE_EXCEEDED, f"the shim of container {container.record.id} does not leave"
-                ) from None
+        await container_stop.dismiss(node, container)
         failpoint("container.removing")
         await discard(node, container)
     node.events.container_deleted(container)

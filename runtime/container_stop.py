@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError
-from runtime import cgroup_end, limits
+from runtime import cgroup_end, container_watch, limits, shim_client
 from runtime.lifecycle import ContainerState
 
 if TYPE_CHECKING:
@@ -53,17 +53,48 @@ async def kill(node: Node, container: Container) -> None:
     async with container.lock:
         if container.record.state in ENDED:
             return
-        if container.shim is not None:
-            try:
-                await container.shim.kill()
-            except CrispError:
-                pass  # the shim is going: its watcher settles the rest
-        try:
-            await asyncio.wait_for(container.exited.wait(), limits.KILL_SECONDS)
-        except TimeoutError:
-            group = node.host.hierarchies.group(container.record.cgroup)
-            stuck = ", ".join(cgroup_end.describe(pid) for pid in sorted(group.procs()))
-            raise CrispError(
-                Code.DEADLINE_EXCEEDED,
-                f"container {container.record.id} does not end: {stuck or 'no process left'}",
-            ) from None
+        if not await _by_shim(container, container.exited) or container.record.state not in ENDED:
+            await _by_force(node, container, container.exited)
+
+
+async def dismiss(node: Node, container: Container) -> None:
+    """Have the shim of a container that has ended leave: it may wait for clients that are attached.
+
+    The caller holds the container's lock. Raises as `kill`.
+    """
+    if container.watcher is not None and not await _by_shim(container, container.gone):
+        await _by_force(node, container, container.gone)
+
+
+async def _by_shim(container: Container, done: asyncio.Event) -> bool:
+    """Have the shim kill the container; whether that led to `done`."""
+    try:
+        async with asyncio.timeout(limits.KILL_SECONDS):
+            if container.shim is not None:
+                try:
+                    await container.shim.kill()
+                except CrispError as error:
+                    if error.code is not Code.UNAVAILABLE:
+                        return False
+                    # It is going: its watcher settles the rest.
+            elif container.watcher is None:
+                return False
+            await done.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _by_force(node: Node, container: Container, done: asyncio.Event) -> None:
+    """Do a shim's work that it does not do, because it hangs or is not there; then end the shim."""
+    record = container.record
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(node.blocking, cgroup_end.kill_container, node.host.hierarchies, record)
+    if container.watcher is None or container.watcher.done():
+        await container_watch.lost(node, container, "its shim is gone")
+        return
+    await loop.run_in_executor(node.blocking, shim_client.kill_shim, str(node.paths.bundle(record.id)))
+    try:
+        await asyncio.wait_for(done.wait(), limits.KILL_SECONDS)
+    except TimeoutError:
+        raise CrispError(Code.DEADLINE_EXCEEDED, f"the shim of container {record.id} does not leave") from None

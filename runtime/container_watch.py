@@ -5,6 +5,9 @@
 
 If the socket closes and there is no exit record, the shim was killed. Then its container is ended too, at once, and the
 record says why: nobody else could tell its exit code or keep its log.
+
+A shim that lives but does not answer a daemon that has just started is asked again, until it does or is gone: the host may
+be short of everything, and the container is well.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from runtime import cgroup_end, container_start
+from proto.errors import CrispError
+from runtime import cgroup_end, container_start, limits
 from runtime.lifecycle import ContainerState
 from runtime.records import CLOCK
+from runtime.shim_client import ShimClient, read_exit_record, shim_alive
 
 if TYPE_CHECKING:
     from runtime.node import Container, Node
@@ -29,22 +34,38 @@ LOST_EXIT_CODE: Final = 255
 
 
 def watch(node: Node, container: Container) -> None:
-    """Start the watcher of a container whose shim is connected."""
+    """Start the watcher of a container whose shim lives."""
     container.watcher = asyncio.create_task(_watch(node, container), name=f"watch {container.record.id[:13]}")
 
 
 async def _watch(node: Node, container: Container) -> None:
-    shim = container.shim
-    assert shim is not None
-    exit_record = await shim.wait()
+    bundle = str(node.paths.bundle(container.record.id))
+    shim = container.shim or await _answer(container, bundle)
+    exit_record = await shim.wait() if shim is not None else read_exit_record(bundle)
     if exit_record is None:
         await lost(node, container, "its shim was killed")
     else:
         await settle(node, container, exit_record)
+    if shim is not None:
         await shim.gone()
-    shim.close()
+        shim.close()
     container.shim = None
-    container.gone.set()
+    if exit_record is not None:
+        container.gone.set()
+
+
+async def _answer(container: Container, bundle: str) -> ShimClient | None:
+    """Ask a silent shim until it answers; None once it is gone."""
+    while shim_alive(bundle):
+        try:
+            container.shim = await ShimClient.connect(bundle)
+        except CrispError as error:
+            log.warning("shim does not answer", container=container.record.id, error=error.message)
+            await asyncio.sleep(limits.SHIM_RETRY_SECONDS)
+        else:
+            log.info("shim answers", container=container.record.id)
+            return container.shim
+    return None
 
 
 async def settle(node: Node, container: Container, exit_record: ExitRecord) -> None:
@@ -71,10 +92,21 @@ def _reason(exit_record: ExitRecord) -> tuple[str, str]:
 
 
 async def lost(node: Node, container: Container, why: str) -> None:
-    """End a container that has no shim any more, and say so in its record."""
+    """End a container that has no shim any more, and say so in its record.
+
+    If its processes do not die, its state is UNKNOWN; stopping or removing it tries again.
+    """
     record = container.record
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(node.blocking, cgroup_end.end_container, node.host.hierarchies, record)
+    try:
+        await loop.run_in_executor(node.blocking, cgroup_end.end_container, node.host.hierarchies, record)
+    except CrispError as error:
+        log.error("container lost, and it does not end", container=record.id, why=why, error=error.message)
+        record.lost_at = record.lost_at or CLOCK.now()
+        record.message = f"{why}, and the container could not be ended: {error.message}"
+        await node.store.containers.note(record.id, record.document())
+        container.exited.set()
+        return
     if record.state in (ContainerState.RUNNING, ContainerState.CREATED, ContainerState.UNKNOWN):
         node.lost_containers += 1
         log.error("container lost", container=record.id, why=why)
@@ -85,3 +117,4 @@ async def lost(node: Node, container: Container, why: str) -> None:
         await node.store.containers.note(record.id, record.document())
         node.events.container_stopped(container)
     container.exited.set()
+    container.gone.set()

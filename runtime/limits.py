@@ -39,5 +39,11 @@ SHIM_OOM_SCORE_ADJ: Final = -999
 KILL_SECONDS: Final = 10.0
 """How long SIGKILL may take to end a whole cgroup before the stop call reports what is stuck."""
 
+KILL_AGAIN_SECONDS: Final = 2.0
+"""How long it may take once more, when the daemon does what the shim has not done in KILL_SECONDS."""
+
+SHIM_RETRY_SECONDS: Final = 1.0
+"""Until a shim that lives and did not answer is asked again."""
+
 SHUTDOWN_SECONDS: Final = 5.0
 """How long a daemon that was asked to end waits for calls that are under way."""

@@ -9,7 +9,9 @@ What it relies on:
 3. A shim holds the lock on its bundle as long as it lives. A free lock and no exit record mean that the shim was killed:
    its container is ended, because nobody could tell its exit code or keep its log.
 4. /run is empty after a reboot. Sandboxes are then stopped, containers exited; both stay listed until they are removed.
-5. A record that cannot be read is set aside in the log, its id counts as known, and nothing of it is removed.
+5. A shim that lives but does not answer is none that was killed: its container is left alone, and the shim asked again.
+6. What cannot be recovered (a process that does not die) is logged, and must not keep the daemon from serving the rest.
+7. A record that cannot be read is set aside in the log, its id counts as known, and nothing of it is removed.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import asyncio
 import os
 import re
 import shutil
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -29,9 +31,10 @@ from runtime import cgroup_end, container_remove, container_watch, image_volumes
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, Sandbox
 from runtime.records import CLOCK, ContainerRecord, SandboxRecord
-from runtime.shim_client import ShimClient, read_exit_record, shim_alive
+from runtime.shim_client import ShimClient, kill_shim, read_exit_record, shim_alive
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from pathlib import Path
 
     from runtime.node import Node
@@ -52,17 +55,48 @@ async def recover(node: Node) -> None:
 
     async def adopt(container: Container) -> None:
         async with gate:
-            await _container(node, container)
+            await _apart(_container(node, container), container=container.record.id)
 
     await asyncio.gather(*(adopt(container) for container in list(node.containers.values())))
     node.images.drop_unused()  # every container holds its image by now
     for sandbox in list(node.sandboxes.values()):
-        await _sandbox(node, sandbox)
-    known = set(node.sandboxes) | unreadable
-    await node.network.sweep(known)
-    await asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node, unreadable)
+        await _apart(_sandbox(node, sandbox), sandbox=sandbox.record.id)
+    await _apart(node.network.sweep(set(node.sandboxes) | unreadable), network="sweep")
+    spared = unreadable | await _end_unknown(node, unreadable)
+    await asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node, spared)
     running = sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
     log.info("recovered", sandboxes=len(node.sandboxes), containers=len(node.containers), running=running)
+
+
+async def _apart(work: Coroutine[Any, Any, None], **about: str) -> None:
+    """Do one piece of recovery. If it cannot be done (a process does not die), the rest must be served all the same.
+
+    What is left of it is finished when the object is stopped, removed or asked for again, or at the next start.
+    """
+    try:
+        await work
+    except (CrispError, OSError) as error:
+        if isinstance(error, CrispError) and error.code is Code.FAILED_PRECONDITION:
+            raise  # a newer crisp is needed
+        log.error("not recovered", error=str(error), **about)
+
+
+async def _end_unknown(node: Node, unreadable: set[str]) -> set[str]:
+    """End containers that no record explains, by their shims; the ids of those that could not be ended."""
+    spared = set()
+    for name in _names(node.paths.bundles):
+        bundle = str(node.paths.bundle(name))
+        if name in node.containers or name in unreadable or not shim_alive(bundle):
+            continue
+        log.warning("ending a container that no record explains", container=name)
+        try:
+            shim = await ShimClient.connect(bundle)
+            await shim.kill()
+            await shim.gone()
+        except CrispError as error:
+            log.error("it cannot be ended", container=name, error=error.message)
+            spared.add(name)
+    return spared
 
 
 def _load(node: Node) -> set[str]:
@@ -110,24 +144,32 @@ async def _container(node: Node, container: Container) -> None:
         if container.shim is not None:
             await container.shim.kill()
             await container.shim.gone()
+        else:
+            kill_shim(bundle)
         await container_remove.discard(node, container)
         return
     if container.shim is not None:
         started_at = container.shim.hello["started_at"]
         if started_at and not record.started_at:
-            record.started_at = started_at
+            record.started_at, record.pid = started_at, container.shim.hello["pid"]
             await node.store.containers.note(record.id, record.document())
         container_watch.watch(node, container)
-        if container.shim.hello["state"] == "paused":  # the daemon died over a checkpoint
+        if record.restored and started_at:
+            await restore.remove_files(node, container)
+        if container.shim.hello["state"] == "paused" and container.shim.version == 1:  # newer shims thaw it themselves
             await container.shim.resume()
         return
-    container.gone.set()
+    if shim_alive(bundle):
+        container_watch.watch(node, container)
+        return
     exit_record = read_exit_record(bundle)
     if exit_record is not None:
         await container_watch.settle(node, container, exit_record)
+        container.gone.set()
+    elif os.path.isdir(bundle):
+        await container_watch.lost(node, container, "its shim was killed")
     else:
-        rebooted = not os.path.isdir(bundle)
-        await container_watch.lost(node, container, "the node was rebooted" if rebooted else "its shim was killed")
+        await container_watch.lost(node, container, "the node was rebooted, or something removed its bundle")
 
 
 async def _sandbox(node: Node, sandbox: Sandbox) -> None:
@@ -154,9 +196,9 @@ def _missing(node: Node, record: SandboxRecord) -> str:
     return ""
 
 
-def _sweep(node: Node, unreadable: set[str]) -> None:
-    """Remove directories, mounts and cgroups that no record explains."""
-    known = set(node.containers) | set(node.sandboxes) | unreadable
+def _sweep(node: Node, spared: set[str]) -> None:
+    """Remove directories, mounts and cgroups that no record explains, but those of the ids in `spared`."""
+    known = set(node.containers) | set(node.sandboxes) | spared
     for parent in (node.paths.sandboxes, node.paths.bundles, node.paths.writable_layers):
         for name in _names(parent):
             if name not in known:

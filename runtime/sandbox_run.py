@@ -60,8 +60,13 @@ def _check(config: cri.PodSandboxConfig) -> None:
 
 
 async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
-    for known in node.sandboxes.values():
+    for known in list(node.sandboxes.values()):
         if _key(known.record.config) == _key(request.config):
+            if known.record.state is SandboxState.CREATING:
+                # What is left of a call whose undoing failed, for a call under way would have been joined.
+                async with known.lock:
+                    await sandbox_teardown.discard(node, known)
+                continue
             return _existing(known, request)
     node.store.require_room()
     record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=CLOCK.now())

@@ -14,7 +14,9 @@ import fcntl
 import io
 import json
 import os
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from proto import shim_protocol
@@ -318,6 +320,21 @@ def shim_alive(bundle: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def kill_shim(bundle: str) -> None:
+    """SIGKILL the shim that holds the lock of `bundle`, if there is one: for a shim that hangs. Blocks, for one file."""
+    try:
+        lock = os.stat(os.path.join(bundle, "shim.lock"))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    held = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}:{lock.st_ino}"
+    with open("/proc/locks", encoding="ascii") as file:
+        for line in file:
+            _, kind, _, _, pid, place, *_ = line.replace("->", "").split()
+            if (kind, place) == ("FLOCK", held):
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
 
 
 def read_exit_record(bundle: str) -> ExitRecord | None:

@@ -6,11 +6,27 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import MAX_DATAGRAM, MAX_FDS, Message
+
+USUAL_ANSWER_SECONDS: Final = 20.0
+"""What a shim does by itself it does at once; on a host that is short of everything it may take a while to run."""
+
+ANSWER_SECONDS: Final[dict[str, float | None]] = {
+    "create": None,  # the caller has a limit
+    "checkpoint": None,  # as long as the memory is large
+    "start": 240.0,  # hooks
+    "kill": 45.0,  # the shim itself says after 30 s what does not die
+    "exec": 60.0,
+    "update": 60.0,
+    "pause": 60.0,
+    "resume": 60.0,
+}
+"""How long an answer may take that needs the OCI runtime or the end of processes. A shim that hangs must not hang the
+daemon's calls."""
 
 
 class Connection:
@@ -28,8 +44,9 @@ class Connection:
 
     @classmethod
     def open(cls, bundle: str, on_event: Callable[[Message], None]) -> Connection:
-        """Connect to the shim of `bundle`; the kernel queues the connection, so nothing blocks."""
+        """Connect to the shim of `bundle`; the kernel queues the connection. UNAVAILABLE if nobody listens or takes it."""
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        channel.setblocking(False)  # before connecting: that of a shim which takes no connections any more would block
         try:
             directory = os.open(bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -40,7 +57,6 @@ class Connection:
         except OSError as error:
             channel.close()
             raise CrispError(Code.UNAVAILABLE, f"no shim answers in {bundle}: {error.strerror}") from error
-        channel.setblocking(False)
         return cls(channel, on_event)
 
     def _on_readable(self) -> None:
@@ -71,7 +87,10 @@ class Connection:
             answer.set_result((message.get("ok") or {}, fds))
 
     async def request(self, op: str, fds: Sequence[int] = (), **fields: Any) -> tuple[Message, list[int]]:
-        """Ask, and wait for the answer: its fields, and descriptors that are now the caller's."""
+        """Ask, and wait for the answer: its fields, and descriptors that are now the caller's.
+
+        DEADLINE_EXCEEDED if the shim does not answer within the operation's time in `ANSWER_SECONDS`.
+        """
         if self.closed.done():
             raise CrispError(Code.UNAVAILABLE, f"{op}: the container's shim is gone")
         self._seq += 1
@@ -79,13 +98,23 @@ class Connection:
         if len(datagram) > MAX_DATAGRAM:
             raise CrispError(Code.INVALID_ARGUMENT, f"{op}: {len(datagram)} bytes are more than the shim takes")
         answer: asyncio.Future[tuple[Message, list[int]]] = asyncio.get_running_loop().create_future()
-        self._answers[self._seq] = answer
+        seq = self._seq
+        self._answers[seq] = answer
+        silent = CrispError(Code.DEADLINE_EXCEEDED, f"{op}: the container's shim does not answer")
         try:
             socket.send_fds(self._channel, [datagram], fds)
+        except BlockingIOError:  # it has read nothing for long
+            raise silent from None
         except OSError as error:
             self.close()
             raise CrispError(Code.UNAVAILABLE, f"{op}: the container's shim is gone: {error.strerror}") from error
-        return await answer
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS.get(op, USUAL_ANSWER_SECONDS)):
+                return await answer
+        except TimeoutError:
+            raise silent from None
+        finally:
+            self._answers.pop(seq, None)
 
     def close(self) -> None:
         """Close the session; what waits for an answer fails."""

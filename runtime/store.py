@@ -175,9 +175,10 @@ class Store:
     def _make_new(self) -> None:
         """Make the database, with what the copies have; it gets its name when it is whole."""
         new = f"{self._path}.new"
-        for suffix in ("", "-wal", "-shm"):
+        # SQLite would take the log of the database that was lost for the new one's.
+        for stale in (new, f"{new}-wal", f"{new}-shm", f"{self._path}-wal", f"{self._path}-shm"):
             with suppress(FileNotFoundError):
-                os.unlink(new + suffix)
+                os.unlink(stale)
         copies = list(self._copies.all()) if self._copies is not None else []
         with closing(_connect(new)) as connection:
             _fill(connection, new, copies)
