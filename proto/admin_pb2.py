@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11proto/admin.proto\x12\x0e\x63risp.admin.v1\"1\n\x0b\x43redentials\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\"W\n\x10PullImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x30\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1b.crisp.admin.v1.Credentials\"#\n\x13ImportImagesRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\")\n\x14ImportImagesResponse\x12\x11\n\timage_ids\x18\x01 \x03(\t\"G\n\x13\x45xportImagesRequest\x12\x12\n\nreferences\x18\x01 \x03(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"\x16\n\x14\x45xportImagesResponse\"3\n\x10\x41\x64\x64RootfsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\"%\n\x11\x41\x64\x64RootfsResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\"\x92\x01\n\x16\x43ommitContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\x12\x12\n\nentrypoint\x18\x03 \x03(\t\x12\x0b\n\x03\x63md\x18\x04 \x03(\t\x12\x0b\n\x03\x65nv\x18\x05 \x03(\t\x12\x13\n\x0bworking_dir\x18\x06 \x01(\t\x12\x0c\n\x04user\x18\x07 \x01(\t\"+\n\x17\x43ommitContainerResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\"g\n\x10PushImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x30\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1b.crisp.admin.v1.Credentials\x12\x0e\n\x06target\x18\x03 \x01(\t\"%\n\x13VerifyImagesRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"v\n\x14VerifyImagesResponse\x12\x11\n\tbad_blobs\x18\x01 \x03(\t\x12\x12\n\nbad_layers\x18\x02 \x03(\t\x12\x16\n\x0e\x64ropped_images\x18\x03 \x03(\t\x12\x0e\n\x06in_use\x18\x04 \x03(\t\x12\x0f\n\x07\x63hecked\x18\x05 \x01(\x04\"m\n\rImageProgress\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x12\x11\n\timage_ids\x18\x06 \x03(\t2\xfc\x04\n\x05\x41\x64min\x12P\n\tPullImage\x12 .crisp.admin.v1.PullImageRequest\x1a\x1d.crisp.admin.v1.ImageProgress\"\x00\x30\x01\x12[\n\x0cImportImages\x12#.crisp.admin.v1.ImportImagesRequest\x1a$.crisp.admin.v1.ImportImagesResponse\"\x00\x12[\n\x0c\x45xportImages\x12#.crisp.admin.v1.ExportImagesRequest\x1a$.crisp.admin.v1.ExportImagesResponse\"\x00\x12R\n\tAddRootfs\x12 .crisp.admin.v1.AddRootfsRequest\x1a!.crisp.admin.v1.AddRootfsResponse\"\x00\x12\x64\n\x0f\x43ommitContainer\x12&.crisp.admin.v1.CommitContainerRequest\x1a\'.crisp.admin.v1.CommitContainerResponse\"\x00\x12P\n\tPushImage\x12 .crisp.admin.v1.PushImageRequest\x1a\x1d.crisp.admin.v1.ImageProgress\"\x00\x30\x01\x12[\n\x0cVerifyImages\x12#.crisp.admin.v1.VerifyImagesRequest\x1a$.crisp.admin.v1.VerifyImagesResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x11proto/admin.proto\x12\x0e\x63risp.admin.v1\"1\n\x0b\x43redentials\x12\x10\n\x08username\x18\x01 \x01(\t\x12\x10\n\x08password\x18\x02 \x01(\t\"W\n\x10PullImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x30\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1b.crisp.admin.v1.Credentials\"#\n\x13ImportImagesRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\")\n\x14ImportImagesResponse\x12\x11\n\timage_ids\x18\x01 \x03(\t\"G\n\x13\x45xportImagesRequest\x12\x12\n\nreferences\x18\x01 \x03(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\"\x16\n\x14\x45xportImagesResponse\"2\n\x0fTagImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\"$\n\x10TagImageResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\"3\n\x10\x41\x64\x64RootfsRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tdirectory\x18\x02 \x01(\t\"%\n\x11\x41\x64\x64RootfsResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\"\x92\x01\n\x16\x43ommitContainerRequest\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x11\n\treference\x18\x02 \x01(\t\x12\x12\n\nentrypoint\x18\x03 \x03(\t\x12\x0b\n\x03\x63md\x18\x04 \x03(\t\x12\x0b\n\x03\x65nv\x18\x05 \x03(\t\x12\x13\n\x0bworking_dir\x18\x06 \x01(\t\x12\x0c\n\x04user\x18\x07 \x01(\t\"+\n\x17\x43ommitContainerResponse\x12\x10\n\x08image_id\x18\x01 \x01(\t\"g\n\x10PushImageRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12\x30\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1b.crisp.admin.v1.Credentials\x12\x0e\n\x06target\x18\x03 \x01(\t\"%\n\x13VerifyImagesRequest\x12\x0e\n\x06repair\x18\x01 \x01(\x08\"v\n\x14VerifyImagesResponse\x12\x11\n\tbad_blobs\x18\x01 \x03(\t\x12\x12\n\nbad_layers\x18\x02 \x03(\t\x12\x16\n\x0e\x64ropped_images\x18\x03 \x03(\t\x12\x0e\n\x06in_use\x18\x04 \x03(\t\x12\x0f\n\x07\x63hecked\x18\x05 \x01(\x04\"m\n\rImageProgress\x12\x0c\n\x04item\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0f\n\x07\x63urrent\x18\x03 \x01(\x04\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0c\n\x04\x64one\x18\x05 \x01(\x08\x12\x11\n\timage_ids\x18\x06 \x03(\t2\xcd\x05\n\x05\x41\x64min\x12P\n\tPullImage\x12 .crisp.admin.v1.PullImageRequest\x1a\x1d.crisp.admin.v1.ImageProgress\"\x00\x30\x01\x12[\n\x0cImportImages\x12#.crisp.admin.v1.ImportImagesRequest\x1a$.crisp.admin.v1.ImportImagesResponse\"\x00\x12[\n\x0c\x45xportImages\x12#.crisp.admin.v1.ExportImagesRequest\x1a$.crisp.admin.v1.ExportImagesResponse\"\x00\x12O\n\x08TagImage\x12\x1f.crisp.admin.v1.TagImageRequest\x1a .crisp.admin.v1.TagImageResponse\"\x00\x12R\n\tAddRootfs\x12 .crisp.admin.v1.AddRootfsRequest\x1a!.crisp.admin.v1.AddRootfsResponse\"\x00\x12\x64\n\x0f\x43ommitContainer\x12&.crisp.admin.v1.CommitContainerRequest\x1a\'.crisp.admin.v1.CommitContainerResponse\"\x00\x12P\n\tPushImage\x12 .crisp.admin.v1.PushImageRequest\x1a\x1d.crisp.admin.v1.ImageProgress\"\x00\x30\x01\x12[\n\x0cVerifyImages\x12#.crisp.admin.v1.VerifyImagesRequest\x1a$.crisp.admin.v1.VerifyImagesResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,22 +43,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTIMAGESREQUEST']._serialized_end=328
   _globals['_EXPORTIMAGESRESPONSE']._serialized_start=330
   _globals['_EXPORTIMAGESRESPONSE']._serialized_end=352
-  _globals['_ADDROOTFSREQUEST']._serialized_start=354
-  _globals['_ADDROOTFSREQUEST']._serialized_end=405
-  _globals['_ADDROOTFSRESPONSE']._serialized_start=407
-  _globals['_ADDROOTFSRESPONSE']._serialized_end=444
-  _globals['_COMMITCONTAINERREQUEST']._serialized_start=447
-  _globals['_COMMITCONTAINERREQUEST']._serialized_end=593
-  _globals['_COMMITCONTAINERRESPONSE']._serialized_start=595
-  _globals['_COMMITCONTAINERRESPONSE']._serialized_end=638
-  _globals['_PUSHIMAGEREQUEST']._serialized_start=640
-  _globals['_PUSHIMAGEREQUEST']._serialized_end=743
-  _globals['_VERIFYIMAGESREQUEST']._serialized_start=745
-  _globals['_VERIFYIMAGESREQUEST']._serialized_end=782
-  _globals['_VERIFYIMAGESRESPONSE']._serialized_start=784
-  _globals['_VERIFYIMAGESRESPONSE']._serialized_end=902
-  _globals['_IMAGEPROGRESS']._serialized_start=904
-  _globals['_IMAGEPROGRESS']._serialized_end=1013
-  _globals['_ADMIN']._serialized_start=1016
-  _globals['_ADMIN']._serialized_end=1652
+  _globals['_TAGIMAGEREQUEST']._serialized_start=354
+  _globals['_TAGIMAGEREQUEST']._serialized_end=404
+  _globals['_TAGIMAGERESPONSE']._serialized_start=406
+  _globals['_TAGIMAGERESPONSE']._serialized_end=442
+  _globals['_ADDROOTFSREQUEST']._serialized_start=444
+  _globals['_ADDROOTFSREQUEST']._serialized_end=495
+  _globals['_ADDROOTFSRESPONSE']._serialized_start=497
+  _globals['_ADDROOTFSRESPONSE']._serialized_end=534
+  _globals['_COMMITCONTAINERREQUEST']._serialized_start=537
+  _globals['_COMMITCONTAINERREQUEST']._serialized_end=683
+  _globals['_COMMITCONTAINERRESPONSE']._serialized_start=685
+  _globals['_COMMITCONTAINERRESPONSE']._serialized_end=728
+  _globals['_PUSHIMAGEREQUEST']._serialized_start=730
+  _globals['_PUSHIMAGEREQUEST']._serialized_end=833
+  _globals['_VERIFYIMAGESREQUEST']._serialized_start=835
+  _globals['_VERIFYIMAGESREQUEST']._serialized_end=872
+  _globals['_VERIFYIMAGESRESPONSE']._serialized_start=874
+  _globals['_VERIFYIMAGESRESPONSE']._serialized_end=992
+  _globals['_IMAGEPROGRESS']._serialized_start=994
+  _globals['_IMAGEPROGRESS']._serialized_end=1103
+  _globals['_ADMIN']._serialized_start=1106
+  _globals['_ADMIN']._serialized_end=1823
 # @@protoc_insertion_point(module_scope)

@@ -48,6 +48,20 @@ class ExportImagesResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class TagImageRequest(_message.Message):
+    __slots__ = ("reference", "name")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    name: str
+    def __init__(self, reference: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class TagImageResponse(_message.Message):
+    __slots__ = ("image_id",)
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    def __init__(self, image_id: _Optional[str] = ...) -> None: ...
+
 class AddRootfsRequest(_message.Message):
     __slots__ = ("name", "directory")
     NAME_FIELD_NUMBER: _ClassVar[int]

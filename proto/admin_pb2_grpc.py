@@ -50,6 +50,11 @@ class AdminStub:
                 request_serializer=proto_dot_admin__pb2.ExportImagesRequest.SerializeToString,
                 response_deserializer=proto_dot_admin__pb2.ExportImagesResponse.FromString,
                 _registered_method=True)
+        self.TagImage = channel.unary_unary(
+                '/crisp.admin.v1.Admin/TagImage',
+                request_serializer=proto_dot_admin__pb2.TagImageRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.TagImageResponse.FromString,
+                _registered_method=True)
         self.AddRootfs = channel.unary_unary(
                 '/crisp.admin.v1.Admin/AddRootfs',
                 request_serializer=proto_dot_admin__pb2.AddRootfsRequest.SerializeToString,
@@ -92,6 +97,13 @@ class AdminServicer:
 
     def ExportImages(self, request, context):
         """Writes images to an archive on this host.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TagImage(self, request, context):
+        """Gives an image one more name; another image that has it loses it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -142,6 +154,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.ExportImages,
                     request_deserializer=proto_dot_admin__pb2.ExportImagesRequest.FromString,
                     response_serializer=proto_dot_admin__pb2.ExportImagesResponse.SerializeToString,
+            ),
+            'TagImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagImage,
+                    request_deserializer=proto_dot_admin__pb2.TagImageRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.TagImageResponse.SerializeToString,
             ),
             'AddRootfs': grpc.unary_unary_rpc_method_handler(
                     servicer.AddRootfs,
@@ -246,6 +263,33 @@ class Admin:
             '/crisp.admin.v1.Admin/ExportImages',
             proto_dot_admin__pb2.ExportImagesRequest.SerializeToString,
             proto_dot_admin__pb2.ExportImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/TagImage',
+            proto_dot_admin__pb2.TagImageRequest.SerializeToString,
+            proto_dot_admin__pb2.TagImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,6 +62,10 @@ class AdminService:
         await self._images.export(list(request.references), request.path, request.format or "oci")
         return admin.ExportImagesResponse()
 
+    async def TagImage(self, request: admin.TagImageRequest) -> admin.TagImageResponse:
+        """One more name for an image."""
+        return admin.TagImageResponse(image_id=(await self._images.tag(request.reference, request.name)).id)
+
     async def AddRootfs(self, request: admin.AddRootfsRequest) -> admin.AddRootfsResponse:
         """An image of a plain directory."""
         _absolute(request.directory)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +16,8 @@ from runtime.cli.output import errors, fail, short, show, size, table
 from runtime.client import Client
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from proto import admin_pb2 as admin
 
 
@@ -55,16 +61,40 @@ def pull(socket_path: str, reference: str, user: str | None) -> None:
 
 
 @group.command("import")
-@click.argument("archive", type=click.Path(exists=True, path_type=Path))
+@click.argument("archive", type=click.Path(exists=True, allow_dash=True, path_type=Path))
 @click.pass_obj
 def import_(socket_path: str, archive: Path) -> None:
-    """Read an OCI or docker archive (a tar file, compressed or not)."""
+    """Read an OCI or docker archive (a tar file, compressed or not); - is the standard input."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+
+    with errors(), Client(socket_path) as client, _spooled(archive) as path:
+        reply = client.admin.ImportImages(admin.ImportImagesRequest(path=str(path.absolute())))
+        for image_id in reply.image_ids:
+            click.echo(image_id)
+
+
+@contextmanager
+def _spooled(archive: Path) -> Iterator[Path]:
+    """The archive as a file: the daemon reads it more than once."""
+    if str(archive) != "-":
+        yield archive
+        return
+    with tempfile.NamedTemporaryFile(prefix="crisp-import-", dir="/var/tmp") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        file.flush()
+        yield Path(file.name)
+
+
+@group.command("tag")
+@click.argument("reference")
+@click.argument("name")
+@click.pass_obj
+def tag(socket_path: str, reference: str, name: str) -> None:
+    """Give an image one more NAME; another image that has it loses it."""
     from proto import admin_pb2 as admin  # noqa: PLC0415
 
     with errors(), Client(socket_path) as client:
-        reply = client.admin.ImportImages(admin.ImportImagesRequest(path=str(archive.absolute())))
-        for image_id in reply.image_ids:
-            click.echo(image_id)
+        click.echo(client.admin.TagImage(admin.TagImageRequest(reference=reference, name=name)).image_id)
 
 
 @group.command("export")

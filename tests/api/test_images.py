@@ -194,11 +194,11 @@ def test_mirror_from_hosts_toml(kubelet: Kubelet, registry: Registry, app: str) 
     remove(kubelet, image_id)
 
 
-def crisp(daemon: Daemon, *arguments: str) -> str:
+def crisp(daemon: Daemon, *arguments: str, stdin: bytes = b"") -> str:
     command = [sys.executable, str(ROOT / "crisp.py"), "--socket", daemon.socket, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    result = subprocess.run(command, capture_output=True, timeout=60, input=stdin)
+    assert result.returncode == 0, result.stderr.decode()
+    return result.stdout.decode().strip()
 
 
 def test_an_image_is_built_by_running_containers(kubelet: Kubelet, registry: Registry, rootfs: Path) -> None:
@@ -236,6 +236,17 @@ def test_export_and_import(kubelet: Kubelet, app: str, tmp_path: Path) -> None:
         assert crisp(kubelet.daemon, "image", "import", archive) == image_id
         assert app in crisp(kubelet.daemon, "image", "ls")
     assert " 0 bad" in crisp(kubelet.daemon, "image", "verify")
+
+
+def test_import_from_a_pipe_and_a_second_name(kubelet: Kubelet, app: str, tmp_path: Path) -> None:
+    daemon, image_id = kubelet.daemon, pull(kubelet, app)
+    crisp(daemon, "image", "export", str(tmp_path / "app.tar"), app)
+    remove(kubelet, app)
+    assert crisp(daemon, "image", "import", "-", stdin=(tmp_path / "app.tar").read_bytes()) == image_id
+    assert crisp(daemon, "image", "tag", app, "registry.example/second:v2") == image_id
+    assert sorted(status(kubelet, image_id).image.repo_tags) == sorted([app, "registry.example/second:v2"])
+    remove(kubelet, "registry.example/second:v2")
+    remove(kubelet, app)
 
 
 def test_crisp_run_and_ps(kubelet: Kubelet, app: str, rootfs: Path) -> None:
