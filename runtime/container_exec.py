@@ -46,7 +46,12 @@ async def exec_sync(node: Node, reference: str, command: list[str], timeout: int
     if not command:
         raise invalid("ExecSync without a command")
     container, shim = running(node, reference)
-    session = await shim.exec(process(node, container, command, tty=False))
+    try:
+        async with asyncio.timeout(timeout or None):
+            session = await shim.exec(process(node, container, command, tty=False))
+    except TimeoutError:
+        message = f"command {command[0]!r} timed out: it was not started within {timeout} s"
+        raise CrispError(Code.DEADLINE_EXCEEDED, message) from None
     failpoint("exec.started")
     stdout, stderr = Capture(session.stdout), Capture(session.stderr)
     try:

@@ -17,6 +17,7 @@ from kernel import cgroups, mounts
 from kernel.failpoints import NAMES
 from proto import api_pb2 as cri
 from tests.harness.kubelet import Container, Kubelet
+from tests.harness.shims import shim_pid
 
 pytestmark = pytest.mark.root
 
@@ -112,16 +113,7 @@ def test_shim_killed_while_there_is_no_daemon(kubelet: Kubelet) -> None:
 
 
 def kill_shim(kubelet: Kubelet, container: Container) -> None:
-    bundle = str(kubelet.daemon.state / "containers" / container.id)
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "comm").read_text() == "crisp-shim\n" and any(
-                    os.readlink(fd).startswith(bundle) for fd in (entry / "fd").iterdir()
-                ):
-                    os.kill(int(entry.name), signal.SIGKILL)
-            except OSError:
-                continue
+    os.kill(shim_pid(kubelet.daemon, container.id), signal.SIGKILL)
 
 
 def test_fork_server_killed(kubelet: Kubelet) -> None:

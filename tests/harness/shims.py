@@ -1,0 +1,24 @@
+"""Finding shims, to end or stop them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.harness.daemon import Daemon
+
+
+def shim_pid(daemon: Daemon, container_id: str) -> int:
+    """The shim of a container: the one that has something of its bundle open."""
+    bundle = str(daemon.state / "containers" / container_id)
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "comm").read_text() != "crisp-shim\n":
+                continue
+            if any(os.readlink(fd).startswith(bundle) for fd in (entry / "fd").iterdir()):
+                return int(entry.name)
+        except OSError:
+            continue
+    raise AssertionError(f"container {container_id} has no shim")
