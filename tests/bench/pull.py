@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -36,6 +35,7 @@ from tests.images.memory_records import MemoryRecords
 from tests.images.registry_server import Registry
 
 WORDS = 4096
+RUNTIMES = ("containerd", "crisp")
 
 
 def text(rng: random.Random, words: list[bytes], length: int) -> bytes:
@@ -107,12 +107,37 @@ def mount_new(target: Path, image: Path, megabytes: int) -> None:
     os.sync()
 
 
-def rounds(options: argparse.Namespace, base: Path, reference: str) -> dict[str, list[dict[str, float]]]:
-    results: dict[str, list[dict[str, float]]] = {"containerd": [], "crisp": []}
-    for number in range(options.rounds):
-        for name in options.only or ("containerd", "crisp"):
+def medians(
+    megabytes: int, layers: int, files: int, rounds: int, store: Path | None = None, only: tuple[str, ...] = RUNTIMES
+) -> dict[str, dict[str, float]]:
+    """Seconds by runtime. `store` keeps the image for further runs."""
+    base = Path(tempfile.mkdtemp(prefix="crisp-bench-", dir="/var/tmp"))
+    place = store or base / "image"
+    new = not place.exists()
+    registry = Registry(place / "registry")
+    try:
+        reference = f"{registry.host}/bench/image:v1"
+        if new:
+            layout = Layout(place / "layout")
+            build(layout, megabytes, layers, files)
+            layout.push("bench", reference)
+            shutil.rmtree(place / "layout")
+        taken = alternate(base, reference, megabytes * 6, rounds, only)
+    finally:
+        registry.close()
+        shutil.rmtree(base)
+    return {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in taken.items()}
+
+
+def alternate(
+    base: Path, reference: str, disk: int, rounds: int, only: tuple[str, ...]
+) -> dict[str, list[dict[str, float]]]:
+    """Pull with each in turn, onto a new disk of `disk` MiB."""
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in only}
+    for number in range(rounds):
+        for name in only:
             root = base / f"{name}{number}"
-            mount_new(root, base / "disk", options.megabytes * 6)
+            mount_new(root, base / "disk", disk)
             if name == "crisp":
                 results[name].append(asyncio.run(pull_crisp(reference, root)))
             else:
@@ -123,13 +148,10 @@ def rounds(options: argparse.Namespace, base: Path, reference: str) -> dict[str,
     return results
 
 
-def table(results: dict[str, list[dict[str, float]]]) -> str:
+def table(medians: dict[str, dict[str, float]]) -> str:
     lines = ["| | pull, s | until on disk, s |", "|---|---|---|"]
-    medians: dict[str, Any] = {}
-    for name, runs in results.items():
-        if runs:
-            medians[name] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
-            lines.append(f"| {name} | " + " | ".join(f"{medians[name][k]:.2f}" for k in ("seconds", "synced")) + " |")
+    for name, values in medians.items():
+        lines.append(f"| {name} | " + " | ".join(f"{values[k]:.2f}" for k in ("seconds", "synced")) + " |")
     if len(medians) == 2:
         ratios = [medians["crisp"][k] / medians["containerd"][k] for k in ("seconds", "synced")]
         lines.append("| ratio | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
@@ -143,23 +165,10 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, default=None, help="keep the image here for further runs")
-    parser.add_argument("--only", action="append", choices=("crisp", "containerd"))
+    parser.add_argument("--only", action="append", choices=RUNTIMES)
     options = parser.parse_args()
-    base = Path(tempfile.mkdtemp(prefix="crisp-bench-", dir="/var/tmp"))
-    store = options.dir or base / "image"
-    new = not store.exists()
-    registry = Registry(store / "registry")
-    try:
-        reference = f"{registry.host}/bench/image:v1"
-        if new:
-            layout = Layout(store / "layout")
-            build(layout, options.megabytes, options.layers, options.files)
-            layout.push("bench", reference)
-            shutil.rmtree(store / "layout")
-        print(table(rounds(options, base, reference)))
-    finally:
-        registry.close()
-        shutil.rmtree(base)
+    only = tuple(options.only or RUNTIMES)
+    print(table(medians(options.megabytes, options.layers, options.files, options.rounds, options.dir, only)))
 
 
 if __name__ == "__main__":

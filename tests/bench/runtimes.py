@@ -67,14 +67,18 @@ class Runtime:
                 except grpc.RpcError:
                     pass
                 client.__exit__(None, None, None)
-            time.sleep(0.05)
+            time.sleep(0.01)
         raise SystemExit(f"{self.name} does not start, see {self.directory}/log")
 
-    def stop(self) -> None:
-        """End it and take away what it leaves mounted."""
+    def terminate(self) -> None:
+        """End the daemon; its pods run on."""
         assert self.process is not None
         self.process.terminate()
         self.process.wait(START_SECONDS)
+
+    def stop(self) -> None:
+        """End it and take away what it leaves mounted."""
+        self.terminate()
         mounts.detach_all(str(self.directory))
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -162,6 +166,22 @@ class Containerd(Runtime):
         return ["containerd", "-c", str(self._config), "-l", "error"]
 
 
+class Given(Runtime):
+    """One that runs already and stays as it is."""
+
+    def __init__(self, name: str, socket_path: str) -> None:
+        self.name, self.socket, self.process = name, socket_path, None
+
+    def start(self) -> Client:
+        return Client(self.socket)
+
+    def stop(self) -> None:
+        return
+
+    def processes(self, workload: bytes) -> list[int]:
+        return []
+
+
 def pids() -> set[int]:
     """All processes."""
     return {int(name) for name in os.listdir("/proc") if name.isdigit()}
@@ -197,6 +217,18 @@ def comm(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+def cpu_seconds(processes: list[int]) -> float:
+    """User and system time that they have taken so far."""
+    ticks = 0
+    for pid in processes:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def pss(processes: list[int]) -> int:
