@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from proto.version import VERSION
@@ -91,9 +91,9 @@ class Telemetry:
             value=sum(pull.downloaded for pull in pulls),
         )
         yield GaugeMetricFamily("crisp_recovery_seconds", "How long recovery took at start.", value=node.recovery_seconds)
-        yield GaugeMetricFamily("crisp_containers_lost", "Containers whose shim was killed.", value=node.lost_containers)
+        yield CounterMetricFamily("crisp_containers_lost", "Containers whose shim was killed.", value=node.lost_containers)
         yield GaugeMetricFamily("crisp_store_failing", "Whether records cannot be written.", value=bool(node.store.failure))
-        yield GaugeMetricFamily(
+        yield CounterMetricFamily(
             "crisp_event_subscribers_dropped",
             "Clients of GetContainerEvents that did not keep up.",
             value=node.events.dropped,
