@@ -16,9 +16,10 @@ from kernel import cgroups, mounts
 from proto.shim_protocol import Message
 from runtime.fork_server import ForkServer, ShimOptions
 from runtime.shim_client import Created, ShimClient
+from tests.harness import import_witness
 from tests.harness.rootfs import make_rootfs
 
-JOBS = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths")
+JOBS = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths", "tests.harness.import_witness")
 DEADLINE = 20.0  # seconds for anything that a test waits for
 
 
@@ -134,6 +135,11 @@ class ShimLab:
             found += [str(path) for place in places for path in Path("/").glob(place[1:]) if path.is_dir()]
         return found
 
+    def late_imports(self) -> list[str]:
+        """What shims imported after they were forked: files of another version by then, once crisp is upgraded."""
+        logs = (path.read_text() for path in self.base.glob("containers/*/shim.log"))
+        return [line for text in logs for line in text.splitlines() if line.startswith(import_witness.SIGN)]
+
     def remove(self) -> None:
         """Remove what the lab itself has made."""
         self.hierarchies.group(self.folder).remove()
@@ -155,6 +161,7 @@ async def lab(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[S
         yield lab
         await lab.clean_up()
         assert lab.leftovers() == []
+        assert lab.late_imports() == []
         assert not list((tmp_path / "oci").glob("*"))
     finally:
         alarm.cancel()

@@ -40,3 +40,9 @@ async def test_memory(lab: ShimLab) -> None:
     rollup = Path(f"/proc/{shim_pid(bundle)}/smaps_rollup").read_text().splitlines()
     private = sum(int(line.split()[1]) for line in rollup if line.startswith(("Private_Clean", "Private_Dirty")))
     assert private <= MAX_PRIVATE
+
+
+@pytest.mark.root
+async def test_late_imports_would_be_heard(lab: ShimLab) -> None:
+    """The lab asserts of every shim that there are none: its program may be another version by then."""
+    assert "colorsys" in (await lab.server.run_job("tests.harness.import_witness:late", {}))["heard"]
