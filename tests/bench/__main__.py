@@ -4,7 +4,7 @@
 
 All runtimes are driven by the same client with the same image from the same registry, in a network namespace of the
 benchmark's own: containerd, crisp with the OCI runtime that it chooses, and crisp with runc, which containerd uses. The
-first pods alternate between them; a crowd of pods is on one at a time. Times are medians.
+first pods alternate between them; for everything else only one of them runs. Times are medians.
 
 Runtimes that run already are added by the name and path of their sockets. They must reach the registry on this loopback, so
 the benchmark then stays in the network namespace that it was started in; their processes are not looked at.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -40,19 +41,27 @@ def main() -> None:
     parser.add_argument("--socket", action="append", default=[], metavar="NAME=PATH", help="of a runtime that runs already")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     options = parser.parse_args()
+    if options.most < 2 * pods.FEW:
+        parser.error(f"--most is at least {2 * pods.FEW}")
     if not options.socket:
         isolate()
     base = Path(tempfile.mkdtemp(prefix="crisp-bench-", dir="/var/tmp"))
     registry = Registry(base / "registry")
     try:
         image = push_image(base, registry)
-        runtimes: list[Runtime] = [
-            Containerd(base / "containerd", image),
-            Crisp(base / "crisp"),
-            Crisp(base / "crisp-runc", "runc"),
-            *(Given(*each.split("=", 1)) for each in options.socket),
-        ]
-        results = measure(runtimes, image, base / "logs", options)
+
+        def runtimes(place: Path) -> list[Runtime]:
+            return [
+                Containerd(place / "containerd", image),
+                Crisp(place / "crisp"),
+                Crisp(place / "crisp-runc", "runc"),
+                *(Given(*each.split("=", 1)) for each in options.socket),
+            ]
+
+        (base / "logs").mkdir()
+        results = together(runtimes(base / "together"), image, base / "logs", options.rounds)
+        for runtime, figures in zip(runtimes(base / "alone"), results, strict=True):
+            alone(runtime, figures, image, base / "logs", options)
     finally:
         registry.close()
         shutil.rmtree(base, ignore_errors=True)
@@ -66,40 +75,37 @@ def main() -> None:
         plot(results, options.plot)
 
 
-def measure(runtimes: list[Runtime], image: str, logs: Path, options: argparse.Namespace) -> list[Figures]:
-    """All sections on all runtimes."""
-    logs.mkdir()
+def together(runtimes: list[Runtime], image: str, logs: Path, rounds: int) -> list[Figures]:
+    """Single pods, in turn on runtimes that all run."""
     results = [Figures(f"{r.name} ({r.handler})" if r.handler else r.name) for r in runtimes]
+    samples: list[list[dict[str, float]]] = [[] for _ in runtimes]
     with ExitStack() as stack:
         subjects = [stack.enter_context(running(runtime, image, logs)) for runtime in runtimes]
-        each = list(zip(subjects, results, strict=True))
         for subject in subjects:
             subject.pod().end()  # warm
-        samples: list[list[dict[str, float]]] = [[] for _ in each]
-        for _ in range(options.rounds):
-            for (subject, _), taken in zip(each, samples, strict=True):
+        for _ in range(rounds):
+            for subject, taken in zip(subjects, samples, strict=True):
                 taken.append(dict(pods.one_by_one(subject, 1, 1)))
-        for (_, figures), taken in zip(each, samples, strict=True):
-            figures.values.update(_medians(taken))
-        for subject, figures in each:
-            for threads in THREADS:
-                _record(figures, pods.at_once(subject, threads, options.rounds * 4))
-            _record(figures, pods.small_pull(subject, options.rounds))
-            _record(figures, throughput.log(subject, LOG_TIMES))
-            _record(figures, throughput.attach(subject, LOG_TIMES // 4))
-        for subject, figures in each:
-            _record(figures, pods.crowd(subject, options.most, options.rounds))
+    for figures, taken in zip(results, samples, strict=True):
+        _record(figures, ((key, statistics.median(values[key] for values in taken)) for key in taken[0]))
     return results
+
+
+def alone(runtime: Runtime, figures: Figures, image: str, logs: Path, options: argparse.Namespace) -> None:
+    """What needs the machine, or would be counted for the others."""
+    with running(runtime, image, logs) as subject:
+        for threads in THREADS:
+            _record(figures, pods.at_once(subject, threads, options.rounds * 4))
+        _record(figures, pods.small_pull(subject, options.rounds))
+        _record(figures, throughput.log(subject, LOG_TIMES))
+        _record(figures, throughput.attach(subject, LOG_TIMES // 4))
+        _record(figures, pods.crowd(subject, options.most, options.rounds))
 
 
 def _record(figures: Figures, rows: Iterable[tuple[str, float]]) -> None:
     for key, value in rows:
         figures.values[key] = value
         print(f"{figures.name}: {key}: {value:.1f}", file=sys.stderr, flush=True)
-
-
-def _medians(taken: list[dict[str, float]]) -> dict[str, float]:
-    return {key: sorted(values[key] for values in taken)[len(taken) // 2] for key in taken[0]}
 
 
 if __name__ == "__main__":

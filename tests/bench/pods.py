@@ -96,7 +96,8 @@ def idle(subject: Subject, count: int) -> Rows:
     time.sleep(2)  # what the last call left to do
     before = cpu_seconds(processes)
     time.sleep(IDLE_SECONDS)
-    yield f"idle CPU with {count} pods, ms a minute", (cpu_seconds(processes) - before) / IDLE_SECONDS * 60_000
+    taken = sum(seconds - before[pid] for pid, seconds in cpu_seconds(processes).items() if pid in before)
+    yield f"idle CPU with {count} pods, ms a minute", taken / IDLE_SECONDS * 60_000
 
 
 def restart(subject: Subject, pods: list[Pod]) -> Rows:

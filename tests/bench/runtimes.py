@@ -219,16 +219,16 @@ def comm(pid: int) -> str:
         return ""
 
 
-def cpu_seconds(processes: list[int]) -> float:
-    """User and system time that they have taken so far."""
-    ticks = 0
+def cpu_seconds(processes: list[int]) -> dict[int, float]:
+    """User and system time that each has taken so far; without those that have ended."""
+    seconds = {}
     for pid in processes:
         try:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def pss(processes: list[int]) -> int:
