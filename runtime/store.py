@@ -14,7 +14,8 @@ fsync. Pods do not survive a power cut, so their records need not; images do.
 Reads happen once, at start. Afterwards memory is the truth that lists are served from.
 
 A file that is damaged is set aside as `state.db.damaged-<UTC time>`, at start or when a write finds it so, and a new one
-takes its place. A new database is filled from the copies of records (record_copies.py): what runs is found again.
+takes its place. A new database is filled from the copies of records (record_copies.py): what runs is found again. An old one
+gets back records of pods that it has lost (a backup, or a disk that has failed), for those of what was removed have no copy.
 
 The log (`state.db-wal`) is as large as it will ever be from the beginning, and has its index in memory: so the daemon starts
 on a disk that is full to the last block, and can record there what is stopped and removed. What would need room is refused.
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 TABLES: Final = ("sandboxes", "containers", "images", "leases", "settings")
+POD_TABLES: Final = ("sandboxes", "containers", "leases")
+"""Their copies are in directories that are removed before the record is."""
+
 MAX_BATCH: Final = 256
 """Changes per transaction."""
 
@@ -166,6 +170,8 @@ class Store:
             ((found,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
             if found != "ok":
                 raise _corrupt(found)
+            if self._copies is not None:
+                _take_back(connection, self._copies)
             migrate(connection, self._path)
         except BaseException:
             connection.close()
@@ -218,6 +224,7 @@ class Store:
 
     def _commit(self, batch: list[_Change]) -> None:
         """Apply a batch in one transaction; a failure (a full disk) reaches everybody who waits."""
+        before = self._connection.total_changes
         try:
             try:
                 self._apply(batch)
@@ -227,6 +234,7 @@ class Store:
                 self._connection.close()
                 self._set_aside(error)
                 self._connection = self._open()
+                before = self._connection.total_changes
                 self._apply(batch)
         except (sqlite3.Error, OSError) as error:
             self.failure = f"cannot write {self._path}: {error}"
@@ -234,7 +242,8 @@ class Store:
             for change in batch:
                 change.done.set_exception(failure)
             return
-        self.failure = ""
+        if self._connection.total_changes > before:  # deleting what is not there writes nothing
+            self.failure = ""
         for change in batch:
             self._copy(change)
             change.done.set_result(None)
@@ -298,11 +307,31 @@ def _fill(connection: sqlite3.Connection, path: str, copies: Sequence[Copy]) -> 
     schema = min((copy.schema for copy in copies), default=len(MIGRATIONS))
     migrate(connection, path, MIGRATIONS[:schema])
     connection.execute("BEGIN IMMEDIATE")
+    _insert(connection, copies)
+    connection.execute(f"PRAGMA user_version = {schema}")
+    connection.execute("COMMIT")
+
+
+def _take_back(connection: sqlite3.Connection, copies: Copies) -> None:
+    """Enter copies of pods' records of which the database has none."""
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    present = {(t, key) for t in POD_TABLES for (key,) in connection.execute(f"SELECT key FROM {t}")}  # noqa: S608
+    missing = [
+        copy
+        for copy in copies.all()
+        if copy.table in POD_TABLES and copy.schema == schema and (copy.table, copy.key) not in present
+    ]
+    if missing:
+        log.warning("the database has lost records: they are taken from their copies", records=len(missing))
+        connection.execute("BEGIN IMMEDIATE")
+        _insert(connection, missing)
+        connection.execute("COMMIT")
+
+
+def _insert(connection: sqlite3.Connection, copies: Sequence[Copy]) -> None:
     for copy in copies:
         value = json.dumps(copy.document, separators=(",", ":"))
         connection.execute(_UPSERT.format(copy.table), (copy.key, value))
-    connection.execute(f"PRAGMA user_version = {schema}")
-    connection.execute("COMMIT")
 
 
 def _damaged(error: sqlite3.DatabaseError) -> bool:

@@ -131,6 +131,19 @@ async def test_damage_that_a_write_finds(tmp_path: Path) -> None:
     assert list((tmp_path / "lib").glob("state.db.damaged-*"))
 
 
+async def test_old_database_gets_back_records_of_pods(tmp_path: Path) -> None:
+    """As after a backup was restored, or a disk has lost what was written last."""
+    (await filled(tmp_path)).close()
+    Store(tmp_path / "backup.db").close()
+    (tmp_path / "backup.db").rename(tmp_path / "lib/state.db")
+    (tmp_path / "lib/state.db-wal").unlink()
+    with capture_logs() as logs:
+        store = Store(tmp_path / "lib/state.db", copies_of(tmp_path))
+    assert everything(store) == {**WANTED, "settings": [], "images": []}
+    assert any(entry.get("records") == 3 for entry in logs)
+    store.close()
+
+
 async def test_copies_follow_the_database(tmp_path: Path) -> None:
     """They are mended at the start: one that is behind, one that is missing, one of a record that is gone."""
     (await filled(tmp_path)).close()
