@@ -43,6 +43,7 @@ class Daemon:
             f'shims = "{self.cgroup_parent}/shims"\n[images.registries]\ncerts_dirs = ["{self.certs}"]\n'
             f'[network.cni]\nconf_dir = "{directory}/net.d"\n{extra_config}'
         )
+        self.program = [sys.executable, str(ROOT / "crisp.py")]
         self.process: subprocess.Popen[bytes] | None = None
         self.client: Client | None = None
 
@@ -54,7 +55,7 @@ class Daemon:
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, str(ROOT / "crisp.py"), "serve", "--config", str(self.config)),
+                    *(*self.program, "serve", "--config", str(self.config)),
                     *("--root", str(self.root), "--state", str(self.state)),
                 ],
                 stdout=log,
