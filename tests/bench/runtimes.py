@@ -54,7 +54,9 @@ class Runtime:
     def start(self) -> Client:
         """Start it; a client once it answers."""
         with open(self.directory / "log", "ab") as log:
-            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, start_new_session=True)
+            # As installed: with compiled modules.
+            environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+            self.process = subprocess.Popen(self.command(), stdout=log, stderr=log, start_new_session=True, env=environment)
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if os.path.exists(self.socket):
