@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Final
 
 from kernel.cgroups import Group, Hierarchies
 from proto.errors import Code, CrispError
-from runtime import limits
+from runtime import limits, systemd
 from runtime.records import ContainerRecord
 from shim.tracking import Tracking
 
@@ -33,6 +34,8 @@ def end(group: Group) -> None:
     Raises DEADLINE_EXCEEDED naming the processes that do not die: they hang in the kernel.
     """
     _until(lambda: group.kill() and group.remove(), group, limits.KILL_SECONDS)
+    if group.path.endswith(".slice"):
+        systemd.forget_slice(os.path.basename(group.path))
 
 
 def _until(ended: Callable[[], bool], group: Group, seconds: float) -> None:

@@ -1,6 +1,7 @@
-"""What systemd hears of the daemon (sd_notify(3)): that it is ready, reloads, stops, and that its event loop turns.
+"""What systemd hears of the daemon (sd_notify(3)): that it is ready, reloads, stops, and that its event loop turns; and
+which slices it may forget.
 
-Without systemd there is no NOTIFY_SOCKET, and everything here does nothing.
+Without systemd there is no NOTIFY_SOCKET, and no notification does anything.
 """
 
 from __future__ import annotations
@@ -8,9 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import time
+from typing import Final
 
 import structlog
+
+STOP_SECONDS: Final = 30.0
+"""How long systemd may take to stop a slice in which nothing lives."""
 
 log = structlog.get_logger(__name__)
 
@@ -47,3 +53,24 @@ async def feed_watchdog(seconds: float) -> None:
     while True:
         notify("WATCHDOG=1")
         await asyncio.sleep(seconds)
+
+
+def forget_slice(name: str) -> None:
+    """Have systemd stop a slice that crisp has emptied, and those below it; blocks.
+
+    The OCI runtime's scope had systemd make it. It would keep the unit for ever, and with it the cgroup: one that somebody
+    else removes comes back with the next `systemctl daemon-reload`.
+    """
+    try:
+        done = subprocess.run(
+            ["systemctl", "stop", "--", name],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=STOP_SECONDS,
+        )
+        problem = done.stderr.decode(errors="replace").strip() if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if problem:
+        log.warning("systemd keeps a slice", slice=name, reason=problem)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final
 
 from kernel import cgroups, lsm, mounts
 from proto.errors import Code, CrispError, failed_precondition
-from runtime import apparmor, container_stop, daemon, host, recovery, sandbox_teardown
+from runtime import apparmor, container_stop, daemon, host, recovery, sandbox_teardown, systemd
 from runtime.fork_server import ForkServer
 from runtime.handlers import Handlers
 from runtime.network import host as network_host
@@ -125,16 +125,23 @@ def _profile_is_ours(config: Config) -> bool:
 def _groups(config: Config) -> Iterator[cgroups.Group]:
     """The cgroups that crisp makes for itself; pods' parents are their clients'."""
     hierarchies = cgroups.detect()
-    parent = cgroups.parent_path(config.cgroup.parent)
-    if host.uses_systemd_cgroups(config.cgroup.driver, hierarchies):
-        parent = cgroups.parent_path(parent.replace("/", "-").removesuffix(".slice") + ".slice")
-    for path in (config.cgroup.shims.strip("/"), parent):
+    parent = _slice(config) or config.cgroup.parent
+    for path in (config.cgroup.shims.strip("/"), cgroups.parent_path(parent)):
         if path:
             yield hierarchies.group(path)
 
 
+def _slice(config: Config) -> str:
+    """The slice of the pods whose client names none; empty without systemd's driver."""
+    if not host.uses_systemd_cgroups(config.cgroup.driver, cgroups.detect()):
+        return ""
+    return config.cgroup.parent.strip("/").replace("/", "-").removesuffix(".slice") + ".slice"
+
+
 def _remove_groups(config: Config) -> None:
     """Remove them where nothing lives in them any more: what does is not crisp's."""
+    if (name := _slice(config)) and not cgroups.detect().group(cgroups.parent_path(name)).populated():
+        systemd.forget_slice(name)
     for group in _groups(config):
         if not group.populated() and not group.remove():
             raise CrispError(Code.UNAVAILABLE, f"cgroup {group.path} is busy: try again")

@@ -54,3 +54,14 @@ async def test_the_watchdog_is_fed(listener: socket.socket) -> None:
     assert await loop.sock_recv(listener, 100) == b"WATCHDOG=1"
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def test_a_slice_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "systemctl"
+    script.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/said\necho "Unit x is not loaded" >&2\nexit 5\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    systemd.forget_slice("crisp-pod1.slice")
+    assert (tmp_path / "said").read_text() == "stop -- crisp-pod1.slice\n"
+    monkeypatch.setenv("PATH", "/nowhere")
+    systemd.forget_slice("crisp-pod1.slice")  # no reason for a pod not to end
