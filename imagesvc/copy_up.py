@@ -21,7 +21,7 @@ def copy_object(found: Found, path: bytes) -> None:
     elif found.is_symlink:
         os.symlink(found.link_target(), path)
     elif stat.S_ISREG(status.st_mode):
-        _copy_content(found, path)
+        copy_content(found, path)
     else:
         os.mknod(path, status.st_mode, status.st_rdev)
     os.lchown(path, status.st_uid, status.st_gid)
@@ -33,7 +33,8 @@ def copy_object(found: Found, path: bytes) -> None:
     os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
 
 
-def _copy_content(source: Found, target: bytes) -> None:
+def copy_content(source: Found, target: bytes) -> None:
+    """Copies the bytes of a regular file into a new one that is root's alone."""
     reader = os.open(source.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=source.layer)
     try:
         writer = os.open(target, _CREATE, 0o600)

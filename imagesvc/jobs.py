@@ -7,6 +7,7 @@
     pack      a directory as a new layer's compressed blob
     export    an archive of blobs, documents and rebuilt layers
     measure   disk taken by a directory
+    take      the files of a checkpoint, and `changes`: its writable layer (checkpoint_files.py)
 
 Answers are {"ok": {...}} or {"error": kind, "message": text, ...}. The daemon's side is worker_pool.py.
 """
@@ -23,7 +24,7 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from imagesvc import inflate, pack, skeleton, tar_writer, unpack
+from imagesvc import checkpoint_files, inflate, pack, skeleton, tar_writer, unpack
 from imagesvc.limits import MIB, Limits
 from imagesvc.merged_view import MergedView
 from imagesvc.removal import remove_tree
@@ -274,4 +275,6 @@ _JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] =
     "pack": _pack,
     "export": _export,
     "measure": _measure,
+    "take": checkpoint_files.take,
+    "changes": checkpoint_files.apply_changes,
 }

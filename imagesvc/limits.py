@@ -39,6 +39,9 @@ MAX_NAME_BYTES = 4096
 MAX_SPARSE_SEGMENTS = 65536
 """Data segments of one sparse file."""
 
+MAX_CHECKPOINT_FILES = 65536
+"""Files of one checkpoint: CRIU writes about ten for each process."""
+
 MAX_SYMLINKS = 40
 """Symbolic links followed while one path is resolved (the kernel's MAXSYMLINKS)."""
 

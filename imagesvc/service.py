@@ -13,12 +13,13 @@ unpacked and removed in worker processes. List, resolve and usage read memory.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -28,6 +29,7 @@ from imagesvc.commit import Changes, Committer
 from imagesvc.config import ImageConfig
 from imagesvc.content_store import ContentStore
 from imagesvc.credentials import Auth, Credentials
+from imagesvc.disk_errors import disk_error
 from imagesvc.downloads import Downloads
 from imagesvc.endpoint import Endpoint
 from imagesvc.exporting import Exporter
@@ -45,9 +47,9 @@ from imagesvc.rootfs import rootfs_image
 from imagesvc.unpacking import Unpacker
 from imagesvc.usage import FsInfo, image_usage
 from imagesvc.verify import Report, check_blobs, check_layer
-from imagesvc.worker_pool import WorkerPool
+from imagesvc.worker_pool import JobFailed, WorkerPool
 from kernel.failpoints import failpoint
-from proto.errors import not_found
+from proto.errors import invalid, not_found
 
 log = structlog.get_logger()
 
@@ -331,6 +333,47 @@ class ImageService:
         """Bytes of disk and inodes below a container's writable directory, counted by a worker when asked for."""
         answer = await self._workers.run({"job": "measure", "directory": directory})
         return answer["bytes"], answer["inodes"]
+
+    async def take_checkpoint(self, source: str | Image, target: str) -> None:
+        """Copies the files of a checkpoint (checkpoint_files.py) into the new directory `target`.
+
+        `source` is an image that holds one, or the path of an archive or of a directory. Raises INVALID_ARGUMENT where it is
+        none.
+        """
+        image, path = (source, "") if isinstance(source, Image) else (None, source)
+        request = {
+            "job": "take",
+            "path": path,
+            "layers": self.lower_dirs(image) if image is not None else [],
+            "target": target,
+            "limits": asdict(self._config.limits),
+        }
+        os.mkdir(target, 0o700)
+        with self._using([image] if image is not None else []):
+            await self._checkpoint_job(request, f"checkpoint {image.id if image is not None else path}")
+
+    async def apply_changes(self, diff: str, deleted: str, target: str, lower: Sequence[str]) -> None:
+        """Makes of a checkpoint's `rootfs-diff.tar`, and `deleted.files` if not empty, the writable layer `target`."""
+        request = {
+            "job": "changes",
+            "diff": diff,
+            "deleted": deleted,
+            "target": target,
+            "lower": lower,
+            "limits": asdict(self._config.limits),
+        }
+        await self._checkpoint_job(request, f"the checkpoint's {os.path.basename(diff)}")
+
+    async def _checkpoint_job(self, request: Mapping[str, Any], what: str) -> None:
+        try:
+            await self._workers.run(request)
+        except JobFailed as failure:
+            if failure.kind != "os":
+                raise invalid(f"{what} cannot be used: {failure.message}") from None
+            if failure.errno in (errno.ENOENT, errno.ENOTDIR):
+                raise not_found(f"{what} is not there: {failure.path or failure.message}") from None
+            error = OSError(failure.errno, failure.message, failure.path)
+            raise disk_error(error, str(request["target"]), f"reading {what}") from None
 
     async def _blocking(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)

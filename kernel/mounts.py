@@ -247,8 +247,8 @@ def _escape(path: str) -> str:
 
 def clear_volatile_mark(work: str) -> None:
     """Remove `work/incompat/volatile`, which makes the kernel refuse an upper directory used by a volatile mount."""
-    for name in ("work/incompat/volatile", "work/incompat"):
+    for name, remove in (("volatile/dirty", os.unlink), ("volatile", os.rmdir), ("", os.rmdir)):
         try:
-            os.rmdir(os.path.join(work, name))
+            remove(os.path.join(work, "work/incompat", name))
         except (FileNotFoundError, NotADirectoryError):
             continue

@@ -30,6 +30,11 @@ and `resize` address that exec's processes; on any other, the container's.
 `hello`: version, id, state (a `State`'s value), pid, started_at (ns, 0: not yet), tty, lost_log_bytes, exit (the exit
 record or null). `exit`: the fields of `shim/exit_record.py`. `exec_exit`: exit_code.
 
+`create` with `restore` {"images": DIR, "work": DIR} makes no process: `start` then has the OCI runtime restore the container
+from CRIU's images instead, with CRIU's logs in `work`. Until then its pid is 0.
+
+A container that was frozen by `pause` is thawed when that session ends, if it was not before.
+
 Descriptors that are lent stay open at the shim only as long as it needs them itself. Their names are `stdin` (write),
 `stdout`, `stderr` (read) and `tty` (the pty's master: read, write, TIOCSWINSZ); those of a container (not of an exec)
 share their O_NONBLOCK flag with the shim: it is set, and must stay.
@@ -48,10 +53,10 @@ from typing import Any, NamedTuple
 
 from proto.errors import Code, CrispError
 
-VERSION = 1
+VERSION = 2
 OLDEST = 1
 """Of the versions that the daemon still speaks."""
-SINCE: dict[str, int] = {}
+SINCE: dict[str, int] = {"create.restore": 2}
 """The version that brought an operation (`op`) or a field (`op.field`); what is not listed was always there."""
 MAX_DATAGRAM = 64 << 10  # bytes
 MAX_FDS = 4
@@ -86,6 +91,7 @@ OPS: dict[str, dict[str, Field]] = {
         "stdin": Field(bool, False),
         "stdin_once": Field(bool, False),
         "tty": Field(bool, False),
+        "restore": Field(dict, False),
     },
     "start": {"log_path": Field(str)},
     "state": {},

@@ -10,28 +10,32 @@ whole, or not at all. Layout, as `checkpointctl` knows it:
     checkpoint/        CRIU's images
     rootfs-diff.tar    the writable layer, as an image layer
     stats-dump dump.log   CRIU's
+
+A container thaws with the session of the daemon that froze it: nothing that happens to the daemon leaves one frozen.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime
-import io
 import json
 import os
 import shutil
 import tarfile
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagesvc import pack
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import container_exec
+from runtime import checkpoint_notes, container_exec, criu_log
 
 if TYPE_CHECKING:
     from runtime.node import Container, Node
+    from runtime.shim_client import ShimClient
 
 
 async def checkpoint(node: Node, request: cri.CheckpointContainerRequest) -> None:
@@ -41,86 +45,107 @@ async def checkpoint(node: Node, request: cri.CheckpointContainerRequest) -> Non
     """
     if not request.location.startswith("/"):
         raise invalid(f"{request.location!r} is not an absolute path")
-    if shutil.which("criu") is None:
-        raise failed_precondition("this node has no CRIU, without which no container can be checkpointed")
+    require_criu()
     container, _ = container_exec.running(node, request.container_id)
     begin = time.monotonic()
+    partial = Path(f"{request.location}.{container.record.id[:12]}.partial")
+    loop = asyncio.get_running_loop()
     async with container.lock:
         directory = node.paths.writable_layer(container.record.id) / "checkpoint"
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(node.blocking, _fresh, directory)
-            await _freeze_and_dump(node, container, directory)
+        async with checkpoint_notes.writing(node, [partial, directory]):
+            await loop.run_in_executor(node.blocking, shutil.rmtree, directory, True)
+            async with frozen(node, [container]):
+                await dump(node, container, directory)
             if request.timeout and time.monotonic() - begin > request.timeout:
                 raise CrispError(Code.DEADLINE_EXCEEDED, f"the checkpoint took longer than {request.timeout} s")
-            await loop.run_in_executor(node.blocking, _archive, node, container, directory, request.location)
-        finally:
+            await loop.run_in_executor(node.blocking, _archive, directory, partial, request.location)
             await loop.run_in_executor(node.blocking, shutil.rmtree, directory, True)
 
 
-async def _freeze_and_dump(node: Node, container: Container, directory: Path) -> None:
-    container, shim = container_exec.running(node, container.record.id)
-    await shim.pause()
+def require_criu() -> None:
+    """Raise FAILED_PRECONDITION on a node without CRIU."""
+    if shutil.which("criu") is None:
+        raise failed_precondition("this node has no CRIU, without which no container can be checkpointed or restored")
+
+
+@asynccontextmanager
+async def frozen(node: Node, containers: Sequence[Container]) -> AsyncIterator[None]:
+    """Freeze running containers, all of them before anything else happens, and thaw them whatever that is."""
+    shims = [container_exec.running(node, container.record.id)[1] for container in containers]
     try:
+        for outcome in await asyncio.gather(*(shim.pause() for shim in shims), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        yield
+    finally:
+        await asyncio.shield(asyncio.ensure_future(_thaw(shims)))
+
+
+async def _thaw(shims: Sequence[ShimClient]) -> None:
+    outcomes = await asyncio.gather(*(shim.resume() for shim in shims if shim.alive), return_exceptions=True)
+    failures = [outcome for outcome in outcomes if isinstance(outcome, CrispError) and outcome.code is not Code.UNAVAILABLE]
+    if failures:
+        raise failures[0]
+
+
+async def dump(node: Node, container: Container, directory: Path) -> None:
+    """Write what a checkpoint consists of into the new `directory`; the container is frozen.
+
+    FAILED_PRECONDITION with the reason if CRIU cannot, or if `directory` cannot be written.
+    """
+    container, shim = container_exec.running(node, container.record.id)
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.run_in_executor(node.blocking, _describe, node, container, directory)
         await shim.checkpoint(str(directory / "checkpoint"), str(directory))
         upper = node.paths.writable_layer(container.record.id) / "upper"
-        await asyncio.get_running_loop().run_in_executor(node.blocking, _pack, upper, directory / "rootfs-diff.tar")
+        await loop.run_in_executor(node.blocking, pack_directory, upper, directory / "rootfs-diff.tar")
     except CrispError as error:
         unsaid = f"was {container.record.handler} built with CRIU?"
-        reason = await asyncio.to_thread(_criu_reason, directory / "dump.log", unsaid)
+        reason = await asyncio.to_thread(criu_log.reason, directory / "dump.log", unsaid)
         # runc goes on about its log file, which will not be there any more.
         text = f"container {container.record.id} cannot be checkpointed: {error.message.splitlines()[0]}"
         raise failed_precondition(f"{text}: {reason}" if reason else text) from error
-    finally:
-        if shim.alive:
-            await shim.resume()
+    except OSError as error:
+        raise cannot_write(directory, error) from None
+    except ValueError as error:
+        raise failed_precondition(
+            f"the writable layer of container {container.record.id} cannot be packed: {error}"
+        ) from None
 
 
-def _fresh(directory: Path) -> None:
-    shutil.rmtree(directory, ignore_errors=True)
-    (directory / "checkpoint").mkdir(mode=0o700, parents=True)
+def cannot_write(place: object, error: OSError) -> CrispError:
+    """The client's place for the checkpoint is missing, full or not writable."""
+    return failed_precondition(f"cannot write the checkpoint to {place}: {error.strerror}")
 
 
-def _pack(upper: Path, target: Path) -> None:
+def _describe(node: Node, container: Container, directory: Path) -> None:
+    directory.mkdir(mode=0o700)
+    (directory / "checkpoint").mkdir(mode=0o700)
+    (directory / "config.dump").write_text(json.dumps(_description(container), indent=1))
+    shutil.copyfile(node.paths.bundle(container.record.id) / "config.json", directory / "spec.dump")
+
+
+def pack_directory(source: Path, target: Path) -> None:
+    """Pack a directory, in which nothing moves, as an image layer. Blocks."""
     with open(target, "wb") as sink:
-        pack.pack(os.fsencode(upper), sink, frozenset(), None)
+        pack.pack(os.fsencode(source), sink, frozenset(), None)
 
 
-def _criu_reason(log: Path, unsaid: str) -> str:
-    """The first error in CRIU's log, which is where it says what it could not do; `unsaid` if CRIU never ran."""
-    try:
-        text = log.read_text(errors="replace")
-    except OSError:
-        return unsaid
-    return next((line.partition("Error ")[2].strip() for line in text.splitlines() if "Error " in line), "")
-
-
-def _archive(node: Node, container: Container, directory: Path, location: str) -> None:
-    """Put the files together under a name beside `location`, and rename when that is whole."""
-    partial = f"{location}.{container.record.id[:12]}.partial"
-    bundle = node.paths.bundle(container.record.id)
+def _archive(directory: Path, partial: Path, location: str) -> None:
+    """Put the files together in a new file, and rename it when that is whole."""
     try:
         with open(partial, "xb") as file:
             os.fchmod(file.fileno(), 0o600)
             with tarfile.open(fileobj=file, mode="w") as tar:
-                _add_json(tar, "config.dump", _description(container))
-                tar.add(bundle / "config.json", "spec.dump")
-                for name in ("checkpoint", "rootfs-diff.tar", "stats-dump", "dump.log"):
+                for name in ("config.dump", "spec.dump", "checkpoint", "rootfs-diff.tar", "stats-dump", "dump.log"):
                     if (directory / name).exists():
                         tar.add(directory / name, name)
             file.flush()
             os.fsync(file.fileno())
         os.rename(partial, location)
     except OSError as error:
-        Path(partial).unlink(missing_ok=True)
-        raise failed_precondition(f"cannot write the checkpoint to {location}: {error.strerror}") from None
-
-
-def _add_json(tar: tarfile.TarFile, name: str, document: dict[str, Any]) -> None:
-    data = json.dumps(document, indent=1).encode()
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode, entry.mtime = len(data), 0o600, int(time.time())
-    tar.addfile(entry, io.BytesIO(data))
+        raise cannot_write(location, error) from None
 
 
 def _description(container: Container) -> dict[str, Any]:
@@ -131,12 +156,12 @@ def _description(container: Container) -> dict[str, Any]:
         "name": record.config.metadata.name,
         "rootfsImage": image.image,
         "rootfsImageRef": record.image_id,
-        "rootfsImageName": image.user_specified_image or image.image,
+        "rootfsImageName": record.image_name or image.user_specified_image or image.image,
         "runtime": record.handler,
         "createdTime": _time(record.created_at / 1e9),
         "checkpointedTime": _time(time.time()),
         "restoredTime": "0001-01-01T00:00:00Z",
-        "restored": False,
+        "restored": record.restored,
     }
 
 

@@ -103,6 +103,9 @@ class ContainersConfig:
     """What AppArmor's RuntimeDefault means; crisp-default is loaded at start, any other is the administrator's to load."""
     enable_selinux: bool = False
     """Label processes, files and volumes on hosts with SELinux; the policy must have container_t."""
+    restore_checkpoints: bool = False
+    """CreateContainer restores a container whose image is a checkpoint: an archive's path, or an image of one. CRIU gives
+    processes the rights that the checkpoint says, so who can name one can have root's. RestorePod does not need this."""
     blockio_config_file: str = ""
     """YAML file of block I/O classes, which pods choose by blockio.resources.beta.kubernetes.io annotations."""
 

@@ -24,6 +24,7 @@ from runtime import (
     image_volumes,
     layer_usage,
     limits,
+    restore,
     sandbox_run,
     stop_signals,
     user_namespaces,
@@ -38,12 +39,14 @@ from runtime.shim_client import ShimClient
 if TYPE_CHECKING:
     from imagesvc.images import Image
     from runtime.node import Node, Sandbox
+    from runtime.restore import Checkpoint
 
 
-async def create(node: Node, request: cri.CreateContainerRequest) -> str:
+async def create(node: Node, request: cri.CreateContainerRequest, restore_from: str = "") -> str:
     """Make a container, or join the call that makes it; the id.
 
     Asked again with the same sandbox, name and attempt for a container that is made, the answer is that container.
+    `restore_from` is the directory of a checkpoint of which it is made (RestorePod); the image can name one too.
     """
     sandbox = node.sandbox(request.pod_sandbox_id)
     metadata = request.config.metadata
@@ -52,10 +55,10 @@ async def create(node: Node, request: cri.CreateContainerRequest) -> str:
     if not request.config.image.image:
         raise invalid(f"container {metadata.name} names no image")
     key = ("container", sandbox.record.id, metadata.name, metadata.attempt)
-    return await node.joiner.run(key, lambda: _create(node, sandbox, request.config))
+    return await node.joiner.run(key, lambda: _create(node, sandbox, request.config, restore_from))
 
 
-async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig) -> str:
+async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, restore_from: str) -> str:
     for known in list(sandbox.containers.values()):
         metadata = known.record.config.metadata
         if (metadata.name, metadata.attempt) == (config.metadata.name, config.metadata.attempt):
@@ -66,19 +69,46 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig) -> 
                 continue
             return _existing(known, config)
     node.store.require_room()
+    container_id = new_id()
+    source = restore_from or restore.origin(node, config.image.image)
+    if source is None:
+        return await _create_of(node, sandbox, config, container_id, _image(node, config))
+    try:
+        expected = _image(node, config) if restore_from else None
+        checkpoint = await restore.stage(node, container_id, source, expected)
+        return await _create_of(node, sandbox, config, container_id, checkpoint.image, checkpoint)
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(restore.drop(node, container_id)))
+        raise
+
+
+def _image(node: Node, config: cri.ContainerConfig) -> Image:
     image = node.images.resolve(config.image.image)
     if image is None:
         raise CrispError(Code.NOT_FOUND, f"image {config.image.image} is not on this node: pull it first")
+    return image
+
+
+async def _create_of(
+    node: Node,
+    sandbox: Sandbox,
+    config: cri.ContainerConfig,
+    container_id: str,
+    image: Image,
+    checkpoint: Checkpoint | None = None,
+) -> str:
     volumes = image_volumes.resolve(node, config)
     async with sandbox.lock:
         if config.linux.security_context.namespace_options.pid == cri.POD:
             await sandbox_run.share_pid_namespace(node, sandbox)
-        container = _register(node, sandbox, config, image, volumes)
+        container = _register(node, sandbox, config, container_id, image, volumes)
+    if checkpoint is not None:
+        container.record.restored, container.record.image_name = True, checkpoint.image_name
     async with container.lock:
         try:
             await node.store.containers.put(container.record.id, container.record.document())
             failpoint("container.recorded")
-            await _make(node, container, image)
+            await _make(node, container, image, checkpoint)
             container.record.made_at = CLOCK.now()
             await node.store.containers.put(container.record.id, container.record.document())
         except BaseException:
@@ -101,11 +131,12 @@ def _existing(container: Container, config: cri.ContainerConfig) -> str:
     )
 
 
-def _register(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, image: Image, volumes: list[Image]) -> Container:
+def _register(
+    node: Node, sandbox: Sandbox, config: cri.ContainerConfig, container_id: str, image: Image, volumes: list[Image]
+) -> Container:
     """Enter the container in memory; from here on the sandbox cannot go without it."""
     if sandbox.record.state is not SandboxState.READY:
         raise failed_precondition(f"sandbox {sandbox.record.id} is {sandbox.record.state.value}, not ready")
-    container_id = new_id()
     record = ContainerRecord(
         id=container_id,
         sandbox_id=sandbox.record.id,
@@ -139,7 +170,7 @@ def _log_path(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, contain
     return os.path.join(directory, config.log_path)
 
 
-async def _make(node: Node, container: Container, image: Image) -> None:
+async def _make(node: Node, container: Container, image: Image, checkpoint: Checkpoint | None) -> None:
     record = container.record
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
     for directory in (bundle, layer):
@@ -155,14 +186,40 @@ async def _make(node: Node, container: Container, image: Image) -> None:
     os.chown(layer / "upper", uid + shift, gid + shift)
     (layer / "upper").chmod(mode)
     (bundle / "rootfs").mkdir(exist_ok=True)
-    document = await container_spec.build(node, container, image)
+    described = image if checkpoint is None else restore.described(checkpoint)
+    document = await container_spec.build(node, container, described)
+    if checkpoint is not None:
+        document = await restore.prepare(node, container, checkpoint, document)
     (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
     (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    await _spawn_shim(node, container)
+    failpoint("container.shim")
+    container.shim = await ShimClient.connect(str(bundle))
+    async with asyncio.timeout(limits.CONTAINER_CREATE_SECONDS):
+        made = await container.shim.create(
+            _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
+            _user(container, described, document),
+            mkdirs=sorted(image.config.volumes),
+            volumes=image_volumes.shim_arguments(node, record),
+            stdin=record.config.stdin,
+            stdin_once=record.config.stdin_once,
+            tty=record.config.tty,
+            max_line=node.config.containers.max_log_line_size,
+            restore=restore.places(checkpoint) if checkpoint is not None else None,
+        )
+    record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
+    if checkpoint is not None:
+        restore.check_user(checkpoint, made)
+    failpoint("container.made")
+
+
+async def _spawn_shim(node: Node, container: Container) -> None:
+    record = container.record
     handler = node.handlers.get(container.sandbox.record.handler)
     await node.fork_server.spawn_shim(
         ShimOptions(
             id=record.id,
-            bundle=str(bundle),
+            bundle=str(node.paths.bundle(record.id)),
             runtime_name=handler.name,
             runtime_path=handler.path,
             runtime_root=handler.root,
@@ -174,21 +231,6 @@ async def _make(node: Node, container: Container, image: Image) -> None:
             shim_cgroup=node.config.cgroup.shims.strip("/") or None,
         )
     )
-    failpoint("container.shim")
-    container.shim = await ShimClient.connect(str(bundle))
-    async with asyncio.timeout(limits.CONTAINER_CREATE_SECONDS):
-        made = await container.shim.create(
-            _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
-            _user(container, image, document),
-            mkdirs=sorted(image.config.volumes),
-            volumes=image_volumes.shim_arguments(node, record),
-            stdin=record.config.stdin,
-            stdin_once=record.config.stdin_once,
-            tty=record.config.tty,
-            max_line=node.config.containers.max_log_line_size,
-        )
-    record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
-    failpoint("container.made")
 
 
 def _user(container: Container, image: Image, document: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kernel.failpoints import failpoint
 from proto.errors import CrispError, failed_precondition
-from runtime import lifecycle
+from runtime import lifecycle, restore
 from runtime.lifecycle import Event, SandboxState
 
 if TYPE_CHECKING:
@@ -31,12 +31,16 @@ async def start(node: Node, reference: str) -> None:
         container.starting = True
         try:
             started_at = await container.shim.start(log_path=record.log_path)
-        except CrispError:
+        except CrispError as error:
             container.starting = False
             await container.shim.kill()
+            if record.restored:
+                raise await restore.explained(node, container, error) from error
             raise
         record.started_at = max(started_at, record.created_at + 1)
         started(node, container)
+        if record.restored:
+            await restore.finish(node, container)
         await node.store.containers.note(record.id, record.document())
         failpoint("container.started")
 

@@ -61,7 +61,7 @@ def _image(container: Container) -> cri.ImageSpec:
     """As the client named it."""
     spec = cri.ImageSpec()
     spec.CopyFrom(container.record.config.image)
-    spec.image = spec.user_specified_image or spec.image
+    spec.image = container.record.image_name or spec.user_specified_image or spec.image
     return spec
 
 

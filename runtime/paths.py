@@ -4,7 +4,9 @@
     state.db                            records (runtime/store.py)
     images/<id>.json                    copies of image records (runtime/record_copies.py)
     blobs/ ingest/ layers/              images (imagesvc)
+    checkpoints/                        what checkpoints are being written (runtime/checkpoint_notes.py)
     containers/<id>/{upper,work}        writable layer
+    containers/<id>/restore/            a checkpoint's files, until the container runs (runtime/restore.py)
     containers/<id>/container.log       log of a container whose client names no log directory
 <state> /run/crisp                      does not
     crisp.sock
@@ -58,6 +60,11 @@ class Paths:
         return self.root / "containers"
 
     @property
+    def checkpoint_notes(self) -> Path:
+        """What checkpoints are being written."""
+        return self.root / "checkpoints"
+
+    @property
     def cni(self) -> Path:
         """Locks of network plugins."""
         return self.state / "cni"
@@ -88,6 +95,11 @@ class Paths:
         """File that a sandbox's namespace is pinned to; `kind` as in /proc/self/ns."""
         return self.sandbox(sandbox_id) / "ns" / kind
 
+    @property
+    def runtimes(self) -> Path:
+        """Parent of the OCI runtimes' state directories."""
+        return self.state / "runtimes"
+
     def runtime_root(self, handler: str) -> Path:
         """State directory of an OCI runtime."""
-        return self.state / "runtimes" / handler
+        return self.runtimes / handler

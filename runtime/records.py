@@ -122,6 +122,10 @@ class ContainerRecord:
     """Ids of the images of its image volumes, in the order of their mounts."""
     resources: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)
     """As last asked for, by create or by update."""
+    restored: bool = False
+    """Made out of a checkpoint: it has no process before its start."""
+    image_name: str = ""
+    """What the checkpoint calls its image; the request names the checkpoint."""
 
     @property
     def state(self) -> ContainerState:

@@ -27,7 +27,15 @@ import structlog
 from kernel import cgroups, mounts, namespaces
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
-from runtime import cgroup_end, container_remove, container_watch, image_volumes, sandbox_teardown
+from runtime import (
+    cgroup_end,
+    checkpoint_notes,
+    container_remove,
+    container_watch,
+    image_volumes,
+    restore,
+    sandbox_teardown,
+)
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, Sandbox
 from runtime.records import CLOCK, ContainerRecord, SandboxRecord
@@ -43,6 +51,9 @@ log = structlog.get_logger(__name__)
 
 PARALLEL: Final = 32
 """Containers that are adopted at once."""
+
+ID: Final = re.compile("[0-9a-f]{64}")
+"""Directories with other names are somebody else's."""
 
 POD_GROUP: Final = re.compile(r"(?:.*-)?pod([0-9a-f]{64})(?:\.slice)?")
 """Name of the cgroup of a pod whose client named none."""
@@ -64,6 +75,7 @@ async def recover(node: Node) -> None:
     await _apart(node.network.sweep(set(node.sandboxes) | unreadable), network="sweep")
     spared = unreadable | await _end_unknown(node, unreadable)
     await asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node, spared)
+    await checkpoint_notes.sweep(node)
     running = sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
     log.info("recovered", sandboxes=len(node.sandboxes), containers=len(node.containers), running=running)
 
@@ -199,9 +211,10 @@ def _missing(node: Node, record: SandboxRecord) -> str:
 def _sweep(node: Node, spared: set[str]) -> None:
     """Remove directories, mounts and cgroups that no record explains, but those of the ids in `spared`."""
     known = set(node.containers) | set(node.sandboxes) | spared
-    for parent in (node.paths.sandboxes, node.paths.bundles, node.paths.writable_layers):
+    runtimes = [node.paths.runtime_root(name) for name in _names(node.paths.runtimes)]
+    for parent in (node.paths.sandboxes, node.paths.bundles, node.paths.writable_layers, *runtimes):
         for name in _names(parent):
-            if name not in known:
+            if name not in known and ID.fullmatch(name):
                 log.info("swept", path=str(parent / name))
                 mounts.detach_all(str(parent / name))
                 shutil.rmtree(parent / name, ignore_errors=True)

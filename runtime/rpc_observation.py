@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from proto import api_pb2 as cri
-from runtime import batches, checkpoint, container_update, metric_set
+from runtime import batches, checkpoint, checkpoint_pod, container_update, metric_set, restore_pod
 from runtime.metrics import PodMetrics
 from runtime.stats import Stats
 
@@ -97,6 +97,15 @@ class ObservationRpcs:
         """Write a running container's state to an archive."""
         await checkpoint.checkpoint(self._node, request)
         return cri.CheckpointContainerResponse()
+
+    async def CheckpointPod(self, request: cri.CheckpointPodRequest) -> cri.CheckpointPodResponse:
+        """Write the state of a pod's containers, as of one moment, into a directory."""
+        await checkpoint_pod.checkpoint_pod(self._node, request)
+        return cri.CheckpointPodResponse()
+
+    async def RestorePod(self, request: cri.RestorePodRequest) -> cri.RestorePodResponse:
+        """Make a pod whose containers, once started, go on where a checkpoint left them."""
+        return await restore_pod.restore(self._node, request)
 
     async def UpdateContainerResources(
         self, request: cri.UpdateContainerResourcesRequest

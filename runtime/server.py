@@ -24,7 +24,7 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from proto import api_pb2
 from proto.errors import Code, CrispError
-from runtime import limits
+from runtime import deadlines, limits
 
 log = structlog.get_logger(__name__)
 
@@ -115,6 +115,7 @@ class Boundary:
 
     def _unary(self, method: MethodDescriptor, implementation: Any) -> Any:
         async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            deadlines.begin(context.time_remaining())
             work = self._run(_call(method, context), implementation, request)
             if method.name in CANCELLABLE or method.name.startswith("List"):
                 outcome = await work

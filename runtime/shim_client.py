@@ -112,8 +112,12 @@ class ShimClient:
         stdin: bool = False,
         stdin_once: bool = False,
         tty: bool = False,
+        restore: Message | None = None,
     ) -> Created:
-        """Mount, resolve the user, `create`. `<bundle>/spec.json` has been written before."""
+        """Mount, resolve the user, `create`. `<bundle>/spec.json` has been written before.
+
+        `restore` {"images": DIR, "work": DIR} leaves it to `start` to make the process, out of a checkpoint.
+        """
         fields: Message = {
             "rootfs": rootfs,
             "user": user,
@@ -123,6 +127,7 @@ class ShimClient:
             "stdin": stdin,
             "stdin_once": stdin_once,
             "tty": tty,
+            "restore": restore or {},
         }
         result, _ = await self._connection.request("create", (), **fields)
         return Created(result["pid"], result["uid"], result["gid"], result["groups"])
@@ -169,11 +174,11 @@ class ShimClient:
             await self._connection.request("update", [file.fileno()])
 
     async def pause(self) -> None:
-        """Freeze the container."""
+        """Freeze the container, until `resume` or the end of this session."""
         await self._connection.request("pause")
 
     async def resume(self) -> None:
-        """Thaw the container."""
+        """Thaw the container; nothing happens to one that is not frozen."""
         await self._connection.request("resume")
 
     async def checkpoint(self, images: str, work: str) -> None:

@@ -4,6 +4,8 @@
      │                 └────────────────┴──── init exits ─────────────┴──▶ STOPPED ──▶ the shim leaves
      └── a create that fails, or `kill`: the shim leaves
 
+A container that is to be restored from a checkpoint has no process while it is CREATED: its `start` makes one.
+
 Putting away, in this order: read the OOM count, kill the rest of the cgroup, copy what is left in the pipes, write the exit
 record, tell, delete the container at the OCI runtime, remove the cgroups.
 """
@@ -14,7 +16,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message, Request, State
@@ -59,6 +62,8 @@ class Container:
         self._stdio: Stdio | None = None
         self._record: ExitRecord | None = None
         self._busy: Event[None] | None = None  # a create or start under way
+        self._freezer: Event[None] | None = None  # a pause, resume or checkpoint under way
+        self._to_restore: Request | None = None  # the create of a container that has no process yet
         self._clients_matter = True
         """Whether the shim waits for attached clients to take the end of the output: not once somebody kills."""
 
@@ -99,7 +104,13 @@ class Container:
         self._busy = busy
         self._loop.claim()
         try:
-            user = await self._create(request)
+            self._stdin_once = request.flag("stdin_once")
+            self._stdio = self._new_stdio(request)
+            if request.fields.get("restore"):
+                user = await self._rehearse(request)
+                self._to_restore = request
+            else:
+                user = await self._launch(request, "create")
         except BaseException:
             await self._undo_create()
             raise
@@ -107,21 +118,39 @@ class Container:
             self._busy = None
             busy.set(None)
         self.state = State.CREATED
-        self._loop.spawn(self._watch(self._loop.child(self._pid)))
+        if self._pid:
+            self._loop.spawn(self._watch(self._loop.child(self._pid)))
         self._loop.unclaim()
         return {"pid": self._pid, **user}
 
-    async def _create(self, request: Request) -> Message:
-        self._stdin_once = request.flag("stdin_once")
-        stdio = self._stdio = Stdio(
-            self._loop,
-            self._bundle,
-            request.flag("tty"),
-            request.flag("stdin"),
-            request.fields.get("max_line") or cri_log.MAX_LINE,
-        )
+    def _new_stdio(self, request: Request) -> Stdio:
+        max_line = request.fields.get("max_line") or cri_log.MAX_LINE
+        return Stdio(self._loop, self._bundle, request.flag("tty"), request.flag("stdin"), max_line)
+
+    async def _rehearse(self, request: Request) -> Message:
+        """Prepare the root as a restore will, to tell now what is wrong with it; the mounts go with the child."""
+        result_read, result_write = os.pipe2(os.O_CLOEXEC)
+
+        def prepare() -> None:
+            preparation.prepare(self._bundle, request.fields, self._detach_unified, result_write)
+            raise SystemExit
+
+        try:
+            pid = process.spawn([], self._streams().child_fds, -1, prepare)
+            os.close(result_write)
+            await self._loop.child(pid)
+            prepared = preparation.read_result(result_read)
+        finally:
+            os.close(result_read)
+        if prepared is None:
+            raise CrispError(Code.INTERNAL, f"container {self._id}: its root was not prepared")
+        return prepared.user
+
+    async def _launch(self, request: Request, verb: str, *arguments: str) -> Message:
+        """Have the runtime make the container's init, by `create` or by `restore`; the caller claims its pid."""
+        stdio = self._streams()
         pid_file = os.path.join(self._bundle, "pid")
-        options = ["--bundle", self._bundle, "--pid-file", pid_file]
+        options = ["--bundle", self._bundle, "--pid-file", pid_file, *arguments]
         if stdio.console is not None:
             options += ["--console-socket", stdio.console.path]
         result_read, result_write = os.pipe2(os.O_CLOEXEC)
@@ -132,7 +161,7 @@ class Container:
         try:
             with opened_procs(self._tracking.for_init()) as procs_fd:
                 call = self._runner.begin(
-                    "create", *options, self._id, stdio=stdio.child_fds, procs_fd=procs_fd, prepare=prepare
+                    verb, *options, self._id, stdio=stdio.child_fds, procs_fd=procs_fd, prepare=prepare
                 )
             os.close(result_write)
             await call.ended
@@ -171,7 +200,10 @@ class Container:
         # Taken before the process can run, so that it never ends before it has started.
         started_at = time.time_ns()
         try:
-            await self._runner.begin("start", self._id).finish(self._command)
+            if self._to_restore is not None:
+                await self._restore(self._to_restore)
+            else:
+                await self._runner.begin("start", self._id).finish(self._command)
         except CrispError:
             self._reason = "StartError"
             self._tracking.kill()
@@ -183,6 +215,24 @@ class Container:
                 self.state = State.RUNNING
             busy.set(None)
         return {"started_at": started_at}
+
+    async def _restore(self, request: Request) -> None:
+        """Have the runtime make the process out of a checkpoint's images."""
+        self._to_restore = None
+        places = request.fields["restore"]
+        options = ["--detach", "--file-locks", "--image-path", places["images"], "--work-path", places["work"]]
+        self._loop.claim()
+        try:
+            await self._launch(request, "restore", *options)
+        except BaseException as error:
+            self._loop.spawn(self._end(process.EXEC_FAILED, 0))
+            if isinstance(error, OSError):
+                raise CrispError(Code.INTERNAL, f"container {self._id} cannot be restored: {error}") from error
+            raise
+        else:
+            self._loop.spawn(self._watch(self._loop.child(self._pid)))
+        finally:
+            self._loop.unclaim()
 
     # --- while it runs -------------------------------------------------------------------------------------------
 
@@ -201,6 +251,9 @@ class Container:
             self._loop.spawn(self._leave())
             return
         self._clients_matter = False
+        if self._to_restore is not None:
+            self._to_restore = None
+            self._loop.spawn(self._end(128 + signal.SIGKILL, signal.SIGKILL))
         if not await until(self._loop, self._tracking.kill, KILL_TIME):
             pids = sorted(self._tracking.group.procs())
             raise CrispError(Code.DEADLINE_EXCEEDED, f"processes {pids} of container {self._id} do not die")
@@ -243,23 +296,45 @@ class Container:
         self._require(State.CREATED, State.RUNNING, State.PAUSED)
         await self._runner.call("update", "--resources", f"/proc/{os.getpid()}/fd/{resources_fd}", self._id)
 
-    async def pause(self, paused: bool) -> None:
-        """Freeze or thaw the container."""
-        self._require(State.RUNNING if paused else State.PAUSED)
-        await self._runner.call("pause" if paused else "resume", self._id)
-        self.state = State.PAUSED if paused else State.RUNNING
+    async def freeze(self, frozen: bool) -> None:
+        """Freeze or thaw the container; to thaw one that is not frozen is no error."""
+        async with self._freezing():
+            if frozen:
+                self._require(State.RUNNING)
+            elif self.state is not State.PAUSED:
+                return
+            await self._runner.call("pause" if frozen else "resume", self._id)
+            if self.state is not State.STOPPED:
+                self.state = State.PAUSED if frozen else State.RUNNING
 
     async def checkpoint(self, images: str, work: str) -> None:
         """Have CRIU write the frozen container's processes into the directory `images`; its log goes to `work`."""
-        self._require(State.PAUSED)
-        places = ("--image-path", images, "--work-path", work)
-        await self._runner.call("checkpoint", "--leave-running", *places, self._id)
+        async with self._freezing():
+            self._require(State.PAUSED)
+            places = ("--image-path", images, "--work-path", work)
+            await self._runner.call("checkpoint", "--leave-running", "--file-locks", *places, self._id)
+
+    @asynccontextmanager
+    async def _freezing(self) -> AsyncIterator[None]:
+        """One of these at a time: nobody thaws what CRIU is writing."""
+        while self._freezer is not None:
+            await self._freezer
+        mine: Event[None] = Event()
+        self._freezer = mine
+        try:
+            yield
+        finally:
+            self._freezer = None
+            mine.set(None)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
     async def _watch(self, ended: Event[int]) -> None:
         """Wait for the container's init and put the container away."""
-        code, number = process.exit_code(await ended)
+        await self._end(*process.exit_code(await ended))
+
+    async def _end(self, code: int, number: int) -> None:
+        """Put the container away: its init has exited, or there never was one."""
         finished_at = time.time_ns()
         if self._busy is not None:
             await self._busy

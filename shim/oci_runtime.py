@@ -1,7 +1,7 @@
 """The OCI runtime's command line: arguments in, its own words about a failure out. Nothing is run here.
 
 crun and runc share the subset that is used: global --root, --log, --log-format json, --systemd-cgroup; then `create`,
-`start`, `exec`, `update`, `pause`, `resume`, `delete`; and `checkpoint`, which a crun built without CRIU has not.
+`start`, `exec`, `update`, `pause`, `resume`, `delete`; `checkpoint` and `restore`, which a crun built without CRIU has not.
 """
 
 from __future__ import annotations

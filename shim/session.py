@@ -30,6 +30,8 @@ class Session:
         self.exec: Exec | None = None
         self.holds_stdin = False
         """Whether it has attached to the container's stdin."""
+        self.froze = False
+        """Whether it has paused the container and not resumed it."""
         self._loop = loop
         self._connection = connection
         self._serve = serve

@@ -125,10 +125,12 @@ class Stdio:
         self._pumps[name] = Pump(self._loop, fd, cri_log.Formatter(name.encode(), self._clock, self._max_line))
 
     def created(self) -> None:
-        """The runtime has started the container's process: take the terminal, let go of the container's ends."""
+        """The runtime has made the container's process: take the terminal, let go of the container's ends."""
         if self.console is not None:
             self._stdin = self.console.receive()
             self._add_pump("stdout", os.dup(self._stdin))
+            if self.log is not None:  # a restored process runs at once
+                self._pumps["stdout"].start(self.log)
         self.release_child_ends()
 
     def release_child_ends(self) -> None:

@@ -149,6 +149,9 @@ class Shim:
             self._loop.spawn(session.exec.kill())
         if session.holds_stdin:
             self._container.client_left_stdin()
+        if session.froze:
+            # Whoever froze the container cannot thaw it any more.
+            self._loop.spawn(self._container.freeze(False))
         if not self._sessions:
             self._loop.spawn(self._leave_if_forgotten())
 
@@ -193,8 +196,12 @@ class Shim:
                 container.reopen_log()
             case "update":
                 await container.update(_payload(request, fds))
-            case "pause" | "resume":
-                await container.pause(request.op == "pause")
+            case "pause":
+                session.froze = True
+                await container.freeze(True)
+            case "resume":
+                await container.freeze(False)
+                session.froze = False
             case "checkpoint":
                 await container.checkpoint(fields["images"], fields["work"])
         return {}, []
