@@ -38,6 +38,9 @@ from proto.errors import Code, CrispError
 
 log = structlog.get_logger()
 
+_REMOVALS = 3
+"""Attempts at removing a directory: the worker may have been killed. The next start tries again."""
+
 _NEW, _OLD, _CHAIN = "new-", "old-", "chain-"
 
 
@@ -247,10 +250,13 @@ class LayerStore:
             task.add_done_callback(self._removals.discard)
 
     async def _remove(self, paths: list[str]) -> None:
-        try:
-            await self._workers.run({"job": "remove", "paths": paths})
-        except (JobFailed, CrispError) as error:
-            log.warning("a directory could not be removed; the next start tries again", paths=paths, error=str(error))
+        for _attempt in range(_REMOVALS):
+            try:
+                await self._workers.run({"job": "remove", "paths": paths})
+            except (JobFailed, CrispError) as error:
+                log.warning("a directory could not be removed", paths=paths, error=str(error))
+            else:
+                return
 
     async def settle(self) -> None:
         """Returns when what was to be removed is gone."""

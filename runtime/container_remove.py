@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kernel import mounts
@@ -16,6 +17,7 @@ from runtime import cgroup_end, container_stop, image_volumes
 
 if TYPE_CHECKING:
     from runtime.node import Container, Node
+    from runtime.records import ContainerRecord
 
 
 async def remove(node: Node, reference: str) -> None:
@@ -53,12 +55,18 @@ async def discard(node: Node, container: Container) -> None:
     container.sandbox.containers.pop(record.id, None)
 
 
+def _runtime_state(node: Node, record: ContainerRecord) -> Path:
+    """What the OCI runtime remembers of the container: a shim that was killed has not had it delete that."""
+    handler = dict(node.handlers.named()).get(record.handler)
+    return (Path(handler.root) if handler else node.paths.runtime_root(record.handler)) / record.id
+
+
 def _discard_blocking(node: Node, container: Container) -> None:
     record = container.record
     cgroup_end.end_container(node.host.hierarchies, record)
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
     mounts.detach_all(str(bundle))
-    for directory in (bundle, layer):
+    for directory in (bundle, layer, _runtime_state(node, record)):
         shutil.rmtree(directory, ignore_errors=True)
         if directory.exists():
             raise CrispError(Code.INTERNAL, f"cannot remove {directory}: something is still mounted there")

@@ -97,6 +97,9 @@ class Exec:
                 streams.lent["tty"] = console.receive()
         except BaseException:
             streams.close()
+            # The runtime may have been killed when the process ran already. Whatever ran is not the session's any more.
+            if self._directory:
+                await until(self._loop, lambda: cgroups.kill_tree(self._directory), KILL_TIME)
             self.ended = True
             self._remove()
             raise

@@ -128,9 +128,12 @@ class Daemon:
             for mount in mounts.below(str(self.state))
             if os.fsdecode(mount.mount_point) != str(self.state / "containers")
         ]
-        for parent in ("run/sandboxes", "run/containers", "lib/containers"):
+        runtimes = [f"run/runtimes/{path.name}" for path in self.state.glob("runtimes/*")]
+        for parent in ("run/sandboxes", "run/containers", "lib/containers", *runtimes):
             directory = self.directory / parent
-            found += [str(directory / name) for name in os.listdir(directory)] if directory.exists() else []
+            found += (
+                [str(directory / name) for name in os.listdir(directory) if name != "probe"] if directory.exists() else []
+            )
         for root in cgroups.detect().roots():
             directory = Path(root + self.cgroup_parent)
             if directory.exists():
