@@ -95,7 +95,10 @@ def _endpoint(url: str, table: Any, reference: Reference, path: str) -> Endpoint
     if unknown:
         raise invalid(f"{path}: unknown key {sorted(unknown)[0]!r} of host {url!r}")
     where = f"{path}: host {url!r}"
-    parts = urlsplit(url if "://" in url else f"{default_scheme(url.partition('/')[0])}://{url}")
+    try:
+        parts = urlsplit(url if "://" in url else f"{default_scheme(url.partition('/')[0])}://{url}")
+    except ValueError as error:
+        raise invalid(f"{where}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise invalid(f"{where} is not an http or https URL")
     capabilities = table.get("capabilities")

@@ -96,6 +96,8 @@ class UpgradeDecoder:
 
 
 def _understand(request: h11.Request, rest: bytes) -> UpgradeRequest | Rejection:
+    if request.http_version != b"1.1":
+        return Rejection(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "use HTTP/1.1")
     if request.method not in (b"GET", b"POST"):
         return Rejection(HTTPStatus.METHOD_NOT_ALLOWED, "use GET or POST", (("Allow", "GET, POST"),))
     path = request.target.decode("ascii", "replace")

@@ -84,13 +84,23 @@ def result(network: NetworkList, plugin: str, output: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CrispError(Code.INTERNAL, f"network {network.name}: plugin {plugin}: its result is not a JSON object")
     try:
-        addresses(document, "")
+        _check_addresses(document)
     except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
         raise CrispError(
             Code.INTERNAL, f"network {network.name}: plugin {plugin}: bad addresses in its result: {error}"
         ) from None
     document.setdefault("cniVersion", network.version)
     return document
+
+
+def _check_addresses(document: Mapping[str, Any]) -> None:
+    """Raises what `addresses` would raise for any interface."""
+    interfaces = [dict(interface) for interface in document.get("interfaces") or []]
+    for entry in document.get("ips") or []:
+        ip_interface(entry["address"])
+        index = entry.get("interface")
+        if index is not None and index >= 0:
+            interfaces[index].get("sandbox")
 
 
 def addresses(document: Mapping[str, Any], interface: str) -> tuple[str, ...]:
