@@ -86,20 +86,26 @@ def verbose(node: Node, container: Container) -> dict[str, str]:
 
 
 def item(container: Container) -> cri.Container:
-    """The container as ListContainers shows it."""
+    """The container as ListContainers shows it.
+
+    Only its state ever changes, and kubelets list every second: the message is made once and returned each time. Copy it, as
+    adding it to a reply does, before the next call.
+    """
     record = container.record
-    return cri.Container(
-        id=record.id,
-        pod_sandbox_id=record.sandbox_id,
-        metadata=record.config.metadata,
-        image=_image(container),
-        image_ref=record.image_id,
-        image_id=record.image_id,
-        state=STATES.get(record.state, cri.CONTAINER_UNKNOWN),
-        created_at=record.created_at,
-        labels=record.config.labels,
-        annotations=record.config.annotations,
-    )
+    if container.listed is None:
+        container.listed = cri.Container(
+            id=record.id,
+            pod_sandbox_id=record.sandbox_id,
+            metadata=record.config.metadata,
+            image=_image(container),
+            image_ref=record.image_id,
+            image_id=record.image_id,
+            created_at=record.created_at,
+            labels=record.config.labels,
+            annotations=record.config.annotations,
+        )
+    container.listed.state = STATES.get(record.state, cri.CONTAINER_UNKNOWN)
+    return container.listed
 
 
 def select(node: Node, criteria: cri.ContainerFilter) -> Iterator[Container]:

@@ -17,9 +17,11 @@ from proto.errors import Code, CrispError, invalid, not_found
 from runtime import limits
 from runtime.joining import Joiner
 from runtime.records import ContainerRecord, SandboxRecord
+from runtime.undoing import Undoing
 
 if TYPE_CHECKING:
     from imagesvc.service import ImageService
+    from proto import api_pb2 as cri
     from runtime.config import Config
     from runtime.events import EventBus
     from runtime.fork_server import ForkServer
@@ -41,6 +43,8 @@ class Sandbox:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the verbs that change the sandbox."""
     containers: dict[str, Container] = field(default_factory=dict)
+    listed: cri.PodSandbox | None = None
+    """Kept by `sandbox_status.item`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +66,8 @@ class Container:
     """StartContainer is under way and was not told as an event yet: an exit that overtakes it tells it first."""
     process: dict[str, Any] | None = None
     """Its OCI process object, read when the first exec needs it."""
+    listed: cri.Container | None = None
+    """Kept by `container_status.item`."""
 
 
 @dataclass(slots=True)
@@ -79,6 +85,7 @@ class Node:
     events: EventBus
     blocking: ThreadPoolExecutor
     joiner: Joiner = field(default_factory=Joiner)
+    undoing: Undoing = field(default_factory=Undoing)
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
     recovery_seconds: float = 0.0

@@ -78,17 +78,19 @@ def _info(node: Node, sandbox: Sandbox) -> dict[str, str]:
 
 
 def item(sandbox: Sandbox) -> cri.PodSandbox:
-    """The sandbox as ListPodSandbox shows it."""
+    """The sandbox as ListPodSandbox shows it: as with `container_status.item`, one message that is returned each time."""
     record = sandbox.record
-    return cri.PodSandbox(
-        id=record.id,
-        metadata=record.config.metadata,
-        state=STATES.get(record.state, cri.SANDBOX_NOTREADY),
-        created_at=record.created_at,
-        labels=record.config.labels,
-        annotations=record.config.annotations,
-        runtime_handler=record.handler,
-    )
+    if sandbox.listed is None:
+        sandbox.listed = cri.PodSandbox(
+            id=record.id,
+            metadata=record.config.metadata,
+            created_at=record.created_at,
+            labels=record.config.labels,
+            annotations=record.config.annotations,
+            runtime_handler=record.handler,
+        )
+    sandbox.listed.state = STATES.get(record.state, cri.SANDBOX_NOTREADY)
+    return sandbox.listed
 
 
 def select(node: Node, criteria: cri.PodSandboxFilter) -> Iterator[Sandbox]:
