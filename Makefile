@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup setup-test lint types unit stubs bench clean lock packages
+.PHONY: help run test setup setup-test lint types unit stubs bench fuzz clean lock packages
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -38,6 +38,12 @@ stubs: ## regenerate the gRPC stubs
 bench: setup-test ## measure beside containerd and print a table
 	$(BIN)/python -m tests.bench
 
+SECONDS ?= 60
+
+fuzz: setup-test ## fuzz every codec and parser, SECONDS=60 each
+	$(BIN)/pip install --quiet --root-user-action=ignore atheris==3.0.0
+	$(BIN)/python -m tests.fuzz $(SECONDS)
+
 # A release of uv that is itself pinned; UPGRADE=--upgrade takes the newest versions that pyproject.toml allows.
 UV_VERSION := 0.13.9
 LOCK = build/uv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
@@ -55,10 +61,12 @@ DEB_PYTHON ?= /usr/bin/python3
 # The same commit gives the same bytes.
 EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 
+DIST ?= dist
+
 packages: setup-test ## build the wheel, the source distribution and the Debian package into dist/
-	rm -rf dist
-	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python -m hatchling build --directory dist
-	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python manifests/debian/build.py --python $(DEB_PYTHON) --dist dist
+	rm -rf $(DIST)
+	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python -m hatchling build --directory $(DIST)
+	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python manifests/debian/build.py --python $(DEB_PYTHON) --dist $(DIST)
 
 clean: ## remove what the above made in this directory
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

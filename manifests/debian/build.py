@@ -58,7 +58,7 @@ def main() -> None:
         files(tree)
         control(tree, debian_version, architecture, python)
         _settle(tree)
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-Zxz", "-z3", "--build", tree, package], check=True)
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-Zzstd", "-z9", "--build", tree, package], check=True)
 
 
 def environment(place: Path, interpreter: str, python: str, wheel: Path) -> None:

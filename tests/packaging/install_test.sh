@@ -116,10 +116,16 @@ if [ -n "$next" ]; then
 fi
 check "stop, with the container's own exit code" same "$(pods stop "$container")" 7
 pods remove "$pod"
+pods remove "${own%% *}"
+slices() { systemctl list-units --all --plain --no-legend 'crisp-*'; }
+check "systemd forgets what is gone" same "$(slices)" ""
+own=$(pods run "" 'sleep 100000')
+read -r _ own_container own_pid <<<"$own"
 
 say "remove"
 read -r pod container pid < <(pods run $parent 'trap "exit 7" TERM; while :; do sleep 0.2; done')
 dpkg -r crisp
+systemctl stop kubepods.slice # as the kubelet does, whose they are
 check "the pods have ended" test ! -e "/proc/$pid" -a ! -e "/proc/$own_pid"
 check "the data is kept" test -e /var/lib/crisp/state.db -a -d /var/lib/crisp/layers
 check "nothing else is left" settled '^/(var/lib/(crisp|dpkg|systemd)|var/log/pods|etc/(crisp|systemd)|run/systemd)'
