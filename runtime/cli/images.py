@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from runtime.cli import completion
 from runtime.cli.output import errors, fail, short, show, size, table
 from runtime.client import Client
 
@@ -86,7 +87,7 @@ def _spooled(archive: Path) -> Iterator[Path]:
 
 
 @group.command("tag")
-@click.argument("reference")
+@click.argument("reference", shell_complete=completion.images)
 @click.argument("name")
 @click.pass_obj
 def tag(socket_path: str, reference: str, name: str) -> None:
@@ -99,7 +100,7 @@ def tag(socket_path: str, reference: str, name: str) -> None:
 
 @group.command("export")
 @click.argument("archive", type=click.Path(path_type=Path))
-@click.argument("references", nargs=-1, required=True)
+@click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
 @click.option("--format", "kind", type=click.Choice(["oci", "docker"]), default="oci", show_default=True)
 @click.pass_obj
 def export(socket_path: str, archive: Path, references: tuple[str, ...], kind: str) -> None:
@@ -125,7 +126,7 @@ def add_rootfs(socket_path: str, name: str, directory: Path) -> None:
 
 
 @group.command("rm")
-@click.argument("references", nargs=-1, required=True)
+@click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
 @click.pass_obj
 def rm(socket_path: str, references: tuple[str, ...]) -> None:
     """Remove images with all their names."""
@@ -137,7 +138,7 @@ def rm(socket_path: str, references: tuple[str, ...]) -> None:
 
 
 @group.command("commit")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.argument("reference")
 @click.option("--entrypoint", help="JSON array of words for the new image's entrypoint.")
 @click.option("--cmd", help="JSON array of words for the new image's cmd.")
@@ -185,7 +186,7 @@ def _words(option: str, text: str | None) -> list[str]:
 
 
 @group.command("push")
-@click.argument("reference")
+@click.argument("reference", shell_complete=completion.images)
 @click.argument("target", default="")
 @click.option("--user", help="NAME:PASSWORD for the registry; NAME alone asks for the password.")
 @click.pass_obj

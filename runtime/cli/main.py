@@ -7,7 +7,20 @@ from pathlib import Path
 import click
 
 from proto.version import VERSION
-from runtime.cli import check, configuration, events, images, ps, run, serve, streams, top, uninstall
+from runtime.cli import (
+    check,
+    completion,
+    configuration,
+    events,
+    images,
+    ps,
+    run,
+    serve,
+    streams,
+    support_bundle,
+    top,
+    uninstall,
+)
 from runtime.client import DEFAULT_SOCKET
 
 
@@ -40,3 +53,5 @@ main.add_command(streams.exec_)
 main.add_command(streams.attach)
 main.add_command(streams.port_forward)
 main.add_command(uninstall.command)
+main.add_command(support_bundle.command)
+main.add_command(completion.command)

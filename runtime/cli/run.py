@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
 
+from runtime.cli import completion
 from runtime.cli.output import errors, fail, show
 from runtime.client import Client
 
@@ -39,7 +40,7 @@ READONLY: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sys
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True})
-@click.argument("image", required=False)
+@click.argument("image", required=False, shell_complete=completion.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--rootfs", type=click.Path(exists=True, file_okay=False), help="A directory in place of an image.")
 @click.option("--name", help="Name of the pod; made up if absent.")

@@ -6,12 +6,13 @@ import asyncio
 
 import click
 
+from runtime.cli import completion
 from runtime.cli.output import errors, fail
 from runtime.client import Client
 
 
 @click.command("exec", context_settings={"ignore_unknown_options": True})
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--stdin", is_flag=True, help="Pass our input on.")
 @click.option("-t", "--tty", is_flag=True, help="Give the process a terminal.")
@@ -30,7 +31,7 @@ def exec_(socket_path: str, container: str, command: tuple[str, ...], stdin: boo
 
 
 @click.command("attach")
-@click.argument("container")
+@click.argument("container", shell_complete=completion.containers)
 @click.option("-i", "--stdin", is_flag=True, help="Pass our input on.")
 @click.pass_obj
 def attach(socket_path: str, container: str, stdin: bool) -> None:
@@ -49,7 +50,7 @@ def attach(socket_path: str, container: str, stdin: bool) -> None:
 
 
 @click.command("port-forward")
-@click.argument("pod")
+@click.argument("pod", shell_complete=completion.pods)
 @click.argument("ports", nargs=-1, required=True)
 @click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on here.")
 @click.pass_obj
