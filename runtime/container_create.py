@@ -113,7 +113,7 @@ async def _create_of(
             await node.store.containers.put(container.record.id, container.record.document())
         except BaseException:
             container.record.made_at = 0
-            await asyncio.shield(asyncio.ensure_future(container_remove.discard(node, container)))
+            await container_remove.undo(node, container)
             raise
         container_watch.watch(node, container)
     node.events.container_created(container)
@@ -195,18 +195,17 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     await _spawn_shim(node, container)
     failpoint("container.shim")
     container.shim = await ShimClient.connect(str(bundle))
-    async with asyncio.timeout(limits.CONTAINER_CREATE_SECONDS):
-        made = await container.shim.create(
-            _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
-            _user(container, described, document),
-            mkdirs=sorted(image.config.volumes),
-            volumes=image_volumes.shim_arguments(node, record),
-            stdin=record.config.stdin,
-            stdin_once=record.config.stdin_once,
-            tty=record.config.tty,
-            max_line=node.config.containers.max_log_line_size,
-            restore=restore.places(checkpoint) if checkpoint is not None else None,
-        )
+    made = await container.shim.create(
+        _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
+        _user(container, described, document),
+        mkdirs=sorted(image.config.volumes),
+        volumes=image_volumes.shim_arguments(node, record),
+        stdin=record.config.stdin,
+        stdin_once=record.config.stdin_once,
+        tty=record.config.tty,
+        max_line=node.config.containers.max_log_line_size,
+        restore=restore.places(checkpoint) if checkpoint is not None else None,
+    )
     record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
     if checkpoint is not None:
         restore.check_user(checkpoint, made)

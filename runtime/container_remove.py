@@ -39,6 +39,15 @@ async def remove_container(node: Node, container: Container) -> None:
     node.events.container_deleted(container)
 
 
+async def undo(node: Node, container: Container) -> None:
+    """Discard a container that was not made, now or later; the caller holds its lock. Raises nothing."""
+
+    def needed() -> bool:
+        return node.containers.get(container.record.id) is container
+
+    await node.undoing.undo(lambda: discard(node, container), needed, container.lock, container=container.record.id)
+
+
 async def discard(node: Node, container: Container) -> None:
     """Make the container disappear: shim, cgroup, directories, hold on the image, record."""
     record = container.record

@@ -100,10 +100,10 @@ async def lost(node: Node, container: Container, why: str) -> None:
     loop = asyncio.get_running_loop()
     try:
         await loop.run_in_executor(node.blocking, cgroup_end.end_container, node.host.hierarchies, record)
-    except CrispError as error:
-        log.error("container lost, and it does not end", container=record.id, why=why, error=error.message)
+    except (CrispError, OSError) as error:
+        log.error("container lost, and it does not end", container=record.id, why=why, error=str(error))
         record.lost_at = record.lost_at or CLOCK.now()
-        record.message = f"{why}, and the container could not be ended: {error.message}"
+        record.message = f"{why}, and the container could not be ended: {error}"
         await node.store.containers.note(record.id, record.document())
         container.exited.set()
         return

@@ -134,6 +134,7 @@ def _handler_networks(config: Config) -> dict[str, HandlerNetworks]:
 
 async def _serve(node: Node, stack: AsyncExitStack) -> None:
     stack.push_async_callback(_close_shims, node)
+    stack.push_async_callback(node.undoing.close)
     stack.push_async_callback(node.joiner.settle, limits.SHUTDOWN_SECONDS)
     streaming = StreamingServer(node.config.streaming, StreamSources(node))
     await streaming.start()

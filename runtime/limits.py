@@ -30,9 +30,6 @@ RELABEL_SECONDS: Final = 100.0
 SANDBOX_SECONDS: Final = 60.0
 """How long the making of a sandbox's namespaces may take."""
 
-CONTAINER_CREATE_SECONDS: Final = 240.0
-"""How long the OCI runtime may take for a create."""
-
 SHIM_OOM_SCORE_ADJ: Final = -999
 """Shims must be the last that the OOM killer takes."""
 

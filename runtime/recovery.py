@@ -158,7 +158,7 @@ async def _container(node: Node, container: Container) -> None:
             await container.shim.gone()
         else:
             kill_shim(bundle)
-        await container_remove.discard(node, container)
+        await container_remove.undo(node, container)
         return
     if container.shim is not None:
         started_at = container.shim.hello["started_at"]
@@ -187,7 +187,7 @@ async def _container(node: Node, container: Container) -> None:
 async def _sandbox(node: Node, sandbox: Sandbox) -> None:
     record = sandbox.record
     if record.state is SandboxState.CREATING:
-        await sandbox_teardown.discard(node, sandbox)
+        await sandbox_teardown.undo(node, sandbox)
     elif record.state is SandboxState.READY and (missing := _missing(node, record)):
         log.warning("sandbox is not ready any more", sandbox=record.id, missing=missing)
         record.message = f"{missing} is gone: the node was rebooted, or something removed it"

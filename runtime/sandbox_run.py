@@ -88,7 +88,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
             await node.store.sandboxes.put(record.id, record.document())
         except BaseException:
             record.ready_at = 0
-            await asyncio.shield(asyncio.ensure_future(sandbox_teardown.discard(node, sandbox)))
+            await sandbox_teardown.undo(node, sandbox)
             raise
     node.events.sandbox_started(sandbox)
     return record.id

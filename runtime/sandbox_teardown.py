@@ -61,6 +61,15 @@ async def _stop(node: Node, sandbox: Sandbox) -> None:
     node.events.sandbox_stopped(sandbox)
 
 
+async def undo(node: Node, sandbox: Sandbox) -> None:
+    """Discard a sandbox that did not become ready, now or later; the caller holds its lock. Raises nothing."""
+
+    def needed() -> bool:
+        return node.sandboxes.get(sandbox.record.id) is sandbox
+
+    await node.undoing.undo(lambda: discard(node, sandbox), needed, sandbox.lock, sandbox=sandbox.record.id)
+
+
 async def discard(node: Node, sandbox: Sandbox) -> None:
     """Make a sandbox without containers disappear: kernel objects, directories, record."""
     record = sandbox.record

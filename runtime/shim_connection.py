@@ -16,7 +16,7 @@ USUAL_ANSWER_SECONDS: Final = 20.0
 """What a shim does by itself it does at once; on a host that is short of everything it may take a while to run."""
 
 ANSWER_SECONDS: Final[dict[str, float | None]] = {
-    "create": None,  # the caller has a limit
+    "create": 240.0,  # hooks, and large directories for SELinux
     "checkpoint": None,  # as long as the memory is large
     "start": 240.0,  # hooks
     "kill": 45.0,  # the shim itself says after 30 s what does not die

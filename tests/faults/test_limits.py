@@ -1,0 +1,90 @@
+"""A thousand descriptors only: what does not fit is refused, nothing dies, and afterwards everything works."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from proto import admin_pb2 as admin
+from proto import api_pb2 as cri
+from tests.harness.daemon import Daemon
+from tests.harness.kubelet import Kubelet, wait_until
+
+pytestmark = pytest.mark.root
+
+DESCRIPTORS = 1000
+CONTAINERS = 24
+CONNECTIONS = 1200
+BUSY = 60
+"""Execs at once: each takes several descriptors of the daemon's."""
+
+
+@pytest.fixture
+def limited(rootfs: Path) -> Iterator[Kubelet]:
+    daemon = Daemon()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    daemon.start()
+    assert daemon.process is not None
+    assert daemon.client is not None
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
+    yield Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+    daemon.remove_all()
+    wait_until(lambda: daemon.leftovers() == [])  # what could not be undone is undone later
+    daemon.destroy()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_thousand_descriptors(limited: Kubelet) -> None:
+    kubelet = limited
+    process = kubelet.daemon.process
+    assert process is not None
+    pods = [kubelet.pod() for _ in range(CONTAINERS)]
+    containers = [pod.run("/bin/sh", "-c", "while true; do echo tick; sleep 0.2; done") for pod in pods]
+    idle = open_descriptors(process.pid)
+
+    crowd = [connect(kubelet.daemon.socket) for _ in range(CONNECTIONS)]
+    codes: set[grpc.StatusCode] = set()
+    for _ in range(3):
+        command = cri.ExecSyncRequest(container_id=containers[0].id, cmd=["/bin/sleep", "0.2"], timeout=30)
+        execs = [kubelet.runtime.ExecSync.future(command) for _ in range(BUSY)]
+        codes |= {execution.code() for execution in execs}
+        new = kubelet.runtime.RunPodSandbox.future(cri.RunPodSandboxRequest(config=kubelet.pod_config()))
+        codes.add(new.code())
+        details = [call.details() for call in (*execs, new) if call.code() is not grpc.StatusCode.OK]
+        assert not [text for text in details if "bug" in text]
+    assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE}
+    for channel in crowd:
+        channel.close()
+
+    assert process.poll() is None
+    wait_until(lambda: open_descriptors(process.pid) <= idle + 60)
+    for container in containers:
+        assert container.status().state == cri.CONTAINER_RUNNING
+        assert container.sh("echo alive") == "alive\n"
+    assert kubelet.pod().shell("exit 3").status().exit_code == 3
+    for container in containers:
+        container.stop()
+        assert container.status().exit_code == 137
+
+
+def open_descriptors(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def connect(path: str) -> socket.socket:
+    """A client that says nothing; one that is not let in waits in the queue."""
+    channel = socket.socket(socket.AF_UNIX)
+    channel.settimeout(2)
+    try:
+        channel.connect(path)
+    except OSError:
+        return channel
+    return channel
