@@ -10,6 +10,7 @@ its digest references until it is removed.
 from __future__ import annotations
 
 import fnmatch
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -263,9 +264,11 @@ class ImageIndex:
             )
             if replace(image, created_at=known.created_at, pinned=known.pinned) == known:
                 return known
-        image = replace(image, created_at=time.time())
-        self._removed.pop(image.id, None)
         losers = {self._names[tag] for tag in image.repo_tags if self._names.get(tag, image.id) != image.id}
+        # Also where the clock has been set back since: who came later is told by these times.
+        latest = max((self._images[loser].created_at for loser in losers), default=0.0)
+        image = replace(image, created_at=max(time.time(), math.nextafter(latest, math.inf)))
+        self._removed.pop(image.id, None)
         await self._put(image)
         for loser in losers:
             old = self._images.get(loser)

@@ -72,7 +72,8 @@ async def settle(node: Node, container: Container, exit_record: ExitRecord) -> N
     """Enter an exit record into the container's record."""
     record = container.record
     if not record.finished_at:
-        record.started_at = record.started_at or exit_record.started_at
+        if exit_record.started_at and not record.started_at:
+            record.started_at = max(exit_record.started_at, record.created_at + 1)  # as StartContainer has it
         if record.started_at:
             container_start.started(node, container)
         record.exit_code = exit_record.exit_code
