@@ -1,0 +1,298 @@
+#!/usr/bin/env python3
+"""A cluster's worth of nodes on one machine, without Docker: each node is a network namespace with a crisp of its own.
+
+    testcluster.py up [--nodes 3] [--name tc] [--directory /var/lib/testcluster] [--crisp PROGRAM]
+                      [--kubelet PROGRAM [--kubeconfig FILE]]
+    testcluster.py status
+    testcluster.py restart NODE                         the node's crisp; its pods run on
+    testcluster.py down
+
+    namespace tc-fabric:  bridge fabric ── 192.168.250.0/24, fd99::/64
+                            ├── tc-1: eth0 .1   crisp0 10.244.1.0/24, fd00:10:244:1::/64
+                            ├── tc-2: eth0 .2   crisp0 10.244.2.0/24, fd00:10:244:2::/64
+                            └── …               with routes to the other nodes' pods
+
+Node N's files are in DIRECTORY/N: crisp.toml, crisp.sock, lib, run, crisp.log. `crisp --socket DIRECTORY/N/crisp.sock ps`
+and crictl reach it. With --kubelet each node also gets a kubelet: in the cluster of --kubeconfig, or alone with static pods
+in DIRECTORY/N/static-pods. Needs root, iproute2, util-linux, and what crisp needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
+MOST_NODES = 200
+
+CRISP_TOML = """\
+root = "{directory}/lib"
+state = "{directory}/run"
+socket = "{directory}/crisp.sock"
+
+[cgroup]
+driver = "cgroupfs"
+parent = "{cgroup}/pods"
+shims = "{cgroup}/shims"
+
+[network]
+mode = "builtin"
+subnets = ["10.244.{number}.0/24", "fd00:10:244:{number}::/64"]
+# Pods of other nodes see a pod's own address.
+direct = ["10.244.0.0/16", "192.168.250.0/24", "fd00:10:244::/48", "fd99::/64"]
+"""
+
+KUBELET_YAML = """\
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+containerRuntimeEndpoint: unix://{directory}/crisp.sock
+imageServiceEndpoint: unix://{directory}/crisp.sock
+staticPodPath: {directory}/static-pods
+podLogsDir: {directory}/pod-logs
+volumePluginDir: {directory}/volume-plugins
+cgroupRoot: {cgroup}
+failSwapOn: false
+failCgroupV1: false
+authentication:
+  anonymous: {{enabled: {anonymous}}}
+  webhook: {{enabled: {webhook}}}
+authorization:
+  mode: {authorization}
+"""
+
+
+class Node:
+    """One node: its names, directory and processes."""
+
+    def __init__(self, cluster: str, directory: Path, number: int) -> None:
+        self.number = number
+        self.namespace = f"{cluster}-{number}"
+        self.directory = directory / str(number)
+        self.cgroup = f"/testcluster-{cluster}/{number}"
+
+    def inside(self, *command: str) -> list[str]:
+        """The command, run in the node's network namespace and nothing else of it: mounts must stay the host's."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *command]
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start a program that goes on when this one ends; its pid and its log are in the node's directory."""
+        with open(self.directory / f"{name}.log", "ab") as log:
+            process = subprocess.Popen(
+                self.inside(*command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        (self.directory / f"{name}.pid").write_text(str(process.pid))
+
+    def pid(self, name: str) -> int:
+        """Of a program that was started and still runs, 0 if it does not."""
+        try:
+            pid = int((self.directory / f"{name}.pid").read_text())
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (OSError, ValueError):
+            return 0
+        return pid if os.fsencode(str(self.directory)) in command else 0  # the number may be somebody else's by now
+
+    def stop(self, name: str) -> None:
+        """SIGTERM, and wait."""
+        pid = self.pid(name)
+        if not pid:
+            return
+        os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while self.pid(name) and not _is_zombie(pid):
+            if time.monotonic() > deadline:
+                sys.exit(f"{self.namespace}: {name}, process {pid}, does not end")
+            time.sleep(0.05)
+        (self.directory / f"{name}.pid").unlink()
+
+    def start_crisp(self, crisp: Sequence[str]) -> None:
+        """Start the node's crisp and wait until it serves."""
+        socket = self.directory / "crisp.sock"
+        socket.unlink(missing_ok=True)
+        self.start("crisp", [*crisp, "serve", "--config", str(self.directory / "crisp.toml")])
+        deadline = time.monotonic() + START_SECONDS
+        while not socket.exists():
+            if time.monotonic() > deadline or not Path(f"/proc/{(self.directory / 'crisp.pid').read_text()}").exists():
+                sys.exit(f"{self.namespace}: crisp does not start, see {self.directory}/crisp.log")
+            time.sleep(0.05)
+
+    def start_kubelet(self, kubelet: str, kubeconfig: str) -> None:
+        """Start the node's kubelet, in a cluster or alone."""
+        for name in ("static-pods", "pod-logs", "volume-plugins", "kubelet"):
+            (self.directory / name).mkdir(exist_ok=True)
+        alone = not kubeconfig
+        (self.directory / "kubelet.yaml").write_text(
+            KUBELET_YAML.format(
+                directory=self.directory,
+                cgroup=self.cgroup,
+                anonymous=str(alone).lower(),
+                webhook=str(not alone).lower(),
+                authorization="AlwaysAllow" if alone else "Webhook",
+            )
+        )
+        for hierarchy in _cgroup_roots():
+            Path(f"{hierarchy}{self.cgroup}").mkdir(parents=True, exist_ok=True)
+        options = [
+            f"--config={self.directory}/kubelet.yaml",
+            f"--root-dir={self.directory}/kubelet",
+            f"--hostname-override={self.namespace}",
+            f"--node-ip=192.168.250.{self.number}",
+            *([f"--kubeconfig={kubeconfig}"] if kubeconfig else []),
+        ]
+        self.start("kubelet", [kubelet, *options])
+
+
+def up(options: argparse.Namespace) -> None:
+    """Make everything; what is there already is an error, and nothing is touched."""
+    directory: Path = options.directory
+    if (directory / "cluster.json").exists():
+        sys.exit(f"{directory} has a cluster already: {sys.argv[0]} down")
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = {"name": options.name, "nodes": options.nodes, "crisp": shlex.split(options.crisp)}
+    (directory / "cluster.json").write_text(json.dumps(settings))
+    nodes = [Node(options.name, directory, number + 1) for number in range(options.nodes)]
+    fabric = f"{options.name}-fabric"
+    _ip("netns", "add", fabric)
+    _ip("-n", fabric, "link", "add", "fabric", "type", "bridge", "forward_delay", "0")
+    _ip("-n", fabric, "link", "set", "fabric", "up")
+    for node in nodes:
+        _connect(node, fabric, nodes)
+        node.directory.mkdir()
+        text = CRISP_TOML.format(directory=node.directory, cgroup=node.cgroup, number=node.number)
+        (node.directory / "crisp.toml").write_text(text)
+        node.start_crisp(settings["crisp"])
+        if options.kubelet:
+            node.start_kubelet(options.kubelet, options.kubeconfig)
+        print(f"{node.namespace}  unix://{node.directory}/crisp.sock")
+
+
+def _connect(node: Node, fabric: str, nodes: Sequence[Node]) -> None:
+    _ip("netns", "add", node.namespace)
+    _ip("-n", node.namespace, "link", "set", "lo", "up")
+    port = f"port{node.number}"
+    _ip("-n", node.namespace, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns", fabric)
+    _ip("-n", fabric, "link", "set", port, "master", "fabric", "up")
+    _ip("-n", node.namespace, "address", "add", f"192.168.250.{node.number}/24", "dev", "eth0")
+    _ip("-n", node.namespace, "address", "add", f"fd99::{node.number}/64", "dev", "eth0", "nodad")
+    _ip("-n", node.namespace, "link", "set", "eth0", "up")
+    for other in nodes:
+        if other is not node:
+            _ip("-n", node.namespace, "route", "add", f"10.244.{other.number}.0/24", "via", f"192.168.250.{other.number}")
+            _ip("-n", node.namespace, "route", "add", f"fd00:10:244:{other.number}::/64", "via", f"fd99::{other.number}")
+
+
+def status(options: argparse.Namespace) -> None:
+    """A line for each node; exit code 1 if something does not run."""
+    sick = False
+    for node, _ in _nodes(options.directory):
+        running = [name for name in ("crisp", "kubelet") if node.pid(name)]
+        sick |= "crisp" not in running
+        print(f"{node.namespace}  unix://{node.directory}/crisp.sock  {' '.join(running) or 'stopped'}")
+    sys.exit(int(sick))
+
+
+def restart(options: argparse.Namespace) -> None:
+    """End a node's crisp and start it again."""
+    for node, crisp in _nodes(options.directory):
+        if node.number == options.node:
+            node.stop("crisp")
+            node.start_crisp(crisp)
+            return
+    sys.exit(f"there is no node {options.node}")
+
+
+def down(options: argparse.Namespace) -> None:
+    """Remove pods, daemons, namespaces, cgroups and files."""
+    for node, crisp in _nodes(options.directory):
+        node.stop("kubelet")
+        node.stop("crisp")
+        if (node.directory / "crisp.toml").exists():
+            removal = [
+                *crisp,
+                "uninstall",
+                "--yes",
+                "--end-pods",
+                "--grace",
+                "0",
+                "--config",
+                f"{node.directory}/crisp.toml",
+            ]
+            subprocess.run(node.inside(*removal), check=True, stdout=subprocess.DEVNULL)
+        for hierarchy in _cgroup_roots():
+            _remove_cgroups(Path(f"{hierarchy}{node.cgroup}"))
+        if Path(f"/run/netns/{node.namespace}").exists():
+            _ip("netns", "delete", node.namespace)
+    settings = json.loads((options.directory / "cluster.json").read_text())
+    if Path(f"/run/netns/{settings['name']}-fabric").exists():
+        _ip("netns", "delete", f"{settings['name']}-fabric")
+    for hierarchy in _cgroup_roots():
+        _remove_cgroups(Path(f"{hierarchy}/testcluster-{settings['name']}"))
+    shutil.rmtree(options.directory)
+
+
+def _nodes(directory: Path) -> list[tuple[Node, list[str]]]:
+    try:
+        settings = json.loads((directory / "cluster.json").read_text())
+    except FileNotFoundError:
+        sys.exit(f"{directory} has no cluster")
+    return [(Node(settings["name"], directory, n + 1), settings["crisp"]) for n in range(settings["nodes"])]
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether it has ended and is not reaped: some init programs take their time."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def _cgroup_roots() -> list[Path]:
+    """Mount points of all hierarchies: one on cgroup v2."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        mounts = [line.split() for line in file]
+    return [Path(fields[4]) for fields in mounts if fields[fields.index("-") + 1] in ("cgroup", "cgroup2")]
+
+
+def _remove_cgroups(directory: Path) -> None:
+    for path in sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True):
+        path.rmdir()
+    if directory.exists():
+        directory.rmdir()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, default=Path("/var/lib/testcluster"))
+    verbs = parser.add_subparsers(required=True)
+    start = verbs.add_parser("up", help="make a cluster")
+    start.add_argument("--nodes", type=int, default=3, choices=range(1, MOST_NODES + 1), metavar="N")
+    start.add_argument("--name", default="tc", help="what namespaces and cgroups are called after")
+    start.add_argument("--crisp", default="crisp", help="the crisp command, with its own arguments if it has some")
+    start.add_argument("--kubelet", default="", help="a kubelet, if the nodes shall have one")
+    start.add_argument("--kubeconfig", default="", help="for the kubelets; without it each is alone with its static pods")
+    start.set_defaults(run=up)
+    verbs.add_parser("status", help="what runs").set_defaults(run=status)
+    again = verbs.add_parser("restart", help="restart a node's crisp")
+    again.add_argument("node", type=int)
+    again.set_defaults(run=restart)
+    verbs.add_parser("down", help="remove the cluster").set_defaults(run=down)
+    options = parser.parse_args()
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

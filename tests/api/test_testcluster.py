@@ -1,0 +1,87 @@
+"""manifests/testcluster: nodes as network namespaces, with pods that reach each other. The tests play the kubelet's part."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from proto import admin_pb2 as admin
+from proto import api_pb2 as cri
+from runtime.client import Client
+from tests.harness.daemon import ROOT
+from tests.harness.kubelet import Kubelet, wait_until
+from tests.packaging.host_state import host_state
+
+pytestmark = pytest.mark.root
+
+PROGRAM = ROOT / "manifests" / "testcluster" / "testcluster.py"
+
+
+class Cluster:
+    def __init__(self, directory: Path, name: str) -> None:
+        self.directory, self.name = directory, name
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(PROGRAM), "--directory", str(self.directory), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+    def up(self, nodes: int) -> None:
+        crisp = shlex.join([sys.executable, str(ROOT / "crisp.py")])
+        result = self.call("up", "--nodes", str(nodes), "--name", self.name, "--crisp", crisp)
+        assert result.returncode == 0, result.stderr
+
+    def client(self, node: int) -> Client:
+        return Client(str(self.directory / str(node) / "crisp.sock"))
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    name = f"t{os.getpid()}"
+    cluster = Cluster(Path(f"/var/tmp/testcluster-{name}"), name)
+    yield cluster
+    if cluster.directory.exists():
+        result = cluster.call("down")
+        assert result.returncode == 0, result.stderr
+
+
+def kubelet(client: Client, directory: Path, rootfs: Path) -> Kubelet:
+    """Of one node; its containers are made of a plain directory."""
+    image = client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))).image_id
+    return Kubelet(cast("Any", SimpleNamespace(client=client, directory=directory)), image)
+
+
+def test_pods_of_two_nodes_reach_each_other(cluster: Cluster, rootfs: Path) -> None:
+    before = host_state(cluster.directory)
+    cluster.up(2)
+    assert cluster.call("status").returncode == 0
+    assert "already" in cluster.call("up").stderr
+    with cluster.client(1) as first, cluster.client(2) as second:
+        server = kubelet(first, cluster.directory / "1", rootfs).pod()
+        server.run("/bin/sh", "-c", "mkdir -p /www; echo hello > /www/x; exec busybox httpd -f -p 8080 -h /www")
+        status = first.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=server.id)).status
+        addresses = [status.network.ip, *(extra.ip for extra in status.network.additional_ips)]
+        assert [address.startswith(start) for address, start in zip(addresses, ("10.244.1.", "fd00:"), strict=True)]
+        asker = kubelet(second, cluster.directory / "2", rootfs).pod().run("/bin/sleep", "1000")
+        for address in addresses:
+            host = f"[{address}]" if ":" in address else address
+            wait_until(
+                lambda host=host: asker.exec("/bin/busybox", "wget", "-qO-", f"http://{host}:8080/x").stdout == b"hello\n"
+            )
+    restarted = cluster.call("restart", "1")
+    assert restarted.returncode == 0, restarted.stderr
+    with cluster.client(1) as first:
+        states = [c.state for c in first.runtime.ListContainers(cri.ListContainersRequest()).containers]
+        assert states == [cri.CONTAINER_RUNNING]
+    result = cluster.call("down")
+    assert result.returncode == 0, result.stderr
+    assert not cluster.directory.exists()
+    assert host_state(cluster.directory) == before
+    assert [name for name in os.listdir("/run/netns") if name.startswith(cluster.name)] == []
