@@ -161,7 +161,7 @@ def _description(container: Container) -> dict[str, Any]:
         "createdTime": _time(record.created_at / 1e9),
         "checkpointedTime": _time(time.time()),
         "restoredTime": "0001-01-01T00:00:00Z",
-        "restored": record.restored,
+        "restored": bool(record.restored_from),
     }
 
 

@@ -103,7 +103,7 @@ async def _create_of(
             await sandbox_run.share_pid_namespace(node, sandbox)
         container = _register(node, sandbox, config, container_id, image, volumes)
     if checkpoint is not None:
-        container.record.restored, container.record.image_name = True, checkpoint.image_name
+        container.record.restored_from, container.record.image_name = checkpoint.origin, checkpoint.image_name
     async with container.lock:
         try:
             await node.store.containers.put(container.record.id, container.record.document())

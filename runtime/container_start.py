@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
 from kernel.failpoints import failpoint
@@ -20,7 +21,10 @@ async def start(node: Node, reference: str) -> None:
     A container that cannot be started is not left CREATED: it is EXITED with the reason StartError, as the kubelet expects.
     """
     container = node.container(reference)
-    async with container.lock:
+    async with AsyncExitStack() as stack:
+        if container.record.restored_from:
+            await stack.enter_async_context(container.sandbox.lock)  # one after the other: see restore.begin
+        await stack.enter_async_context(container.lock)
         record = container.record
         lifecycle.check(record.state, Event.START, record.id)
         if container.sandbox.record.state is not SandboxState.READY:
@@ -28,18 +32,20 @@ async def start(node: Node, reference: str) -> None:
         if container.shim is None:
             raise failed_precondition(f"container {record.id} has no shim any more: {record.message}")
         os.makedirs(os.path.dirname(record.log_path), exist_ok=True)
+        if record.restored_from:
+            await restore.begin(node, container)
         container.starting = True
         try:
             started_at = await container.shim.start(log_path=record.log_path)
         except CrispError as error:
             container.starting = False
             await container.shim.kill()
-            if record.restored:
+            if record.restored_from:
                 raise await restore.explained(node, container, error) from error
             raise
         record.started_at = max(started_at, record.created_at + 1)
         started(node, container)
-        if record.restored:
+        if record.restored_from:
             await restore.finish(node, container)
         await node.store.containers.note(record.id, record.document())
         failpoint("container.started")

@@ -49,7 +49,7 @@ async def update(node: Node, request: cri.UpdateContainerResourcesRequest) -> No
         record = container.record
         if record.state not in UPDATABLE or container.shim is None:
             raise failed_precondition(f"container {record.id} is {record.state.value}: its resources cannot be updated")
-        if record.restored and record.state is ContainerState.CREATED:
+        if record.restored_from and record.state is ContainerState.CREATED:
             raise failed_precondition(f"container {record.id} has no process yet: it is resized once it is restored")
         merged = merge(record.resources, request.linux)
         changed = resources.build(merged, node.host)

@@ -1,12 +1,14 @@
-"""The one thing that is changed in CRIU's images: the host name, which CRIU would give to the new pod's UTS namespace.
+"""What is changed in CRIU's images, for a container that joins the namespaces of a pod. CRIU would fill them as if its own.
 
-    utsns-<n>.img   u32 magic, u32 magic of the kind, then u32 length and UtsnsEntry { nodename = 1; domainname = 2; }
+    utsns-<n>.img              one UtsnsEntry { nodename = 1; domainname = 2; }: gets the new pod's name
+    ipcns-{shm,msg,sem}-<n>.img   SysV objects: emptied where the pod has got them already
 
-All numbers are little endian; the entry is a protobuf message.
+An image is u32 magic, u32 magic of its kind, then entries: u32 length and a protobuf message; numbers are little endian.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
 
 MAX_BYTES: Final = 4096
 """Both names have at most 64 bytes."""
+
+
+HEAD_BYTES: Final = 8
+"""The two magic numbers."""
+
+
+def empty_ipc(images: Path) -> None:
+    """Leave no SysV object in the images. Blocks."""
+    for kind in ("shm", "msg", "sem"):
+        for path in images.glob(f"ipcns-{kind}-*.img"):
+            os.truncate(path, min(path.stat().st_size, HEAD_BYTES))
 
 
 def set_hostname(images: Path, hostname: str) -> None:
@@ -32,10 +45,11 @@ def set_hostname(images: Path, hostname: str) -> None:
 
 def renamed(data: bytes, name: bytes) -> bytes:
     """The image with another host name. Raises ValueError, IndexError or struct.error if `data` is no such image."""
-    (length,) = struct.unpack_from("<I", data, 8)
-    if len(data) != 12 + length or len(data) > MAX_BYTES:
+    (length,) = struct.unpack_from("<I", data, HEAD_BYTES)
+    begin = HEAD_BYTES + 4
+    if len(data) != begin + length or len(data) > MAX_BYTES:
         raise ValueError(length)
-    entry = data[12:]
+    entry = data[begin:]
     kept = b""
     position = 0
     while position < len(entry):
@@ -48,4 +62,4 @@ def renamed(data: bytes, name: bytes) -> bytes:
     if position != len(entry) or len(name) > 0x7F:
         raise ValueError(position)
     entry = bytes((0x0A, len(name))) + name + kept
-    return data[:8] + struct.pack("<I", len(entry)) + entry
+    return data[:HEAD_BYTES] + struct.pack("<I", len(entry)) + entry

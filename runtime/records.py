@@ -122,8 +122,8 @@ class ContainerRecord:
     """Ids of the images of its image volumes, in the order of their mounts."""
     resources: cri.LinuxContainerResources = field(default_factory=cri.LinuxContainerResources)
     """As last asked for, by create or by update."""
-    restored: bool = False
-    """Made out of a checkpoint: it has no process before its start."""
+    restored_from: str = ""
+    """Where the checkpoint lay of which it is made; it has no process before its start. Empty: made of an image."""
     image_name: str = ""
     """What the checkpoint calls its image; the request names the checkpoint."""
 

@@ -163,10 +163,10 @@ async def _container(node: Node, container: Container) -> None:
     if container.shim is not None:
         started_at = container.shim.hello["started_at"]
         if started_at and not record.started_at:
-            record.started_at, record.pid = started_at, container.shim.hello["pid"]
+            record.started_at, record.pid = max(started_at, record.created_at + 1), container.shim.hello["pid"]
             await node.store.containers.note(record.id, record.document())
         container_watch.watch(node, container)
-        if record.restored and started_at:
+        if record.restored_from and started_at:
             await restore.remove_files(node, container)
         if container.shim.hello["state"] == "paused" and container.shim.version == 1:  # newer shims thaw it themselves
             await container.shim.resume()

@@ -50,6 +50,8 @@ class Checkpoint:
     image_name: str
     exact: bool
     """Whether the request must describe the very process that was checkpointed."""
+    origin: str
+    """What was named: a path, or an image's id. Containers of one pod's checkpoint have its directory in common."""
 
 
 def origin(node: Node, image: str) -> str | Image | None:
@@ -84,7 +86,14 @@ async def stage(node: Node, container_id: str, source: str | Image, expected: Im
     names = [fields.text(key) for key in ("rootfsImageName", "rootfsImage")]
     name = next((name for name in names if name), "")
     image = await _image(node, fields.text("rootfsImageRef"), name, expected)
-    return Checkpoint(directory, restored_spec.parse(spec), image, name or image.id, exact=expected is not None)
+    return Checkpoint(
+        directory=directory,
+        spec=restored_spec.parse(spec),
+        image=image,
+        image_name=name or image.id,
+        exact=expected is not None,
+        origin=source.id if isinstance(source, Image) else os.path.dirname(source) if expected is not None else source,
+    )
 
 
 def _documents(directory: Path) -> tuple[Any, Any]:
@@ -194,6 +203,18 @@ def check_user(checkpoint: Checkpoint, made: Created) -> None:
         raise failed_precondition(
             f"the checkpoint's process runs as {before['uid']}:{before['gid']}, and is to run as {made.uid}:{made.gid}"
         )
+
+
+async def begin(node: Node, container: Container) -> None:
+    """Before the restore. The caller holds the sandbox's lock.
+
+    The IPC objects of the pod are in the checkpoint of each of its containers; the first that is restored brings them back.
+    """
+    origin = container.record.restored_from
+    others = [other.record for other in container.sandbox.containers.values() if other is not container]
+    if any(other.restored_from == origin and other.started_at for other in others):
+        images = node.paths.writable_layer(container.record.id) / DIRECTORY / checkpoint_files.IMAGES
+        await asyncio.get_running_loop().run_in_executor(node.blocking, criu_images.empty_ipc, images)
 
 
 async def explained(node: Node, container: Container, error: CrispError) -> CrispError:

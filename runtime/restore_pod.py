@@ -94,7 +94,7 @@ async def _containers(
         if isinstance(outcome, BaseException):
             raise outcome
         record = node.container(outcome).record
-        if not record.restored or record.state is not ContainerState.CREATED:
+        if not record.restored_from or record.state is not ContainerState.CREATED:
             raise failed_precondition(f"container {outcome} of the pod is there already, {record.state.value}")
         ids.append(outcome)
     return ids

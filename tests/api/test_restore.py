@@ -101,7 +101,7 @@ def lab(fake_daemon: tuple[Daemon, Path], rootfs: Path) -> Iterator[Lab]:
         (steer / name).unlink(missing_ok=True)
     daemon.remove_all()
     assert daemon.leftovers() == []
-    assert os.listdir(daemon.root / "checkpoints") == []
+    assert list((daemon.root / "checkpoints").glob("*")) == []
 
 
 def start(daemon: Daemon, steer: Path) -> None:
@@ -743,3 +743,28 @@ def test_criu_pod(lab: Lab, output: Path) -> None:
         wait_until(lambda c=container, n=restored.name: count(c) > before[n])  # type: ignore[misc]
         assert container.sh("cat /dev/shm/file") == "shared\n"
         assert int(container.output().split()[1]) > 3
+
+
+@with_criu
+def test_criu_pod_that_shares_namespaces(lab: Lab, output: Path) -> None:
+    """Queues of the pod's IPC namespace are restored once; processes get their ids in the pod's PID namespace back."""
+    pod = lab.kubelet.pod(lab.kubelet.pod_config(pid=cri.POD), handler="runc")
+    containers = [counting(pod, name) for name in ("one", "two")]
+    pins = lab.kubelet.daemon.state / "sandboxes"
+    subprocess.run(["nsenter", f"--ipc={pins / pod.id / 'ns/ipc'}", "ipcmk", "-Q"], check=True)
+    queues = containers[0].sh("cat /proc/sysvipc/msg")
+    assert queues.count("\n") == 2
+    checkpoint_pod(pod, containers, output)
+    pod.remove()
+    request = restore_request(lab, output, "one", "two")
+    request.runtime_handler = "runc"
+    request.config.linux.security_context.namespace_options.pid = cri.POD
+    for config in request.container_configs:
+        config.command[:] = ["/bin/sh", "-c", COUNT]
+        config.linux.security_context.namespace_options.pid = cri.POD
+    reply = lab.kubelet.runtime.RestorePod(request, timeout=500)
+    again = Pod(lab.kubelet, reply.pod_sandbox_id, request.config)
+    for restored in reply.restored_containers:
+        container = Container(again, restored.container_id)
+        container.start()
+        assert container.sh("cat /proc/sysvipc/msg").split()[-14:-2] == queues.split()[-14:-2]
