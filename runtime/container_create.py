@@ -26,12 +26,14 @@ from runtime import (
     limits,
     restore,
     sandbox_run,
+    scope_limits,
     stop_signals,
     user_namespaces,
 )
 from runtime.fork_server import ShimOptions
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.node import Container, new_id
+from runtime.oci import systemd_limits
 from runtime.oci.process import user
 from runtime.records import CLOCK, ContainerRecord
 from runtime.shim_client import ShimClient
@@ -209,6 +211,8 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
     if checkpoint is not None:
         restore.check_user(checkpoint, made)
+    else:
+        await scope_limits.tell(node, container, systemd_limits.new_assignments(document["linux"]["resources"]))
     failpoint("container.made")
 
 

@@ -18,8 +18,9 @@ from kernel.cgroup_stats import read, read_usage
 from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import CrispError, failed_precondition
+from runtime import scope_limits
 from runtime.lifecycle import ContainerState, SandboxState
-from runtime.oci import resources
+from runtime.oci import resources, systemd_limits
 
 if TYPE_CHECKING:
     from runtime.host import Host
@@ -114,6 +115,7 @@ async def _apply(node: Node, container: Container, changed: dict[str, Any], cpu_
         cgroups.write(os.path.join(group.directory("cpu"), "cpu.cfs_quota_us"), "-1")
     if changed:
         await container.shim.update(changed)
+        await scope_limits.tell(node, container, systemd_limits.assignments(changed))
 
 
 async def _restore(node: Node, container: Container, refused: cri.LinuxContainerResources) -> None:

@@ -1,5 +1,5 @@
-"""What systemd hears of the daemon (sd_notify(3)): that it is ready, reloads, stops, and that its event loop turns; and
-which slices it may forget.
+"""What systemd hears of the daemon (sd_notify(3)): that it is ready, reloads, stops, and that its event loop turns; which
+slices it may forget, and which limits containers have.
 
 Without systemd there is no NOTIFY_SOCKET, and no notification does anything.
 """
@@ -15,8 +15,8 @@ from typing import Final
 
 import structlog
 
-STOP_SECONDS: Final = 30.0
-"""How long systemd may take to stop a slice in which nothing lives."""
+SYSTEMCTL_SECONDS: Final = 30.0
+"""How long systemd may take for what it is asked."""
 
 log = structlog.get_logger(__name__)
 
@@ -61,16 +61,24 @@ def forget_slice(name: str) -> None:
     The OCI runtime's scope had systemd make it. It would keep the unit for ever, and with it the cgroup: one that somebody
     else removes comes back with the next `systemctl daemon-reload`.
     """
+    if problem := _systemctl("stop", "--", name):
+        log.warning("systemd keeps a slice", slice=name, reason=problem)
+
+
+def tell_limits(scope: str, assignments: list[str]) -> None:
+    """Have systemd know limits that the OCI runtime has written into a container's scope; blocks."""
+    if assignments and (problem := _systemctl("set-property", "--runtime", "--", scope, *assignments)):
+        log.warning("systemd does not know a container's limits", scope=scope, limits=assignments, reason=problem)
+
+
+def _systemctl(*arguments: str) -> str:
+    """Run it; what went wrong, or empty."""
     try:
         done = subprocess.run(
-            ["systemctl", "stop", "--", name],
-            check=False,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=STOP_SECONDS,
+            ["systemctl", *arguments], check=False, stdin=subprocess.DEVNULL, capture_output=True, timeout=SYSTEMCTL_SECONDS
         )
-        problem = done.stderr.decode(errors="replace").strip() if done.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as error:
-        problem = str(error)
-    if problem:
-        log.warning("systemd keeps a slice", slice=name, reason=problem)
+        return str(error)
+    return (
+        done.stderr.decode(errors="replace").strip() or f"systemctl ended with {done.returncode}" if done.returncode else ""
+    )

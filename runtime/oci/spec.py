@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 from proto import api_pb2 as cri
 from proto.errors import invalid
 from runtime import user_namespaces
-from runtime.oci import apparmor, base_spec, cdi, devices, hooks, mounts, process, resources, seccomp, ulimits
+from runtime.oci import (
+    apparmor,
+    base_spec,
+    cdi,
+    devices,
+    hooks,
+    mounts,
+    process,
+    resources,
+    seccomp,
+    systemd_limits,
+    ulimits,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,6 +107,8 @@ def build(inputs: Inputs) -> dict[str, Any]:
         spec["process"]["selinuxLabel"] = inputs.labels.process
         spec["linux"]["mountLabel"] = inputs.labels.file
     spec = base_spec.lay_over(inputs.files.base, spec)
+    if inputs.host.systemd_cgroups and inputs.host.cgroup_v2:
+        spec["annotations"].update(systemd_limits.new_annotations(spec["linux"]["resources"]))
     cdi.apply(spec, inputs.files.devices, context.run_as_user.value)
     annotations = {**inputs.sandbox.annotations, **config.annotations}
     hooks.apply(spec, inputs.files.hooks, annotations, bind_mounts=bool(config.mounts))

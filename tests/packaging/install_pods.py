@@ -40,6 +40,11 @@ def main() -> int:
                 reply = runtime.ExecSync(cri.ExecSyncRequest(container_id=container, cmd=command, timeout=60))
                 sys.stdout.write(reply.stdout.decode())
                 return int(reply.exit_code)
+            case "update", container, limit, cpu:
+                limits = cri.LinuxContainerResources(
+                    memory_limit_in_bytes=int(limit), cpu_quota=int(cpu) * 100, cpu_period=100_000, cpuset_cpus="0"
+                )
+                runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=container, linux=limits))
             case "stop", container:
                 runtime.StopContainer(cri.StopContainerRequest(container_id=container, timeout=5))
                 print(runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container)).status.exit_code)
@@ -71,6 +76,8 @@ def run(runtime: object, parent: str, script: str) -> tuple[str, str, int]:
     config.command.extend(["/bin/sh", "-c", script])
     config.linux.security_context.namespace_options.CopyFrom(options)
     config.linux.resources.memory_limit_in_bytes = 64 << 20
+    config.linux.resources.cpu_quota, config.linux.resources.cpu_period = 50_000, 100_000
+    config.linux.resources.cpuset_cpus = "0-1"
     request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=config, sandbox_config=sandbox)
     container = runtime.CreateContainer(request).container_id  # type: ignore[attr-defined]
     runtime.StartContainer(cri.StartContainerRequest(container_id=container))  # type: ignore[attr-defined]

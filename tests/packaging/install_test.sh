@@ -78,9 +78,15 @@ check "in the slice that was asked for" grep -q \
 check "which systemd knows" systemctl is-active "crisp-$container.scope" kubepods-besteffort.slice
 check "exec" same "$(pods exec "$container" 'echo hello')" hello
 check "the log grows" grows
-check "systemctl daemon-reload disturbs nothing" systemctl daemon-reload
-check "its limit is still there" grep -rqx 67108864 --include=memory.max \
-    "/sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice/$parent/crisp-$container.scope"
+scope=/sys/fs/cgroup/kubepods.slice/kubepods-besteffort.slice/$parent/crisp-$container.scope
+limits() { echo "$(cat "$scope/memory.max") $(cat "$scope/cpu.max") $(cat "$scope/cpuset.cpus")"; }
+check "limits" same "$(limits)" "67108864 50000 100000 0-1"
+systemctl daemon-reload
+check "limits after systemctl daemon-reload" same "$(limits)" "67108864 50000 100000 0-1"
+pods update "$container" 33554432 250
+check "new limits" same "$(limits)" "33554432 25000 100000 0"
+systemctl daemon-reload
+check "new limits after systemctl daemon-reload" same "$(limits)" "33554432 25000 100000 0"
 own=$(pods run "" 'sleep 100000') # a pod whose client names no parent
 read -r _ own_container own_pid <<<"$own"
 
