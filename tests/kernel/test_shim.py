@@ -189,7 +189,23 @@ async def test_update_pause_and_resume(lab: ShimLab) -> None:
     assert (await shim.state())["state"] == "paused"
     await shim.resume()
     assert (await shim.state())["state"] == "running"
+    await shim.resume()  # nothing to thaw is no error
     await shim.pause()  # a frozen container must still be killable
+
+
+async def test_freezing_ends_with_its_session(lab: ShimLab) -> None:
+    """Whoever froze the container may have been killed before it could thaw it."""
+    bundle, shim = await lab.run("sleep", "1000")
+    for wait in (True, False):
+        other = await ShimClient.connect(str(bundle))
+        frozen = asyncio.ensure_future(other.pause())
+        await (frozen if wait else asyncio.sleep(0))  # also when it goes before the answer comes
+        other.close()
+        await asyncio.gather(frozen, return_exceptions=True)
+        while (await shim.state())["state"] != "running":
+            await asyncio.sleep(0.01)
+    await shim.pause()
+    await shim.resume()
 
 
 async def test_leftover_process_with_the_output_does_not_delay_the_exit(lab: ShimLab) -> None:

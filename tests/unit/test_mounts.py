@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -63,6 +64,14 @@ def test_unescape_undoes_the_kernels_escapes(name: bytes) -> None:
     """The kernel escapes space, tab, newline and backslash (seq_path with " \\t\\n\\\\")."""
     escaped = b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes((byte,)) for byte in name)
     assert mounts.unescape(escaped) == name
+
+
+def test_volatile_mark_is_removed_as_the_kernel_makes_it(tmp_path: Path) -> None:
+    (tmp_path / "work/incompat/volatile").mkdir(parents=True)
+    (tmp_path / "work/incompat/volatile/dirty").touch()
+    for _ in range(2):
+        mounts.clear_volatile_mark(str(tmp_path))
+        assert list(tmp_path.rglob("*")) == [tmp_path / "work"]
 
 
 def test_own_mountinfo() -> None:
