@@ -66,7 +66,9 @@ DIST ?= dist
 packages: setup-test ## build the wheel, the source distribution and the Debian package into dist/
 	rm -rf $(DIST)
 	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python -m hatchling build --directory $(DIST)
+	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python manifests/command_pages.py $(DIST)/pages
 	SOURCE_DATE_EPOCH=$(EPOCH) $(BIN)/python manifests/debian/build.py --python $(DEB_PYTHON) --dist $(DIST)
+	rm -rf $(DIST)/pages
 
 clean: ## remove what the above made in this directory
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

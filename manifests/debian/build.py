@@ -2,15 +2,16 @@
 
     python manifests/debian/build.py --python /usr/bin/python3 --dist dist
 
-`dist` has the wheel and gets the package. The same sources and SOURCE_DATE_EPOCH give the same bytes.
+`dist` has the wheel and, in `pages`, what command_pages.py has made; it gets the package. The same sources and
+SOURCE_DATE_EPOCH give the same bytes.
 
     /usr/bin/crisp
     /usr/lib/crisp/                     the environment: bin/python3, lib/pythonX.Y/site-packages
     /usr/lib/systemd/system/crisp.service
     /etc/crisp/crisp.toml               every key, commented out: what is not set follows the program's defaults
     /usr/share/doc/crisp/               documentation; examples/ has the other manifests
-    /usr/share/man/manN/, /usr/share/bash-completion/completions/, /usr/share/zsh/vendor-completions/,
-    /usr/share/fish/vendor_completions.d/      from manifests/man/*.N and manifests/completions/crisp.{bash,zsh,fish}
+    /usr/share/man/man1/, /usr/share/bash-completion/completions/, /usr/share/zsh/vendor-completions/,
+    /usr/share/fish/vendor_completions.d/      man pages and completions
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ COMPLETIONS = {
     "crisp.fish": "usr/share/fish/vendor_completions.d/crisp.fish",
 }
 DOCUMENTS = ("README.md", "SECURITY.md", "docs/*.md")
-EXAMPLES = ("crictl.yaml", "kubeadm-config.yaml", "kubelet-config.yaml", "runtimeclasses.yaml")
+EXAMPLES = ("*.yaml", "*.conflist", "crisp.logrotate", "prometheus/*", "grafana/*")
 
 
 def main() -> None:
@@ -55,7 +56,7 @@ def main() -> None:
         tree = Path(directory)
         tree.chmod(0o755)
         environment(tree / "usr/lib/crisp", arguments.python, python, wheel)
-        files(tree)
+        files(tree, arguments.dist / "pages")
         control(tree, debian_version, architecture, python)
         _settle(tree)
         subprocess.run(["dpkg-deb", "--root-owner-group", "-Zzstd", "-z9", "--build", tree, package], check=True)
@@ -83,7 +84,7 @@ def environment(place: Path, interpreter: str, python: str, wheel: Path) -> None
     (place / "pyvenv.cfg").write_text(f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {python}\n")
 
 
-def files(tree: Path) -> None:
+def files(tree: Path, pages: Path) -> None:
     """Everything but the environment."""
     _put(tree / "usr/bin/crisp", (DEBIAN / "crisp").read_bytes(), 0o755)
     _put(tree / "usr/lib/systemd/system/crisp.service", (ROOT / "manifests/crisp.service").read_bytes())
@@ -94,13 +95,13 @@ def files(tree: Path) -> None:
     for pattern in DOCUMENTS:
         for path in sorted(ROOT.glob(pattern)):
             _put(documents / path.relative_to(ROOT), path.read_bytes())
-    for name in EXAMPLES:
-        _put(documents / "examples" / name, (ROOT / "manifests" / name).read_bytes())
-    for path in sorted((ROOT / "manifests/man").glob("*.[1-8]")):
-        _put(tree / f"usr/share/man/man{path.suffix[1:]}/{path.name}.gz", _zipped(path.read_bytes()))
+    for pattern in EXAMPLES:
+        for path in sorted((ROOT / "manifests").glob(pattern)):
+            _put(documents / "examples" / path.relative_to(ROOT / "manifests"), path.read_bytes())
+    for path in sorted((pages / "man").iterdir()):
+        _put(tree / f"usr/share/man/man1/{path.name}.gz", _zipped(path.read_bytes()))
     for name, target in COMPLETIONS.items():
-        if (path := ROOT / "manifests/completions" / name).exists():
-            _put(tree / target, path.read_bytes())
+        _put(tree / target, (pages / "completions" / name).read_bytes())
 
 
 def configuration(text: str) -> str:

@@ -44,6 +44,8 @@ def test_contents(deb: Path) -> None:
     site = f"/usr/lib/crisp/lib/python{python[1]}/site-packages"
     for path in (
         "/usr/bin/crisp",
+        "/usr/share/man/man1/crisp-serve.1.gz",
+        "/usr/share/bash-completion/completions/crisp",
         "/etc/crisp/crisp.toml",
         "/usr/lib/systemd/system/crisp.service",
         f"{site}/grpc/__init__.py",
