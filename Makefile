@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup setup-test lint types unit stubs bench fuzz clean lock packages
+.PHONY: help run test setup setup-test lint types unit stubs bench soak churn fuzz clean lock packages
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -37,6 +37,16 @@ stubs: ## regenerate the gRPC stubs
 
 bench: setup-test ## measure beside containerd and print a table
 	$(BIN)/python -m tests.bench
+
+SOAK ?= 600
+
+soak: setup-test ## random calls and faults against a model of the CRI for SOAK=600 seconds, then every fault test
+	CRISP_SOAK_SECONDS=$(SOAK) CRISP_CNI_KILLS=100 $(BIN)/pytest tests/model tests/faults
+
+PODS ?= 2000
+
+churn: setup-test ## PODS=2000 come and go, 8 at once; a table of what they have left
+	$(BIN)/python -m tests.churn --pods $(PODS)
 
 SECONDS ?= 60
 
