@@ -41,13 +41,13 @@ grep -qx begun /tmp/begun
 # No file of the package has changed by being used, none was written beside them; the configuration is the test's.
 dpkg --verify crisp | grep -v ' c /etc/crisp/crisp.toml' >/tmp/changed || true
 test ! -s /tmp/changed
-find /usr/lib/crisp ! -type d | sort >/tmp/there
-dpkg -L crisp | grep '^/usr/lib/crisp/' | while read -r path; do [ -d "$path" ] || echo "$path"; done | sort | diff - /tmp/there
+dpkg -L crisp | grep '^/usr/lib/crisp/' | sort >/tmp/listed
+find /usr/lib/crisp -mindepth 1 | sort | diff /tmp/listed -
 
 kill $daemon
 wait $daemon
-pgrep -f 'sleep [1]000' >/dev/null
-dpkg -r crisp
+dpkg -r crisp >/tmp/removal
+grep -q '^removed  container' /tmp/removal
 test ! -e /usr/lib/crisp -a ! -e /usr/bin/crisp -a ! -e /run/crisp
 test -d /var/lib/crisp/layers -a -e /etc/crisp/crisp.toml
 
