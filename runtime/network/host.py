@@ -10,7 +10,7 @@ import errno
 import glob
 import os
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING, Final
 
@@ -250,24 +250,31 @@ async def _own_bridge(route: AsyncIPRoute, config: NetworkConfig) -> Link | None
 
 async def shared_traces(config: NetworkConfig) -> list[str]:
     """What of the bridge, its ports and the table is there, whether a daemon runs or not."""
-    route, table = links.open_route(), Table(config.table)
-    try:
+    found = []
+    async with _looking(config) as (route, table):
         bridge = await _own_bridge(route, config)
         ports = await links.ports_of(route, bridge.index) if bridge is not None else []
         found = [f"interface {link.name}" for link in (*ports, *([bridge] if bridge is not None else []))]
         if await table.handle() is not None:
             found.append(f"nftables table inet {config.table}")
-        return found
-    finally:
-        route.close()
-        table.close()
+    return found
 
 
 async def remove_shared(config: NetworkConfig) -> None:
     """As `SharedHost.destroy`, where no daemon runs: a network that served before CNI did is not started any more."""
+    async with _looking(config) as (route, table):
+        await _remove_shared(route, table, config)
+
+
+@contextlib.asynccontextmanager
+async def _looking(config: NetworkConfig) -> AsyncIterator[tuple[AsyncIPRoute, Table]]:
+    """Sockets for a short look. Where this process may not look, no daemon can have made anything: that is no failure."""
     route, table = links.open_route(), Table(config.table)
     try:
-        await _remove_shared(route, table, config)
+        yield route, table
+    except links.REFUSED as error:
+        if (getattr(error, "code", None) or getattr(error, "errno", None)) not in (errno.EPERM, errno.EPROTONOSUPPORT):
+            raise
     finally:
         route.close()
         table.close()

@@ -129,3 +129,13 @@ def test_what_is_not_crisps_stays(daemon: Daemon) -> None:
         subprocess.run(["ip", "link", "show", "crispuninst"], check=True, capture_output=True)
     finally:
         subprocess.run(["ip", "link", "del", "crispuninst"], check=True)
+
+
+def test_without_privileges_there_is_nothing(tmp_path: Path) -> None:
+    """As when the package is removed in the building of a container image."""
+    without = ["setpriv", "--bounding-set=-net_admin,-sys_admin", "--inh-caps=-net_admin,-sys_admin"]
+    directories = ("--root", str(tmp_path / "lib"), "--state", str(tmp_path / "run"))
+    command = [*without, sys.executable, str(ROOT / "crisp.py"), "uninstall", *directories, "--yes", "--end-pods"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "nothing of crisp" in done.stderr
