@@ -34,7 +34,7 @@ daemon=$!
 for _ in $(seq 300); do crisp ps >/dev/null 2>&1 && break; kill -0 $daemon; sleep 0.1; done
 crisp run --rootfs /tmp/root -- /bin/sh -c 'echo hello' | grep -x hello
 crisp image add-rootfs localhost/kept:1 /tmp/root
-crisp run --rootfs /tmp/root -- /bin/sh -c 'echo begun; sleep 1000' >/tmp/begun 2>&1 &
+crisp run --rootfs /tmp/root -- /bin/sh -c 'trap "exit 0" TERM; echo begun; while :; do sleep 0.1; done' >/tmp/begun 2>&1 &
 for _ in $(seq 300); do grep -qx begun /tmp/begun && break; sleep 0.1; done
 grep -qx begun /tmp/begun
 

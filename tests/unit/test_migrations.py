@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,8 @@ def test_newer_database_is_refused_untouched(tmp_path: Path) -> None:
     path = tmp_path / "state.db"
     database_of_schema_1(path)
     newer = len(MIGRATIONS) + 1
-    opened(path).execute(f"PRAGMA user_version = {newer}")
+    with closing(opened(path)) as connection:
+        connection.execute(f"PRAGMA user_version = {newer}")
     with pytest.raises(CrispError, match=f"schema {newer}.*install that version again") as caught:
         Store(path)
     assert caught.value.code is Code.FAILED_PRECONDITION
