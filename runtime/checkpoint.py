@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from imagesvc import pack
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import checkpoint_notes, container_exec, criu_log
+from runtime import checkpoint_notes, container_exec, criu
 
 if TYPE_CHECKING:
     from runtime.node import Container, Node
@@ -45,7 +45,7 @@ async def checkpoint(node: Node, request: cri.CheckpointContainerRequest) -> Non
     """
     if not request.location.startswith("/"):
         raise invalid(f"{request.location!r} is not an absolute path")
-    require_criu()
+    criu.require()
     container, _ = container_exec.running(node, request.container_id)
     begin = time.monotonic()
     partial = Path(f"{request.location}.{container.record.id[:12]}.partial")
@@ -60,12 +60,6 @@ async def checkpoint(node: Node, request: cri.CheckpointContainerRequest) -> Non
                 raise CrispError(Code.DEADLINE_EXCEEDED, f"the checkpoint took longer than {request.timeout} s")
             await loop.run_in_executor(node.blocking, _archive, directory, partial, request.location)
             await loop.run_in_executor(node.blocking, shutil.rmtree, directory, True)
-
-
-def require_criu() -> None:
-    """Raise FAILED_PRECONDITION on a node without CRIU."""
-    if shutil.which("criu") is None:
-        raise failed_precondition("this node has no CRIU, without which no container can be checkpointed or restored")
 
 
 @asynccontextmanager
@@ -102,7 +96,7 @@ async def dump(node: Node, container: Container, directory: Path) -> None:
         await loop.run_in_executor(node.blocking, pack_directory, upper, directory / "rootfs-diff.tar")
     except CrispError as error:
         unsaid = f"was {container.record.handler} built with CRIU?"
-        reason = await asyncio.to_thread(criu_log.reason, directory / "dump.log", unsaid)
+        reason = await asyncio.to_thread(criu.reason, directory / "dump.log", unsaid)
         # runc goes on about its log file, which will not be there any more.
         text = f"container {container.record.id} cannot be checkpointed: {error.message.splitlines()[0]}"
         raise failed_precondition(f"{text}: {reason}" if reason else text) from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from proto import api_pb2 as cri
 from proto.errors import failed_precondition, invalid
-from runtime import checkpoint, checkpoint_notes, deadlines, pod_manifest, user_namespaces
+from runtime import checkpoint, checkpoint_notes, criu, deadlines, pod_manifest, user_namespaces
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.pod_manifest import Manifest
 
@@ -35,7 +35,7 @@ async def checkpoint_pod(node: Node, request: cri.CheckpointPodRequest) -> None:
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(node.blocking, _check_directory, directory)
     containers = _chosen(sandbox, list(request.container_ids))
-    checkpoint.require_criu()
+    criu.require()
     if user_namespaces.mapping(sandbox.record.config) is not None:
         raise failed_precondition(f"pod {sandbox.record.id} has a user namespace, into which CRIU cannot restore")
     async with AsyncExitStack() as stack:

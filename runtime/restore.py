@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from imagesvc import checkpoint_files
 from imagesvc.images import Image
 from proto.errors import CrispError, failed_precondition, invalid, not_found
-from runtime import criu_images, criu_log, sandbox_run
+from runtime import criu, criu_images, sandbox_run
 from runtime.oci import restored_spec
 from runtime.oci.json_fields import Fields
 
@@ -77,6 +77,7 @@ async def stage(node: Node, container_id: str, source: str | Image, expected: Im
     `expected` is the image that it must have been made of; without it the image is found by what the checkpoint says, and
     pulled if it is not here.
     """
+    criu.require()
     directory = node.paths.writable_layer(container_id) / DIRECTORY
     directory.parent.mkdir(mode=0o700, parents=True)
     await node.images.take_checkpoint(source, str(directory))
@@ -221,7 +222,7 @@ async def explained(node: Node, container: Container, error: CrispError) -> Cris
     """A failed restore with what CRIU says of it."""
     log = node.paths.writable_layer(container.record.id) / DIRECTORY / "restore.log"
     unsaid = f"was {container.record.handler} built with CRIU?"
-    reason = await asyncio.get_running_loop().run_in_executor(node.blocking, criu_log.reason, log, unsaid)
+    reason = await asyncio.get_running_loop().run_in_executor(node.blocking, criu.reason, log, unsaid)
     text = f"container {container.record.id} cannot be restored: {error.message.splitlines()[0]}"
     return failed_precondition(f"{text}: {reason}" if reason else text)
 

@@ -768,3 +768,24 @@ def test_criu_pod_that_shares_namespaces(lab: Lab, output: Path) -> None:
         container = Container(again, restored.container_id)
         container.start()
         assert container.sh("cat /proc/sysvipc/msg").split()[-14:-2] == queues.split()[-14:-2]
+
+
+@with_criu
+def test_criu_that_outlives_the_daemon(lab: Lab, tmp_path: Path) -> None:
+    container = counting(lab.kubelet.pod(handler="runc"))
+    location = tmp_path / "archive/c.tar"
+    location.parent.mkdir()
+    request = cri.CheckpointContainerRequest(container_id=container.id, location=str(location))
+    call = lab.kubelet.runtime.CheckpointContainer.future(request)
+    scratch = lab.kubelet.daemon.root / "containers" / container.id / "checkpoint"
+    wait_until((scratch / "dump.log").exists)
+    lab.kubelet.daemon.kill()
+    assert call.exception() is not None
+    start(lab.kubelet.daemon, lab.steer)
+    before = count(container)
+    wait_until(lambda: count(container) > before)
+    wait_until(lambda: not scratch.exists())
+    assert list(location.parent.iterdir()) == []
+    restored = lab.restored(lab.archive(location, container), lab.kubelet.pod(handler="runc"))
+    restored.start()
+    wait_until(lambda: count(restored) > before)
