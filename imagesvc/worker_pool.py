@@ -19,6 +19,8 @@ from imagesvc import jobs
 from proto.errors import Code, CrispError
 
 _IDLE_SECONDS = 60.0
+_ATTEMPTS = 3
+"""Servers that may die before they have begun a job."""
 _MAX_REPLY = 64 * 1024
 
 
@@ -60,25 +62,21 @@ class WorkerPool:
                 self._plan_end()
 
     async def _run(self, request: Mapping[str, Any], job: Job) -> dict[str, Any]:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        with ours:
-            with theirs:
-                await self._submit(json.dumps(request).encode(), theirs)
-            return await job.follow(ours, str(request["job"]))
-
-    async def _submit(self, data: bytes, channel: socket.socket) -> None:
-        """Hands the job's socket to the server, which is started first if need be, or again if it has died."""
-        for attempt in (0, 1):
+        """Runs it on the server, which is started first if need be, and again if it dies before it has begun the job."""
+        data = json.dumps(request).encode()
+        for _attempt in range(_ATTEMPTS):
             control = await self._start()
-            try:
-                await _send_fd(control, data, channel.fileno())
-            except OSError as error:
-                await self.close()
-                if attempt:
-                    raise CrispError(Code.INTERNAL, f"the worker process cannot be reached: {error}") from error
-            else:
-                return
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setblocking(False)
+            with ours:
+                try:
+                    with theirs:
+                        await _send_fd(control, data, theirs.fileno())
+                    return await job.follow(ours, str(request["job"]))
+                except OSError:
+                    if control is self._control:
+                        self._end()
+        raise CrispError(Code.INTERNAL, "the worker process dies before it begins its jobs; was it killed?")
 
     async def _start(self) -> socket.socket:
         if self._idle is not None:
@@ -151,8 +149,7 @@ class Job:
             self.available(*jobs.AVAILABLE.unpack(self._told))
 
     async def follow(self, channel: socket.socket, name: str) -> dict[str, Any]:
-        """Reads what the job sends until it ends."""
-        loop = asyncio.get_running_loop()
+        """Reads what the job sends until it ends. Raises ConnectionError if it has not begun, and will not."""
         pidfd = -1
         reply: dict[str, Any] | None = None
         try:
@@ -160,7 +157,17 @@ class Job:
             if self._told is not None:
                 self._tell_again()
             pidfd = await _receive_pidfd(channel)
-            while message := await loop.sock_recv(channel, _MAX_REPLY):
+        except (ConnectionError, CrispError):
+            self._channel = None
+            raise
+        except BaseException:
+            self._channel = None
+            pidfd = await asyncio.shield(_end(channel, pidfd))
+            if pidfd >= 0:
+                os.close(pidfd)
+            raise
+        try:
+            while message := await _receive(channel):
                 if len(message) == jobs.PROGRESS.size:
                     if self._progress is not None:
                         self._progress(jobs.PROGRESS.unpack(message)[0])
@@ -183,11 +190,26 @@ class Job:
         return ok
 
 
+async def _receive(channel: socket.socket) -> bytes:
+    """The next message, nothing at the end."""
+    loop = asyncio.get_running_loop()
+    try:
+        return await loop.sock_recv(channel, _MAX_REPLY)
+    except ConnectionResetError:
+        # The kernel says once that the job has ended with something unread. What it has sent before is still there.
+        return await loop.sock_recv(channel, _MAX_REPLY)
+
+
 async def _receive_pidfd(channel: socket.socket) -> int:
     await _readable(channel.fileno())
-    message, descriptors, _flags, _address = socket.recv_fds(channel, 16, 1)
-    if not message or not descriptors:
+    try:
+        message, descriptors, _flags, _address = socket.recv_fds(channel, 16, 1)
+    except ConnectionResetError:  # as in _receive
+        message, descriptors, _flags, _address = socket.recv_fds(channel, 16, 1)
+    if not message:
         raise ConnectionError
+    if not descriptors:  # the job ends when its socket does
+        raise CrispError(Code.RESOURCE_EXHAUSTED, "Too many open files: a worker's descriptor could not be received")
     return descriptors[0]
 
 
@@ -196,7 +218,7 @@ async def _end(channel: socket.socket, pidfd: int) -> int:
     if pidfd < 0:
         try:
             pidfd = await _receive_pidfd(channel)
-        except OSError:
+        except (OSError, CrispError):
             return pidfd
     await _kill(pidfd)
     return pidfd

@@ -62,7 +62,8 @@ class Connection:
     def _on_readable(self) -> None:
         try:
             datagram, fds, _, _ = socket.recv_fds(self._channel, MAX_DATAGRAM, MAX_FDS)
-        except BlockingIOError:
+        except (BlockingIOError, ConnectionResetError):
+            # A reset is told once, if the shim has left with a request unread. What it has sent before is still there.
             return
         except OSError:
             datagram, fds = b"", []
@@ -103,16 +104,14 @@ class Connection:
         silent = CrispError(Code.DEADLINE_EXCEEDED, f"{op}: the container's shim does not answer")
         try:
             socket.send_fds(self._channel, [datagram], fds)
-        except BlockingIOError:  # it has read nothing for long
-            raise silent from None
-        except OSError as error:
-            self.close()
-            raise CrispError(Code.UNAVAILABLE, f"{op}: the container's shim is gone: {error.strerror}") from error
-        try:
             async with asyncio.timeout(ANSWER_SECONDS.get(op, USUAL_ANSWER_SECONDS)):
                 return await answer
-        except TimeoutError:
+        except (BlockingIOError, TimeoutError):  # it has read nothing for long, or does not answer this
             raise silent from None
+        except OSError as error:
+            self._answers.pop(seq, None)
+            self.close()
+            raise CrispError(Code.UNAVAILABLE, f"{op}: the container's shim is gone: {error.strerror}") from error
         finally:
             self._answers.pop(seq, None)
 
