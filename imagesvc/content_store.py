@@ -105,9 +105,14 @@ class ContentStore:
         """Opens the partial download of a blob, with what an earlier try left of it. The caller sees to it that a
         digest is ingested once at a time."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
+        opening = loop.run_in_executor(
             self._executor, Ingest, self, digest, size, os.path.join(self._ingest_dir, _file_name(digest))
         )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unwanted)
+            raise
 
     async def put(self, digest: str, data: bytes) -> None:
         """Stages a small blob in ingest/, verified; `publish` makes it visible."""
@@ -120,7 +125,7 @@ class ContentStore:
                 await ingest.write(data)
                 await ingest.verify()
             finally:
-                ingest.close()
+                await ingest.end()
 
     def adopt(self, path: str, digest: str) -> None:
         """Stages a file that this daemon has made, and whose digest it has computed, for `publish`. Blocking."""
@@ -243,6 +248,7 @@ class Ingest:
             await asyncio.shield(flushing)
         except asyncio.CancelledError:
             await asyncio.wait([flushing])
+            flushing.exception()  # nobody waits for these bytes any more
             raise
         self.available += self._in_flight
         self._in_flight = 0
@@ -290,18 +296,31 @@ class Ingest:
         raise CrispError(Code.ABORTED, text)
 
     def discard(self) -> None:
-        """Removes the file. Blocking, but only for an unlink."""
-        self.close()
+        """Removes the file's name; what is being written goes to nowhere. Blocking, but only for an unlink."""
         try:
             os.unlink(self.path)
         except FileNotFoundError:
             pass
 
+    async def end(self) -> None:
+        """Closes the file, after the write in flight: its descriptor's number may be another file's at once."""
+        flushing, self._flushing = self._flushing, None
+        if flushing is not None:
+            await asyncio.wait([flushing])
+            flushing.exception()  # nobody waits for these bytes any more
+        self.close()
+
     def close(self) -> None:
-        """Closes the file and leaves it for the next try."""
+        """Closes the file, to which nothing is being written, and leaves it for the next try."""
         descriptor, self._file = self._file, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _close_unwanted(opening: asyncio.Future[Ingest]) -> None:
+    """Close what was opened for somebody who has given up meanwhile."""
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _new_hash(digest: str) -> _Hash:

@@ -107,7 +107,7 @@ class Downloads:
             whole = not download.done.cancelled() and download.done.exception() is None
             if whole and not download.published:
                 download.ingest.discard()
-            download.ingest.close()
+            await download.ingest.end()
 
     async def _fetch(self, download: Download, source: Source) -> None:
         """Downloads to the end, from one endpoint after the other."""

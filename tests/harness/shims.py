@@ -9,6 +9,13 @@ from tests.harness.daemon import Daemon
 
 
 def shim_pid(daemon: Daemon, container_id: str) -> int:
+    """The shim of a container; there must be one."""
+    found = find_shim(daemon, container_id)
+    assert found is not None, f"container {container_id} has no shim"
+    return found
+
+
+def find_shim(daemon: Daemon, container_id: str) -> int | None:
     """The shim of a container: the one that has something of its bundle open."""
     bundle = str(daemon.state / "containers" / container_id)
     for entry in Path("/proc").iterdir():
@@ -21,4 +28,4 @@ def shim_pid(daemon: Daemon, container_id: str) -> int:
                 return int(entry.name)
         except OSError:
             continue
-    raise AssertionError(f"container {container_id} has no shim")
+    return None

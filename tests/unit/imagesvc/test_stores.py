@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
+import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,6 +113,47 @@ async def test_wrong_content_is_forgotten(store: ContentStore) -> None:
             await ingest.verify()
         assert ingest.received == 0
     ingest.discard()
+    ingest.close()
+
+
+async def test_file_is_not_closed_under_a_write(store: ContentStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of its descriptor would be another file's, which would get the bytes."""
+    begun, go_on, written = threading.Event(), threading.Event(), []
+
+    def slow(descriptor: int, data: bytes, offset: int) -> int:
+        begun.set()
+        assert go_on.wait(30)
+        written.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    data = b"x" * 2_000_000
+    ingest = await store.ingest(digest_of(data), len(data))
+    await ingest.write(data)
+    await asyncio.get_running_loop().run_in_executor(None, begun.wait)
+    ingest.discard()
+    ending = asyncio.ensure_future(ingest.end())
+    await asyncio.sleep(0)
+    go_on.set()
+    await ending
+    assert written == [f"{ingest.path} (deleted)"]
+
+
+async def test_download_that_nobody_wants_any_more_while_it_is_opened(store: ContentStore) -> None:
+    gate = threading.Event()
+    blocked = [store._executor.submit(gate.wait) for _ in range(2)]
+    before = len(os.listdir("/proc/self/fd"))
+    opening = asyncio.ensure_future(store.ingest(digest_of(b"x"), 1))
+    await asyncio.sleep(0)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    gate.set()
+    for each in blocked:
+        each.result()
+    await asyncio.get_running_loop().run_in_executor(store._executor, int)
+    while len(os.listdir("/proc/self/fd")) != before:
+        await asyncio.sleep(0.001)
 
 
 async def test_stale_partials_go(store: ContentStore, tmp_path: Path) -> None:
