@@ -8,6 +8,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -24,11 +25,29 @@ IFF_UP_RUNNING = 0x41
 
 def pytest_configure(config: pytest.Config) -> None:
     """Enter the namespace before any thread or child is there."""
-    if os.geteuid() != 0:
-        return
+    if os.geteuid() == 0:
+        _enter_new_network()
+
+
+def _enter_new_network() -> None:
     syscalls.unshare(syscalls.CLONE_NEWNET)
     with socket.socket() as control:
         fcntl.ioctl(control, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP_RUNNING))
+
+
+@pytest.fixture
+def own_network() -> Iterator[None]:
+    """A network namespace of one test's own: other tests' daemons leave bridges and routes in the common one."""
+    if os.geteuid() != 0:
+        yield
+        return
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _enter_new_network()
+        yield
+    finally:
+        syscalls.setns(home, syscalls.CLONE_NEWNET)
+        os.close(home)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,7 @@ from tests.harness.daemon import ROOT
 from tests.harness.kubelet import Kubelet, wait_until
 from tests.packaging.host_state import host_state
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_network")]
 
 PROGRAM = ROOT / "manifests" / "testcluster" / "testcluster.py"
 
@@ -43,7 +43,7 @@ class Cluster:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(own_network: None) -> Iterator[Cluster]:
     name = f"t{os.getpid()}"
     cluster = Cluster(Path(f"/var/tmp/testcluster-{name}"), name)
     yield cluster

@@ -20,7 +20,7 @@ from tests.packaging.host_state import host_state
 
 HERE = Path(__file__).parent
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_network")]
 
 
 @pytest.fixture(scope="module")

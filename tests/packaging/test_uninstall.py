@@ -17,7 +17,7 @@ from tests.harness.kubelet import Kubelet
 from tests.harness.rootfs import make_rootfs
 from tests.packaging.host_state import host_state
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_network")]
 
 NETWORK = (
     '[network]\nbridge = "crispuninst"\ntable = "crisp_uninstall"\nsubnets = ["10.211.0.0/24", "fd63:7269:7371::/64"]\n'
@@ -25,7 +25,7 @@ NETWORK = (
 
 
 @pytest.fixture
-def daemon() -> Iterator[Daemon]:
+def daemon(own_network: None) -> Iterator[Daemon]:
     running = Daemon(NETWORK)
     yield running
     running.stop()

@@ -26,7 +26,7 @@ from tests.harness.rootfs import make_rootfs
 from tests.packaging import next_version
 from tests.packaging.installed import build_wheel, install
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_network")]
 
 
 @dataclass
@@ -56,7 +56,7 @@ def versions(wheels: tuple[Path, Path], tmp_path: Path) -> Versions:
 
 
 @pytest.fixture
-def daemon(versions: Versions) -> Iterator[Daemon]:
+def daemon(own_network: None, versions: Versions) -> Iterator[Daemon]:
     running = Daemon()
     running.program = versions.put(versions.this)
     yield running

@@ -58,7 +58,7 @@ def fresh_environment(place: Path, wheel: Path) -> list[str]:
 
 
 @pytest.mark.root
-def test_installed_it_serves(wheel: Path, tmp_path: Path) -> None:
+def test_installed_it_serves(own_network: None, wheel: Path, tmp_path: Path) -> None:
     program = fresh_environment(tmp_path / "environment", wheel)
     assert VERSION in subprocess.run([*program, "--version"], capture_output=True, text=True, check=True).stdout
     assert "uninstall" in subprocess.run([*program, "--help"], capture_output=True, text=True, check=True).stdout
