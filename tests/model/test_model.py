@@ -25,7 +25,7 @@ pytestmark = pytest.mark.root
 
 SECONDS = float(os.environ.get("CRISP_SOAK_SECONDS", "0"))
 SEED = os.environ.get("CRISP_MODEL_SEED", "")
-EXAMPLES = 5
+EXAMPLES = 12
 STEPS = 25
 
 
