@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING
 
 from kernel.failpoints import failpoint
 from proto.errors import CrispError, failed_precondition
-from runtime import lifecycle, restore
+from runtime import lifecycle, limits, restore
 from runtime.lifecycle import Event, SandboxState
 
 if TYPE_CHECKING:
     from runtime.node import Container, Node
+    from runtime.shim_client import ShimClient
 
 
 async def start(node: Node, reference: str) -> None:
@@ -29,17 +31,18 @@ async def start(node: Node, reference: str) -> None:
         lifecycle.check(record.state, Event.START, record.id)
         if container.sandbox.record.state is not SandboxState.READY:
             raise failed_precondition(f"sandbox {record.sandbox_id} is not ready any more")
-        if container.shim is None:
+        shim = container.shim
+        if shim is None:
             raise failed_precondition(f"container {record.id} has no shim any more: {record.message}")
         os.makedirs(os.path.dirname(record.log_path), exist_ok=True)
         if record.restored_from:
             await restore.begin(node, container)
         container.starting = True
         try:
-            started_at = await container.shim.start(log_path=record.log_path)
+            started_at = await shim.start(log_path=record.log_path)
         except CrispError as error:
             container.starting = False
-            await container.shim.kill()
+            await _end(container, shim)
             if record.restored_from:
                 raise await restore.explained(node, container, error) from error
             raise
@@ -49,6 +52,13 @@ async def start(node: Node, reference: str) -> None:
             await restore.finish(node, container)
         await node.store.containers.note(record.id, record.document())
         failpoint("container.started")
+
+
+async def _end(container: Container, shim: ShimClient) -> None:
+    """End a container that could not be started; on return its exit is recorded, unless it does not die."""
+    with suppress(CrispError, TimeoutError):
+        await shim.kill()
+        await asyncio.wait_for(container.exited.wait(), limits.KILL_SECONDS)
 
 
 def started(node: Node, container: Container) -> None:

@@ -237,7 +237,7 @@ def test_unpacker_killed(kubelet: Kubelet, tmp_path: Path) -> None:
     daemon = kubelet.daemon
     try:
         layout = Layout(tmp_path / "layout")
-        failed = 0
+        hit = 0
         for number in range(4):
             tag = f"{registry.host}/unpack/app:{number}"
             layout.image(tag, [busybox(*(Member(f"d{n}", os.urandom(20_000)) for n in range(400)))])
@@ -249,13 +249,12 @@ def test_unpacker_killed(kubelet: Kubelet, tmp_path: Path) -> None:
                 victims = workers(daemon)
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
-            message = attempt.message()
-            failed += bool(message)
-            assert "bug" not in message
+            hit += bool(victims)
+            assert "bug" not in attempt.message()
             image = kubelet.images.PullImage(request).image_ref
             config = cri.ContainerConfig(image=cri.ImageSpec(image=image))
             assert kubelet.pod().run("/bin/cat", "/d399", config=config).wait().exit_code == 0
-        assert failed, "some were hit"
+        assert hit, "some were caught at work"
         layers = daemon.root / "layers"
         wait_until(lambda: not [path for path in layers.iterdir() if path.name.startswith(("new-", "old-"))])
         assert list((daemon.root / "ingest").iterdir()) == []
