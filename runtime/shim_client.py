@@ -10,6 +10,7 @@ Failures are CrispErrors. A shim that has gone away is UNAVAILABLE: what became 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import io
 import json
@@ -238,7 +239,10 @@ class _StreamSession:
         """Events of the container are the control session's business."""
 
     def _adopt(self, names: list[str], fds: list[int]) -> None:
-        """Take over the descriptors that were sent."""
+        """Take over the descriptors that were sent. OSError if this process has no room for all of them."""
+        if len(fds) < len(names):  # the kernel drops what does not fit, and closes it
+            close_all(*fds)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         lent = dict(zip(names, fds, strict=True))
         self._terminal = lent.pop("tty", -1)
         self.tty = self._terminal >= 0
