@@ -79,8 +79,8 @@ async def settle(node: Node, container: Container, exit_record: ExitRecord) -> N
         record.exit_code = exit_record.exit_code
         record.reason, record.message = _reason(exit_record)
         record.finished_at = max(exit_record.finished_at, record.started_at + 1, record.created_at + 1)
+        node.events.container_stopped(container)  # in one step with finished_at: no status may show the end before its event
         await node.store.containers.note(record.id, record.document())
-        node.events.container_stopped(container)
     container.exited.set()
 
 
@@ -115,7 +115,7 @@ async def lost(node: Node, container: Container, why: str) -> None:
         record.reason = "Error"
         record.message = f"the container was ended because {why}; its exit code is not known"
         record.finished_at = max(CLOCK.now(), record.started_at + 1)
+        node.events.container_stopped(container)  # in one step with finished_at: no status may show the end before its event
         await node.store.containers.note(record.id, record.document())
-        node.events.container_stopped(container)
     container.exited.set()
     container.gone.set()

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from runtime.node import Node
 
 ROOT_NAMES: Final = (
-    *("state.db*", "reserve", "credentials.key"),
+    *("state.db*", "credentials.key"),
     *("images", "blobs", "ingest", "layers", "containers", "empty"),
 )
 """All that crisp keeps below <root>, as patterns."""
