@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from imagesvc.endpoint import EndpointSources
 from imagesvc.limits import Limits
 from imagesvc.platforms import Platform, host_platform, parse_platform
+from imagesvc.registry.endpoint import EndpointSources
 from proto.errors import invalid
 
 

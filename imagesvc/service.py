@@ -24,30 +24,30 @@ from typing import Any, TypeVar
 
 import structlog
 
-from imagesvc import credentials, endpoints
-from imagesvc.commit import Changes, Committer
+from imagesvc.build.commit import Changes, Committer
+from imagesvc.build.exporting import Exporter
+from imagesvc.build.importing import Archive
+from imagesvc.build.rootfs import rootfs_image
 from imagesvc.config import ImageConfig
-from imagesvc.content_store import ContentStore
-from imagesvc.credentials import Auth, Credentials
 from imagesvc.disk_errors import disk_error
-from imagesvc.downloads import Downloads
-from imagesvc.endpoint import Endpoint
-from imagesvc.exporting import Exporter
-from imagesvc.images import ROOTFS, Image, ImageIndex, ImageRecords, OciConfig
-from imagesvc.importing import Archive
-from imagesvc.joins import Joins
-from imagesvc.layers import LayerStore
-from imagesvc.materials import Materials, require_image
-from imagesvc.progress import PullProgress
-from imagesvc.pull import Puller
-from imagesvc.push import Pusher
 from imagesvc.references import Reference, parse_reference, try_parse
-from imagesvc.registry_client import RegistryClient
-from imagesvc.rootfs import rootfs_image
-from imagesvc.unpacking import Unpacker
-from imagesvc.usage import FsInfo, image_usage
-from imagesvc.verify import Report, check_blobs, check_layer
-from imagesvc.worker_pool import JobFailed, WorkerPool
+from imagesvc.registry import credentials, endpoints
+from imagesvc.registry.client import RegistryClient
+from imagesvc.registry.credentials import Auth, Credentials
+from imagesvc.registry.endpoint import Endpoint
+from imagesvc.store.content import ContentStore
+from imagesvc.store.images import ROOTFS, Image, ImageIndex, ImageRecords, OciConfig
+from imagesvc.store.layers import LayerStore
+from imagesvc.store.materials import Materials, require_image
+from imagesvc.store.usage import FsInfo, image_usage
+from imagesvc.store.verify import Report, check_blobs, check_layer
+from imagesvc.transfer.downloads import Downloads
+from imagesvc.transfer.joins import Joins
+from imagesvc.transfer.progress import PullProgress
+from imagesvc.transfer.pull import Puller
+from imagesvc.transfer.push import Pusher
+from imagesvc.transfer.unpacking import Unpacker
+from imagesvc.worker.pool import JobFailed, WorkerPool
 from kernel.failpoints import failpoint
 from proto.errors import invalid, not_found
 

@@ -2,7 +2,7 @@
 
     CrispError
     ├── raised with a `Code` wherever something fails in a way that a caller can act on
-    └── turned into a gRPC status by `runtime/server.py`, and nowhere else
+    └── turned into a gRPC status by `runtime/api/server.py`, and nowhere else
 
 Any other exception that reaches the server is a bug and becomes INTERNAL.
 """

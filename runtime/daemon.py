@@ -22,28 +22,32 @@ import structlog
 from kernel import mounts
 from proto import admin_pb2, api_pb2
 from proto.errors import Code, CrispError, failed_precondition, invalid
-from runtime import apparmor, handler_probe, host, limits, node_status, observers, recovery, reload, systemd
-from runtime.events import EventBus
-from runtime.fork_server import ForkServer
+from runtime import limits, recovery, reload
+from runtime.api import node_status
+from runtime.api.rpc_admin import AdminService
+from runtime.api.rpc_images import ImageService as ImageRpcs
+from runtime.api.rpc_runtime import RuntimeService
+from runtime.api.server import Boundary
+from runtime.api.stream_sources import StreamSources
+from runtime.host import handler_probe, host, systemd
 from runtime.lifecycle import ContainerState
 from runtime.network.config import HandlerNetworks
-from runtime.node import Node, new_executor
+from runtime.oci import apparmor_loader
 from runtime.paths import Paths
-from runtime.record_copies import Copies
-from runtime.rpc_admin import AdminService
-from runtime.rpc_images import ImageService as ImageRpcs
-from runtime.rpc_runtime import RuntimeService
-from runtime.server import Boundary
-from runtime.store import Store
-from runtime.stream_sources import StreamSources
+from runtime.pods.events import EventBus
+from runtime.pods.node import Node, new_executor
+from runtime.shims.fork_server import ForkServer
+from runtime.store.database import Store
+from runtime.store.record_copies import Copies
 from runtime.streaming.server import StreamingServer
+from runtime.telemetry import observers
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from runtime.config import Config
-    from runtime.handlers import Handlers
-    from runtime.host import Host
+    from runtime.config.settings import Config
+    from runtime.host.handlers import Handlers
+    from runtime.host.host import Host
 
     FindHandlers = Callable[[Config, Paths, Host, ForkServer], Awaitable[Handlers]]
 
@@ -81,7 +85,7 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
     fork_server = await ForkServer.start(FORK_JOBS)
     stack.push_async_callback(fork_server.close)
     node = await assemble(config, paths, fork_server, stack, handler_probe.find)
-    await apparmor.load_default(node.host, config.containers.apparmor_profile)
+    await apparmor_loader.load_default(node.host, config.containers.apparmor_profile)
     begin = time.monotonic()
     await recovery.recover(node)
     node.recovery_seconds = time.monotonic() - begin
@@ -96,8 +100,8 @@ async def assemble(
     _make_directories(paths)
     # Imported here so that the fork server starts while these load.
     from imagesvc.service import ImageService  # noqa: PLC0415
-    from runtime.image_records import ImageRecords  # noqa: PLC0415
     from runtime.network.auto import AutoNetwork  # noqa: PLC0415
+    from runtime.store.image_records import ImageRecords  # noqa: PLC0415
 
     store = Store(paths.database, Copies(paths))
     stack.callback(store.close)

@@ -1,19 +1,19 @@
 """Where things lie: every path below crisp's two directories, derived from ids.
 
 <root>  /var/lib/crisp                  survives a reboot
-    state.db                            records (runtime/store.py)
-    images/<id>.json                    copies of image records (runtime/record_copies.py)
+    state.db                            records (runtime/store/database.py)
+    images/<id>.json                    copies of image records (runtime/store/record_copies.py)
     blobs/ ingest/ layers/              images (imagesvc)
-    checkpoints/                        what checkpoints are being written (runtime/checkpoint_notes.py)
+    checkpoints/                        what checkpoints are being written (runtime/checkpoints/notes.py)
     containers/<id>/{upper,work}        writable layer
-    containers/<id>/restore/            a checkpoint's files, until the container runs (runtime/restore.py)
+    containers/<id>/restore/            a checkpoint's files, until the container runs (runtime/pods/restore.py)
     containers/<id>/container.log       log of a container whose client names no log directory
 <state> /run/crisp                      does not
     crisp.sock
     daemon.lock                         held while a daemon uses these directories
     containers/                         a private mount: rootfs mounts below stay in the shim's namespace
         <id>/                           OCI bundle, shim's socket, lock and exit record (shim/supervisor.py)
-        <id>/record.json                copy of the container's record (runtime/record_copies.py)
+        <id>/record.json                copy of the container's record (runtime/store/record_copies.py)
     sandboxes/<id>/                     ns/{net,ipc,uts,user,pid}, shm/, resolv.conf, hostname, hosts
     sandboxes/<id>/{record,lease}.json  copies of the sandbox's record and of its network lease
     settings/<name>.json                copies of settings

@@ -27,25 +27,19 @@ import structlog
 from kernel import cgroups, mounts, namespaces
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
-from runtime import (
-    cgroup_end,
-    checkpoint_notes,
-    container_remove,
-    container_watch,
-    image_volumes,
-    restore,
-    sandbox_teardown,
-)
+from runtime.checkpoints import notes
+from runtime.host import cgroup_end
 from runtime.lifecycle import ContainerState, SandboxState
-from runtime.node import Container, Sandbox
+from runtime.pods import container_remove, container_watch, image_volumes, restore, sandbox_teardown
+from runtime.pods.node import Container, Sandbox
 from runtime.records import CLOCK, ContainerRecord, SandboxRecord
-from runtime.shim_client import ShimClient, kill_shim, read_exit_record, shim_alive
+from runtime.shims.client import ShimClient, kill_shim, read_exit_record, shim_alive
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
     from pathlib import Path
 
-    from runtime.node import Node
+    from runtime.pods.node import Node
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +69,7 @@ async def recover(node: Node) -> None:
     await _apart(node.network.sweep(set(node.sandboxes) | unreadable), network="sweep")
     spared = unreadable | await _end_unknown(node, unreadable)
     await asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node, spared)
-    await checkpoint_notes.sweep(node)
+    await notes.sweep(node)
     running = sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
     log.info("recovered", sandboxes=len(node.sandboxes), containers=len(node.containers), running=running)
 

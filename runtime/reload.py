@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from proto.errors import CrispError
-from runtime import handler_probe, logs, systemd
+from runtime.config import logs
+from runtime.host import handler_probe, systemd
 
 if TYPE_CHECKING:
-    from runtime.config import Config
-    from runtime.node import Node
+    from runtime.config.settings import Config
+    from runtime.pods.node import Node
 
 PROBED: Final = ("runtimes", "containers.default_runtime")
 """Handlers are tried anew."""

@@ -26,20 +26,23 @@ from typing import TYPE_CHECKING, Final
 
 from kernel import cgroups, lsm, mounts
 from proto.errors import Code, CrispError, failed_precondition
-from runtime import apparmor, container_stop, daemon, host, recovery, sandbox_teardown, systemd
-from runtime.fork_server import ForkServer
-from runtime.handlers import Handlers
+from runtime import daemon, recovery
+from runtime.host import host, systemd
+from runtime.host.handlers import Handlers
 from runtime.network import host as network_host
 from runtime.network.cni import template
+from runtime.oci import apparmor_loader
 from runtime.oci.apparmor import DEFAULT_NAME
 from runtime.paths import Paths
-from runtime.shim_client import shim_alive
+from runtime.pods import container_stop, sandbox_teardown
+from runtime.shims.client import shim_alive
+from runtime.shims.fork_server import ForkServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from runtime.config import Config
-    from runtime.node import Node
+    from runtime.config.settings import Config
+    from runtime.pods.node import Node
 
 ROOT_NAMES: Final = (
     *("state.db*", "credentials.key"),
@@ -86,7 +89,7 @@ async def uninstall(config: Config, *, end_pods: bool, keep_data: bool, grace_se
             await _end_pods(config, paths, grace_seconds)
         await network_host.remove_shared(config.network)
         if _profile_is_ours(config):
-            await apparmor.unload_default()
+            await apparmor_loader.unload_default()
         _remove_groups(config)
         mounts.detach_all(str(config.state))
         for path in _files(config, keep_data=keep_data):

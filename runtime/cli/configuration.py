@@ -8,6 +8,6 @@ import click
 @click.command("config")
 def command() -> None:
     """Print a configuration file with every key, its default and what it means."""
-    from runtime.config_document import document  # noqa: PLC0415
+    from runtime.config.document import document  # noqa: PLC0415
 
     click.echo(document(), nl=False)

@@ -14,8 +14,8 @@ import click
 from runtime.cli.output import errors
 
 if TYPE_CHECKING:
-    from runtime.config import Config
-    from runtime.node import Node
+    from runtime.config.settings import Config
+    from runtime.pods.node import Node
 
 
 @click.command("serve")
@@ -27,16 +27,17 @@ def command(config_path: Path | None, socket_path: Path | None, root: Path | Non
     """Serve CRI until SIGTERM or Ctrl-C; containers go on without the daemon."""
     # structlog would load rich, for coloured tracebacks: 7 MiB that a daemon has no use for.
     sys.modules["rich"] = None  # type: ignore[assignment]
-    from runtime import config, daemon, logs  # noqa: PLC0415  the other commands need none of it
+    from runtime import daemon  # noqa: PLC0415  the other commands need none of it
+    from runtime.config import logs, settings  # noqa: PLC0415  the other commands need none of it
 
     with errors():
 
         def load() -> Config:
-            return override(config.load(config_path), socket_path, root, state)
+            return override(settings.load(config_path), socket_path, root, state)
 
-        settings = load()
-        logs.configure(settings.log)
-        running = asyncio.run(daemon.serve(settings, _announce, load))
+        config = load()
+        logs.configure(config.log)
+        running = asyncio.run(daemon.serve(config, _announce, load))
     if running and sys.stderr.isatty():
         plural = "s go" if running > 1 else " goes"
         click.echo(

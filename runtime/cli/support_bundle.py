@@ -119,7 +119,7 @@ def _tail(path: Path) -> bytes:
 
 def _configuration(path: Path | None) -> bytes:
     """What the file and the defaults make together. Passwords are never in it: they are in files that it names."""
-    from runtime.config import load  # noqa: PLC0415
+    from runtime.config.settings import load  # noqa: PLC0415
 
     return json.dumps(dataclasses.asdict(load(path)), indent=2, default=str).encode()
 

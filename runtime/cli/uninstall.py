@@ -12,7 +12,7 @@ import click
 from runtime.cli.output import errors, fail
 
 if TYPE_CHECKING:
-    from runtime.config import Config
+    from runtime.config.settings import Config
 
 
 @click.command("uninstall")
@@ -39,30 +39,31 @@ def command(
     The daemon must have ended. The program itself is removed by whatever installed it; the Debian package does this here
     when it is removed.
     """
-    from runtime import config, logs, uninstall  # noqa: PLC0415  --help needs none of it
+    from runtime import uninstall  # noqa: PLC0415  --help needs none of it
     from runtime.cli.serve import override  # noqa: PLC0415
+    from runtime.config import logs, settings  # noqa: PLC0415  --help needs none of it
 
     if os.geteuid() != 0:
         fail("uninstall runs as root")
     with errors():
-        settings = override(config.load(config_path), None, root, state)
-        logs.configure(config.LogConfig(level="warning"))
-        found = asyncio.run(uninstall.traces(settings, keep_data=keep_data))
+        config = override(settings.load(config_path), None, root, state)
+        logs.configure(settings.LogConfig(level="warning"))
+        found = asyncio.run(uninstall.traces(config, keep_data=keep_data))
         if dry_run or not found:
             click.echo("\n".join(found) or "nothing of crisp is here", err=not found)
             return
         if not yes:
             click.echo("\n".join(found))
             click.confirm("Remove all of this?", abort=True)
-        left = asyncio.run(_run(settings, end_pods=end_pods, keep_data=keep_data, grace=grace))
+        left = asyncio.run(_run(config, end_pods=end_pods, keep_data=keep_data, grace=grace))
     for trace in found:
         click.echo(f"{'STILL THERE' if trace in left else 'removed'}  {trace}")
     if left:
         fail(f"{len(left)} things are still there; end what uses them and say this again")
 
 
-async def _run(settings: Config, *, end_pods: bool, keep_data: bool, grace: int) -> list[str]:
+async def _run(config: Config, *, end_pods: bool, keep_data: bool, grace: int) -> list[str]:
     from runtime import uninstall  # noqa: PLC0415
 
-    await uninstall.uninstall(settings, end_pods=end_pods, keep_data=keep_data, grace_seconds=grace)
-    return await uninstall.traces(settings, keep_data=keep_data)
+    await uninstall.uninstall(config, end_pods=end_pods, keep_data=keep_data, grace_seconds=grace)
+    return await uninstall.traces(config, keep_data=keep_data)

@@ -13,7 +13,7 @@ from proto.errors import failed_precondition, invalid
 from runtime.oci.resources import withheld
 
 if TYPE_CHECKING:
-    from runtime.host import Host
+    from runtime.host.host import Host
 
 DEFAULT_NAME: Final = "crisp-default"
 

@@ -16,9 +16,9 @@ import copy
 from typing import TYPE_CHECKING, Any, Final
 
 from proto.errors import invalid
+from runtime.config.ulimits import Ulimit
 from runtime.oci.hooks import STAGES
 from runtime.oci.json_fields import read_document
-from runtime.oci.ulimits import Ulimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable

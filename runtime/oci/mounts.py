@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, invalid
-from runtime import user_namespaces
+from runtime.oci import user_namespaces
 from runtime.oci.resources import withheld
 
 if TYPE_CHECKING:

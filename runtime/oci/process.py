@@ -12,8 +12,8 @@ from proto.errors import invalid
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from imagesvc.images import OciConfig
-    from runtime.host import Host
+    from imagesvc.store.images import OciConfig
+    from runtime.host.host import Host
 
 DEFAULT_PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 

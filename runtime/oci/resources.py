@@ -14,7 +14,7 @@ from proto import api_pb2 as cri
 from proto.errors import invalid
 
 if TYPE_CHECKING:
-    from runtime.host import Host
+    from runtime.host.host import Host
 
 log = structlog.get_logger(__name__)
 

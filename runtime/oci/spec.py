@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proto import api_pb2 as cri
 from proto.errors import invalid
-from runtime import user_namespaces
 from runtime.oci import (
     apparmor,
     base_spec,
@@ -25,15 +24,16 @@ from runtime.oci import (
     seccomp,
     systemd_limits,
     ulimits,
+    user_namespaces,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from imagesvc.images import OciConfig
-    from runtime.config import Config, HandlerConfig
-    from runtime.handlers import Features
-    from runtime.host import Host
+    from imagesvc.store.images import OciConfig
+    from runtime.config.settings import Config, HandlerConfig
+    from runtime.host.handlers import Features
+    from runtime.host.host import Host
     from runtime.oci.cdi_spec import Edits
     from runtime.oci.hooks import HookFile
     from runtime.oci.mounts import Source
@@ -117,7 +117,7 @@ def build(inputs: Inputs) -> dict[str, Any]:
 
 def _rlimits(inputs: Inputs) -> list[dict[str, Any]]:
     asked = ulimits.of_annotations(inputs.sandbox.annotations, inputs.config.metadata.name)
-    return ulimits.build(inputs.daemon.containers, base_spec.rlimits(inputs.files.base) | asked, inputs.host)
+    return ulimits.build(inputs.daemon.containers.limits(), base_spec.rlimits(inputs.files.base) | asked, inputs.host)
 
 
 def _mounts(inputs: Inputs) -> list[dict[str, Any]]:

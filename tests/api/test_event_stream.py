@@ -15,7 +15,7 @@ import pytest
 
 from proto import api_pb2 as cri
 from runtime.records import ContainerRecord, SandboxRecord
-from runtime.store import Store
+from runtime.store.database import Store
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet, wait_until
 

@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from imagesvc.config import ImageConfig
-from imagesvc.endpoint import EndpointSources
+from imagesvc.registry.endpoint import EndpointSources
 from imagesvc.service import ImageService
 from proto import api_pb2 as cri
 from tests.bench.runtimes import Containerd

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from proto import api_pb2 as cri
-from runtime import shim_client
+from runtime.shims import client
 from tests.harness.kubelet import Kubelet
 
 pytestmark = pytest.mark.root
@@ -88,6 +88,6 @@ def test_container_of_which_nothing_is_known_is_ended(kubelet: Kubelet) -> None:
     (bundle / "record.json").unlink()
     (daemon.root / "state.db").unlink()
     daemon.start()
-    assert not shim_client.shim_alive(str(bundle))
+    assert not client.shim_alive(str(bundle))
     assert kubelet.runtime.ListContainers(cri.ListContainersRequest()).containers == []
     assert pod.status().state == cri.SANDBOX_READY

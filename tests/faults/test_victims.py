@@ -268,7 +268,7 @@ def workers(daemon: Daemon) -> list[int]:
     found = []
     for pid in children(daemon.process.pid):
         try:
-            if b"imagesvc.worker" in Path(f"/proc/{pid}/cmdline").read_bytes() and (jobs := children(pid)):
+            if b"imagesvc.worker.main" in Path(f"/proc/{pid}/cmdline").read_bytes() and (jobs := children(pid)):
                 found += [pid, *jobs]
         except OSError:
             continue

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imagesvc.config import ImageConfig
-from imagesvc.endpoint import EndpointSources
+from imagesvc.registry.endpoint import EndpointSources
 from imagesvc.service import ImageService
 from tests.images.image_builder import Layout
 from tests.images.memory_records import MemoryRecords

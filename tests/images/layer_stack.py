@@ -14,8 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from imagesvc import jobs
 from imagesvc.limits import Limits
+from imagesvc.worker import jobs
 
 
 def run_unpack(blob: bytes, target: Path, lower: list[Path] | None, limits: Limits | None = None) -> dict[str, Any]:

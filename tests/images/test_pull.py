@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imagesvc.progress import PullProgress
+from imagesvc.transfer.progress import PullProgress
 from proto.errors import Code, CrispError
 from tests.images.conftest import Node, StartService
 from tests.images.fault_proxy import FaultProxy, Rule

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from imagesvc.credentials import Auth
+from imagesvc.registry.credentials import Auth
 from proto.errors import Code
 from tests.images.certificates import authority, certificate
 from tests.images.conftest import Node, StartService

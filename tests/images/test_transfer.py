@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from imagesvc.commit import Changes
-from imagesvc.images import OciConfig
+from imagesvc.build.commit import Changes
 from imagesvc.service import ImageService
+from imagesvc.store.images import OciConfig
 from proto.errors import Code
 from tests.images.conftest import Node, StartService
 from tests.images.fault_proxy import FaultProxy, Rule

@@ -14,8 +14,8 @@ import pytest
 
 from kernel import cgroups, mounts
 from proto.shim_protocol import Message
-from runtime.fork_server import ForkServer, ShimOptions
-from runtime.shim_client import Created, ShimClient
+from runtime.shims.client import Created, ShimClient
+from runtime.shims.fork_server import ForkServer, ShimOptions
 from tests.harness import import_witness
 from tests.harness.rootfs import make_rootfs
 

@@ -14,7 +14,7 @@ import pytest
 from kernel import cgroups, mounts, namespaces
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
-from runtime.fork_server import ForkServer
+from runtime.shims.fork_server import ForkServer
 from tests.kernel.conftest import JOBS
 
 pytestmark = pytest.mark.root

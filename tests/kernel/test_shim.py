@@ -15,8 +15,8 @@ import pytest
 
 from kernel import mounts
 from proto.errors import Code, CrispError
-from runtime.fork_server import ForkServer
-from runtime.shim_client import ShimClient, read_exit_record, shim_alive
+from runtime.shims.client import ShimClient, read_exit_record, shim_alive
+from runtime.shims.fork_server import ForkServer
 from tests.kernel.conftest import DEADLINE, ShimLab
 
 pytestmark = pytest.mark.root

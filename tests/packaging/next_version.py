@@ -35,7 +35,7 @@ def make_next(target: Path) -> None:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     _change(target / "proto/version.py", r'VERSION = "[^"]+"', f'VERSION = "{VERSION}"')
-    _change(target / "runtime/migrations.py", r"^MIGRATIONS: Final(.*) = \((.*?),?\)$", MIGRATIONS)
+    _change(target / "runtime/store/migrations.py", r"^MIGRATIONS: Final(.*) = \((.*?),?\)$", MIGRATIONS)
     protocol = target / "proto/shim_protocol.py"
     [number] = re.findall(r"^VERSION = (\d+)$", protocol.read_text(), re.MULTILINE)
     newer = int(number) + 1
@@ -43,7 +43,7 @@ def make_next(target: Path) -> None:
     _change(protocol, r'"signal": \{"signal": Field\(int\)\}', '"signal": {"signal": Field(int), "all": Field(bool, False)}')
     _change(protocol, r"^(SINCE: .* = \{)", rf'\1"signal.all": {newer}, ')
     _change(
-        target / "runtime/shim_client.py",
+        target / "runtime/shims/client.py",
         r'request\("signal", signal=number\)',
         'request("signal", signal=number, all=False)',
     )

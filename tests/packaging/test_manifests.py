@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import yaml
 
-from runtime.config import load
+from runtime.config.settings import load
 from runtime.network.cni.network_list import parse
-from runtime.telemetry import Telemetry
+from runtime.telemetry.prometheus import Telemetry
 from tests.harness.daemon import ROOT
 
 MANIFESTS = ROOT / "manifests"

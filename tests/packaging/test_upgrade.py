@@ -19,7 +19,7 @@ from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from proto import shim_protocol
 from proto.version import VERSION
-from runtime.migrations import MIGRATIONS
+from runtime.store.migrations import MIGRATIONS
 from tests.harness.daemon import ROOT, STOP_SECONDS, Daemon
 from tests.harness.kubelet import Container, Kubelet, wait_until
 from tests.harness.rootfs import make_rootfs

@@ -1,11 +1,11 @@
-"""runtime/batches.py"""
+"""runtime/api/batches.py"""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 from proto import api_pb2 as cri
-from runtime import batches
+from runtime.api import batches
 
 
 def images(count: int) -> list[cri.Image]:

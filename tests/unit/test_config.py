@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from proto.errors import Code, CrispError
-from runtime import config
+from runtime.config import settings
 
 
-def load(tmp_path: Path, text: str) -> config.Config:
+def load(tmp_path: Path, text: str) -> settings.Config:
     path = tmp_path / "crisp.toml"
     path.write_text(text)
-    return config.load(path)
+    return settings.load(path)
 
 
 def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
-    assert load(tmp_path, "") == config.Config()
+    assert load(tmp_path, "") == settings.Config()
 
 
 def test_values(tmp_path: Path) -> None:
@@ -71,4 +71,4 @@ def test_errors_name_key_and_line(tmp_path: Path, text: str, where: str, what: s
 
 def test_missing_file_is_an_error_if_it_was_named(tmp_path: Path) -> None:
     with pytest.raises(CrispError, match="No such file"):
-        config.load(tmp_path / "none.toml")
+        settings.load(tmp_path / "none.toml")

@@ -8,8 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from runtime import config
-from runtime.config_document import document
+from runtime.config import settings
+from runtime.config.document import document
 
 MANIFEST = Path(__file__).resolve().parents[2] / "manifests" / "crisp.toml"
 
@@ -19,7 +19,7 @@ def test_the_manifest_is_current() -> None:
 
 
 def test_it_says_the_defaults() -> None:
-    assert config.load(MANIFEST) == config.Config()
+    assert settings.load(MANIFEST) == settings.Config()
 
 
 def test_every_key_is_there_and_explained() -> None:
@@ -27,7 +27,7 @@ def test_every_key_is_there_and_explained() -> None:
     for number, line in enumerate(lines):
         if re.match(r"\w+ = ", line):
             assert lines[number - 1].startswith("# "), f"{line}: what does it mean?"
-    assert keys(tomllib.loads(document())) == keys(dataclasses.asdict(config.Config()))
+    assert keys(tomllib.loads(document())) == keys(dataclasses.asdict(settings.Config()))
 
 
 def keys(table: dict[str, Any], prefix: str = "") -> set[str]:

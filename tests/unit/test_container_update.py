@@ -1,9 +1,9 @@
-"""runtime/container_update.py: merging."""
+"""runtime/pods/container_update.py: merging."""
 
 from __future__ import annotations
 
 from proto import api_pb2 as cri
-from runtime.container_update import merge
+from runtime.pods.container_update import merge
 
 MIB = 1 << 20
 Resources = cri.LinuxContainerResources

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from proto.errors import Code, CrispError
-from runtime import criu
+from runtime.pods import criu
 
 LOG = """\
 (00.000055) Version: 3.17.1 (gitid 0)

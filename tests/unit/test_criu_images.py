@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proto.errors import Code, CrispError
-from runtime import criu_images
+from runtime.pods import criu_images
 
 HEAD = bytes.fromhex("1943565467b2ca54")
 """As CRIU 3.17 begins utsns-10.img."""

@@ -1,4 +1,4 @@
-"""runtime/events.py: order, stamps, and subscribers that do not keep up."""
+"""runtime/pods/events.py: order, stamps, and subscribers that do not keep up."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
-from runtime import events
-from runtime.events import EventBus
-from runtime.node import Container, Sandbox
+from runtime.pods import events
+from runtime.pods.events import EventBus
+from runtime.pods.node import Container, Sandbox
 from runtime.records import CLOCK, ContainerRecord, SandboxRecord
 
 

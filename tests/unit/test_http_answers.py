@@ -1,4 +1,4 @@
-"""runtime/http_answers.py"""
+"""runtime/telemetry/http_answers.py"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from proto.errors import Code, CrispError
-from runtime.http_answers import MISSING, Answer, HttpAnswers
+from runtime.telemetry.http_answers import MISSING, Answer, HttpAnswers
 
 
 async def answer(path: str) -> Answer:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from proto.errors import Code, CrispError
-from runtime.migrations import MIGRATIONS, migrate
-from runtime.store import TABLES, Store
+from runtime.store.database import TABLES, Store
+from runtime.store.migrations import MIGRATIONS, migrate
 
 
 def opened(path: Path) -> sqlite3.Connection:

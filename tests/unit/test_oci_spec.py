@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from imagesvc.images import OciConfig
+from imagesvc.store.images import OciConfig
 from kernel.capabilities import NAMES
 from kernel.cgroups import Hierarchies, Mode
 from proto import api_pb2 as cri
 from proto.errors import CrispError
-from runtime.config import ContainersConfig
-from runtime.host import Host
+from runtime.config.settings import ContainersConfig
+from runtime.host.host import Host
 from runtime.oci import devices, mounts, process, resources, seccomp, ulimits
 from runtime.oci.mounts import Source
 
@@ -133,7 +133,7 @@ def test_limits_are_clamped_to_the_host() -> None:
     assert process.oom_score_adj(-998, host()) == 0
     assert process.oom_score_adj(-998, host(lowest_oom_score_adj=-1000)) == -998
     assert process.oom_score_adj(500, host()) == 500
-    assert ulimits.build(ContainersConfig(), {}, host()) == [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}]
+    assert ulimits.build(ContainersConfig().limits(), {}, host()) == [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 4096}]
 
 
 def test_resources() -> None:

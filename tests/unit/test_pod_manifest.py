@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from proto.errors import Code, CrispError
-from runtime import pod_manifest
-from runtime.pod_manifest import Manifest
+from runtime.checkpoints import pod_manifest
+from runtime.checkpoints.pod_manifest import Manifest
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

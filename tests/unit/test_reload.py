@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from runtime import reload
-from runtime.config import Config, HandlerConfig, LogConfig
+from runtime.config.settings import Config, HandlerConfig, LogConfig
 
 
 def test_differences() -> None:

@@ -13,8 +13,7 @@ import pytest
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
-from runtime import shim_connection
-from runtime.shim_connection import Connection
+from runtime.shims.connection import Connection
 
 
 @pytest.fixture
@@ -57,7 +56,7 @@ async def test_shim_that_takes_no_connections(listener: socket.socket, tmp_path:
 
 async def test_shim_that_does_not_answer(listener: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor read: the session stays open, for the shim may go on."""
-    monkeypatch.setattr(shim_connection, "USUAL_ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("runtime.shims.connection.USUAL_ANSWER_SECONDS", 0.0)
     connection = Connection.open(str(tmp_path), lambda _: None)
     for _ in range(2000):
         with pytest.raises(CrispError, match="does not answer") as caught:

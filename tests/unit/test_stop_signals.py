@@ -8,7 +8,7 @@ import pytest
 
 from proto import api_pb2 as cri
 from proto.errors import CrispError
-from runtime import stop_signals
+from runtime.oci import stop_signals
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from proto.errors import Code, CrispError
 from runtime.paths import Paths
-from runtime.record_copies import Copies
-from runtime.store import TABLES, Store
+from runtime.store.database import TABLES, Store
+from runtime.store.record_copies import Copies
 
 
 async def test_documents_survive(tmp_path: Path) -> None:

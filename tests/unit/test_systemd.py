@@ -1,4 +1,4 @@
-"""runtime/systemd.py"""
+"""runtime/host/systemd.py"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime import systemd
+from runtime.host import systemd
 
 
 @pytest.fixture

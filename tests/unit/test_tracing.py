@@ -1,18 +1,18 @@
-"""runtime/tracing.py, with an exporter that keeps the spans."""
+"""runtime/telemetry/tracing.py, with an exporter that keeps the spans."""
 
 from __future__ import annotations
 
 import pytest
 
 from proto.errors import Code, CrispError
-from runtime.server import Call
-from runtime.telemetry_config import TracingConfig
+from runtime.api.server import Call
+from runtime.config.telemetry import TracingConfig
 
 pytest.importorskip("opentelemetry.sdk", reason="crisp[tracing] is not installed")
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from runtime.tracing import Tracing
+from runtime.telemetry.tracing import Tracing
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = PARENT[:-1] + "0"

@@ -7,9 +7,9 @@ import resource
 import pytest
 
 from proto.errors import CrispError
-from runtime.config import ContainersConfig
+from runtime.config.settings import ContainersConfig
+from runtime.config.ulimits import UNLIMITED, Ulimit
 from runtime.oci import ulimits
-from runtime.oci.ulimits import UNLIMITED, Ulimit
 from tests.unit.test_oci_spec import host
 
 
@@ -35,15 +35,15 @@ def test_bad_annotations(text: str) -> None:
 def test_annotation_before_configuration_before_default() -> None:
     defaults = ContainersConfig(ulimits=("nofile=10:20", "rtprio=3", "core=0"))
     able = host(capabilities=frozenset({"CAP_SYS_RESOURCE"}), nofile_limit=1000)
-    found = {limit["type"]: (limit["soft"], limit["hard"]) for limit in ulimits.build(defaults, {}, able)}
+    found = {limit["type"]: (limit["soft"], limit["hard"]) for limit in ulimits.build(defaults.limits(), {}, able)}
     assert found == {"RLIMIT_NOFILE": (10, 20), "RLIMIT_RTPRIO": (3, 3), "RLIMIT_CORE": (0, 0)}
     asked = {"nofile": Ulimit(5, 5000), "memlock": Ulimit(1, UNLIMITED)}
-    found = {limit["type"]: (limit["soft"], limit["hard"]) for limit in ulimits.build(defaults, asked, able)}
+    found = {limit["type"]: (limit["soft"], limit["hard"]) for limit in ulimits.build(defaults.limits(), asked, able)}
     assert found["RLIMIT_NOFILE"] == (5, 1000)
     assert found["RLIMIT_MEMLOCK"] == (1, UNLIMITED)
 
 
 def test_without_the_right_to_raise_nothing_goes_above_the_daemons_own() -> None:
     own = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
-    found = {x["type"]: x for x in ulimits.build(ContainersConfig(), {"memlock": Ulimit(1, UNLIMITED)}, host())}
+    found = {x["type"]: x for x in ulimits.build(ContainersConfig().limits(), {"memlock": Ulimit(1, UNLIMITED)}, host())}
     assert found["RLIMIT_MEMLOCK"]["hard"] == (UNLIMITED if own == resource.RLIM_INFINITY else own)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagesvc import manifests, media_types
-from imagesvc.images import OciConfig
 from imagesvc.manifests import Descriptor, Index, Manifest, parse_config, parse_manifest
 from imagesvc.platforms import Platform, choose, parse_platform
-from imagesvc.registry_errors import Kind, RegistryFailure, from_status, give_up
+from imagesvc.registry.errors import Kind, RegistryFailure, from_status, give_up
+from imagesvc.store.images import OciConfig
 from proto.errors import Code, CrispError
 
 DIGEST = "sha256:" + "a" * 64

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imagesvc.endpoint import EVERYTHING, Endpoint, EndpointSources, is_loopback
-from imagesvc.endpoints import endpoints_for
 from imagesvc.references import parse_reference
+from imagesvc.registry.endpoint import EVERYTHING, Endpoint, EndpointSources, is_loopback
+from imagesvc.registry.endpoints import endpoints_for
 from proto.errors import Code, CrispError
 
 

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagesvc import registry_auth
-from imagesvc.credentials import ANONYMOUS, Auth, Credentials, from_auth, from_files
 from imagesvc.references import parse_reference
-from imagesvc.registry_auth import Challenge, choose, parse_challenges, parse_token, token_request
+from imagesvc.registry import auth
+from imagesvc.registry.auth import Challenge, choose, parse_challenges, parse_token, token_request
+from imagesvc.registry.credentials import ANONYMOUS, Auth, Credentials, from_auth, from_files
 from proto.errors import Code, CrispError
 
 BEARER = Challenge("bearer", {"realm": "https://auth.example/token", "service": "reg"})
@@ -128,5 +128,5 @@ def test_files(tmp_path: object) -> None:
 
 
 def test_scopes() -> None:
-    assert registry_auth.pull_scope("a/b") == "repository:a/b:pull"
-    assert registry_auth.push_scope("a/b") == "repository:a/b:pull,push"
+    assert auth.pull_scope("a/b") == "repository:a/b:pull"
+    assert auth.push_scope("a/b") == "repository:a/b:pull,push"

@@ -16,11 +16,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagesvc import inflate
-from imagesvc.content_store import ContentStore, digest_of
-from imagesvc.images import Image, ImageIndex, LayerRef, OciConfig
-from imagesvc.joins import Joins
-from imagesvc.layers import chain_ids
+from imagesvc.store.content import ContentStore, digest_of
+from imagesvc.store.images import Image, ImageIndex, LayerRef, OciConfig
+from imagesvc.store.layers import chain_ids
+from imagesvc.tar import inflate
+from imagesvc.transfer.joins import Joins
 from proto.errors import Code, CrispError
 from tests.images.memory_records import MemoryRecords
 

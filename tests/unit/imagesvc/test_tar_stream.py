@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagesvc.limits import MAX_NAME_BYTES
-from imagesvc.tar_stream import Data, Entry, Tail, TarError, TarReader
+from imagesvc.tar.tar_stream import Data, Entry, Tail, TarError, TarReader
 from tests.images.image_builder import Member, directory, hardlink, symlink, tar
 
 

@@ -6,8 +6,8 @@ import tarfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagesvc import tar_writer
-from imagesvc.tar_stream import Entry, TarReader
+from imagesvc.tar import tar_writer
+from imagesvc.tar.tar_stream import Entry, TarReader
 
 names = st.binary(min_size=1, max_size=300).map(lambda b: b.replace(b"\0", b"_").replace(b"/", b"_"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imagesvc.worker_pool import Job, JobFailed, WorkerPool
+from imagesvc.worker.pool import Job, JobFailed, WorkerPool
 from proto.errors import CrispError
 
 

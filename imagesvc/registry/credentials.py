@@ -1,0 +1,182 @@
+"""Who is asking: the CRI's AuthConfig, or the node's own config.json / auth.json.
+
+A `Credentials` never shows its secrets: not in repr, not in logs. Its `fingerprint` tells two callers apart without
+keeping what they know.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from imagesvc.references import DEFAULT_DOMAIN, Reference
+from imagesvc.registry.endpoint import DOCKER_HUB_HOST
+from proto.errors import invalid
+
+_HUB_NAMES = frozenset({DEFAULT_DOMAIN, DOCKER_HUB_HOST, "index.docker.io", "hub.docker.com"})
+
+
+@dataclass(frozen=True)
+class Auth:
+    """The fields of the CRI's AuthConfig, as they came."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    auth: str = field(default="", repr=False)
+    server_address: str = ""
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """What is shown to a registry. At most one way is set; none is anonymous."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    """An OAuth2 refresh token."""
+    registry_token: str = field(default="", repr=False)
+    """A bearer token to send as it is."""
+    host: str = ""
+    """The only host that may see these; "" for every endpoint that the administrator configured."""
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.username or self.password or self.identity_token or self.registry_token)
+
+    def for_host(self, host: str) -> Credentials:
+        """These, or nobody's where they are meant for another host."""
+        return self if not self.host or _same_host(self.host, host) else ANONYMOUS
+
+    def fingerprint(self, key: bytes) -> str:
+        """Tells callers apart; without the node's key nothing can be guessed from it."""
+        fields = (self.username, self.password, self.identity_token, self.registry_token, self.host)
+        return hmac.new(key, json.dumps(fields).encode(), hashlib.sha256).hexdigest()
+
+
+ANONYMOUS = Credentials()
+
+
+def from_auth(auth: Auth | None) -> Credentials:
+    """Credentials of an AuthConfig: registry token, else identity token, else user and password, else `auth`.
+
+    Raises:
+        CrispError: INVALID_ARGUMENT for an `auth` that is not base64 of user:password.
+    """
+    if auth is None:
+        return ANONYMOUS
+    host = _host_of(auth.server_address)
+    if auth.registry_token:
+        return Credentials(registry_token=auth.registry_token, host=host)
+    if auth.identity_token:
+        return Credentials(identity_token=auth.identity_token, username=auth.username, host=host)
+    if auth.username or auth.password:
+        return Credentials(auth.username, auth.password, host=host)
+    if auth.auth:
+        username, password = _decode(auth.auth, "the auth field of the pull credentials")
+        return Credentials(username, password, host=host)
+    return ANONYMOUS
+
+
+def from_files(reference: Reference, paths: Sequence[str]) -> Credentials:
+    """The node's credentials for a reference: of the first file that has any. Reads files.
+
+    Keys are tried from the most specific: `quay.io/team/app`, `quay.io/team`, `quay.io` (containers-auth.json(5)); Docker
+    writes Docker Hub as `https://index.docker.io/v1/`. Credential helpers are programs, and are not run here.
+    """
+    for path in paths:
+        entry = _entry(reference, path)
+        if entry is None:
+            continue
+        found = from_auth(
+            Auth(
+                username=str(entry.get("username") or ""),
+                password=str(entry.get("password") or ""),
+                auth=str(entry.get("auth") or ""),
+                identity_token=str(entry.get("identitytoken") or ""),
+                registry_token=str(entry.get("registrytoken") or ""),
+                server_address=reference.domain,
+            )
+        )
+        if not found.anonymous:
+            return found
+    return ANONYMOUS
+
+
+def _entry(reference: Reference, path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, "rb") as stream:
+            document = json.load(stream)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise invalid(f"credentials file {path}: {error}") from None
+    auths = document.get("auths") if isinstance(document, dict) else None
+    if not isinstance(auths, dict):
+        return None
+    by_name = {_key(name): value for name, value in auths.items() if isinstance(value, dict)}
+    name = reference.name
+    while name:
+        if name in by_name:
+            return by_name[name]
+        name = name.rpartition("/")[0]
+    return None
+
+
+def _key(name: str) -> str:
+    """A key of `auths` without scheme and API version; Docker Hub under one name."""
+    bare = name.partition("://")[2] or name
+    bare = bare.rstrip("/").removesuffix("/v1").removesuffix("/v2")
+    host, slash, path = bare.partition("/")
+    return (DEFAULT_DOMAIN if host in _HUB_NAMES else host) + slash + path
+
+
+def _host_of(server_address: str) -> str:
+    if not server_address:
+        return ""
+    address = server_address if "://" in server_address else f"https://{server_address}"
+    return urlsplit(address).netloc
+
+
+def _same_host(a: str, b: str) -> bool:
+    return a == b or (a in _HUB_NAMES and b in _HUB_NAMES)
+
+
+def _decode(value: str, where: str) -> tuple[str, str]:
+    try:
+        text = base64.b64decode(value, validate=True).decode().rstrip("\0")
+    except (binascii.Error, ValueError):
+        raise invalid(f"{where} is not base64") from None
+    username, colon, password = text.partition(":")
+    if not colon:
+        raise invalid(f"{where} is not user:password in base64")
+    return username, password
+
+
+def load_or_create_key(path: str) -> bytes:
+    """The node's secret for fingerprints: 32 bytes in a file that root alone reads."""
+    try:
+        with open(path, "rb") as stream:
+            key = stream.read()
+        if len(key) == 32:
+            return key
+    except FileNotFoundError:
+        pass
+    key = os.urandom(32)
+    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(key)
+        out.flush()
+        os.fsync(out.fileno())
+    os.rename(path + ".new", path)
+    return key

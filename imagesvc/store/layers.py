@@ -1,0 +1,298 @@
+"""Unpacked layers, shared by every image that has them.
+
+    <root>/layers/
+        <hex of diff id>/          a layer that stands on its own
+        chain-<hex of chain id>/   a layer that took something from those below it (see unpack.py)
+            fs/                    the overlay lower directory
+            skeleton               the tar without file contents (skeleton.py); missing if it could not be kept
+            whiteouts              while the layer is not settled (jobs.py)
+            layer.json             diff id, size and so on
+        new-<random>/              being unpacked, or not on disk yet
+        old-<random>/              being removed
+
+new-* -> `sync` of the file system -> rename -> fsync of layers/. A directory with its final name is therefore whole and on
+disk: the name is the marker. Start-up removes new-* and old-*.
+
+Sizes are counted once, while unpacking: no layer is ever walked to learn them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import structlog
+
+from imagesvc.disk_errors import disk_error
+from imagesvc.store.content import sync_directory
+from imagesvc.worker.pool import JobFailed, WorkerPool
+from proto.errors import Code, CrispError
+
+log = structlog.get_logger()
+
+_REMOVALS = 3
+"""Attempts at removing a directory: the worker may have been killed. The next start tries again."""
+
+_NEW, _OLD, _CHAIN = "new-", "old-", "chain-"
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What layer.json keeps. `bytes` are of disk, in whole pages; `inflated` of the uncompressed tar."""
+
+    key: str
+    diff_id: str
+    bytes: int
+    inodes: int
+    inflated: int
+    has_root: bool
+    skeleton: bool
+
+
+class Layer:
+    """A layer directory. `path` changes once, when the layer is published."""
+
+    def __init__(self, info: LayerInfo, path: str) -> None:
+        self.info = info
+        self.path = path
+        self.settled = True
+        """False while it has whiteouts of which it is not known what they hide."""
+
+    @property
+    def directory(self) -> str:
+        """The overlay lower directory."""
+        return os.path.join(self.path, "fs")
+
+
+class LayerStore:
+    """All layers of one root directory. Look-ups read memory."""
+
+    def __init__(self, root: str, executor: Executor, workers: WorkerPool) -> None:
+        self.root = os.path.join(root, "layers")
+        self._executor = executor
+        self._workers = workers
+        self._layers: dict[str, Layer] = {}
+        self._staged: dict[str, Layer] = {}
+        self._wanted: collections.Counter[str] = collections.Counter()
+        self._syncing = asyncio.Lock()
+        self._background: set[asyncio.Task[None]] = set()
+        self._removals: set[asyncio.Task[None]] = set()
+
+    def prepare(self) -> list[str]:
+        """Loads the whole layers; returns the directories that are left over and have to be removed. Blocking."""
+        os.makedirs(self.root, mode=0o711, exist_ok=True)
+        junk = []
+        for entry in os.scandir(self.root):
+            if entry.name.startswith((_NEW, _OLD)):
+                junk.append(entry.path)
+                continue
+            try:
+                with open(os.path.join(entry.path, "layer.json"), "rb") as stream:
+                    info = LayerInfo(**json.load(stream))
+            except (OSError, ValueError, TypeError):
+                junk.append(self._set_aside(entry.path))
+            else:
+                self._layers[info.key] = Layer(info, entry.path)
+        return junk
+
+    def find(self, diff_id: str, chain_id: str) -> Layer | None:
+        """The layer for this place in an image, if it is here: published, or unpacked by a pull that still runs, which may
+        not have settled it."""
+        for key in (_own_key(diff_id), _chain_key(chain_id)):
+            layer = self.by_key(key)
+            if layer is not None:
+                return layer
+        return None
+
+    def get(self, key: str) -> Layer | None:
+        """A published layer by its key."""
+        return self._layers.get(key)
+
+    def by_key(self, key: str) -> Layer | None:
+        """A layer by its key, published or staged."""
+        return self._layers.get(key) or self._staged.get(key)
+
+    def all(self) -> list[Layer]:
+        """Every published layer."""
+        return list(self._layers.values())
+
+    def new_directory(self) -> str:
+        """Makes an empty directory to unpack into. Blocking, but only for a mkdir."""
+        path = os.path.join(self.root, _NEW + secrets.token_hex(8))
+        try:
+            os.mkdir(path, 0o711)
+        except OSError as error:
+            raise disk_error(error, self.root, "making a layer directory") from error
+        return path
+
+    def stage(self, path: str, result: dict[str, Any], diff_id: str, chain_id: str) -> Layer:
+        """Takes in an unpacked directory. Where another pull has staged the same layer meanwhile, that one is returned
+        and this directory removed. Blocking, but only for one small file."""
+        key = _chain_key(chain_id) if result["depends"] or result["unsettled"] else _own_key(diff_id)
+        if not result["skeleton"]:
+            os.unlink(os.path.join(path, "skeleton"))
+        if not result["unsettled"]:
+            os.unlink(os.path.join(path, "whiteouts"))
+        info = LayerInfo(
+            key=key,
+            diff_id=diff_id,
+            bytes=result["bytes"],
+            inodes=result["inodes"],
+            inflated=result["inflated"],
+            has_root=result["has_root"],
+            skeleton=result["skeleton"],
+        )
+        layer = self._stage(path, info)
+        if layer.path == path:
+            layer.settled = not result["unsettled"]
+        return layer
+
+    def stage_artifact(self, path: str, key: str, digest: str, size: int, inodes: int) -> Layer:
+        """Takes in the directory of an artifact (artifacts.py); its diff id is the manifest's digest."""
+        return self._stage(path, LayerInfo(key, digest, size, inodes, size, has_root=True, skeleton=False))
+
+    def _stage(self, path: str, info: LayerInfo) -> Layer:
+        known = self.by_key(info.key)
+        if known is not None:
+            self.remove_directories([path])
+            return known
+        try:
+            with open(os.path.join(path, "layer.json"), "w", encoding="ascii") as out:
+                json.dump(asdict(info), out)
+        except OSError as error:
+            raise disk_error(error, self.root, f"writing layer {info.diff_id}") from error
+        layer = self._staged[info.key] = Layer(info, path)
+        self._write_back()
+        return layer
+
+    def _write_back(self) -> None:
+        """Has the kernel write while the next layers are unpacked, so that the sync at the end finds little to do."""
+        if not self._syncing.locked() and not self._background:
+            task = asyncio.create_task(sync_file_system(self.root))
+            self._background.add(task)
+            task.add_done_callback(self._background.discard)
+
+    async def publish(self, layers: Iterable[Layer], before_rename: Callable[[], None] = lambda: None) -> None:
+        """Makes staged layers durable: one sync of the file system, then their names.
+
+        `before_rename` runs on the executor after the sync: what else was written and waits for it.
+        """
+        wanted = list(layers)
+        async with self._syncing:
+            await sync_file_system(self.root)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._executor, before_rename)
+            await loop.run_in_executor(self._executor, self._rename, wanted)
+            for layer in wanted:
+                self._staged.pop(layer.info.key, None)
+                self._layers[layer.info.key] = layer
+
+    def _rename(self, layers: Sequence[Layer]) -> None:
+        try:
+            for layer in layers:
+                if layer.info.key not in self._layers:
+                    target = os.path.join(self.root, layer.info.key)
+                    os.rename(layer.path, target)
+                    layer.path = target
+            sync_directory(self.root)
+        except OSError as error:
+            raise disk_error(error, self.root, "publishing layers") from error
+
+    def want(self, diff_ids: Iterable[str]) -> None:
+        """A pull counts on layers with these diff ids, here or yet to come, until it calls `unwant`."""
+        self._wanted.update(diff_ids)
+
+    def unwant(self, diff_ids: Iterable[str]) -> None:
+        """Ends `want`: staged layers that no other pull wants are given up."""
+        self._wanted.subtract(diff_ids)
+        self._wanted = +self._wanted
+        paths = []
+        for layer in list(self._staged.values()):
+            if not self.is_wanted(layer):
+                del self._staged[layer.info.key]
+                paths.append(layer.path)
+        self.remove_directories(paths)
+
+    def is_wanted(self, layer: Layer) -> bool:
+        """Whether a running pull counts on the layer."""
+        return layer.info.diff_id in self._wanted
+
+    def remove(self, keys: Iterable[str]) -> int:
+        """Removes published layers: gone from view at once, from the disk soon. Returns the bytes that this frees."""
+        freed = 0
+        paths = []
+        for key in keys:
+            layer = self._layers.pop(key, None)
+            if layer is not None:
+                freed += layer.info.bytes
+                paths.append(self._set_aside(layer.path))
+        self.remove_directories(paths)
+        return freed
+
+    def _set_aside(self, path: str) -> str:
+        aside = os.path.join(self.root, _OLD + secrets.token_hex(8))
+        os.rename(path, aside)
+        return aside
+
+    def remove_directories(self, paths: Sequence[str]) -> None:
+        """Has a worker remove trees in the background; what a crash interrupts is removed at the next start."""
+        if paths:
+            task = asyncio.create_task(self._remove(list(paths)))
+            self._removals.add(task)
+            task.add_done_callback(self._removals.discard)
+
+    async def _remove(self, paths: list[str]) -> None:
+        for _attempt in range(_REMOVALS):
+            try:
+                await self._workers.run({"job": "remove", "paths": paths})
+            except (JobFailed, CrispError) as error:
+                log.warning("a directory could not be removed", paths=paths, error=str(error))
+            else:
+                return
+
+    async def settle(self) -> None:
+        """Returns when what was to be removed is gone."""
+        while running := self._removals | self._background:
+            await asyncio.wait(running)
+
+
+def chain_ids(diff_ids: Sequence[str]) -> list[str]:
+    """The chain id of each layer, bottom first.
+
+    OCI config.md: "ChainID(L0|...|Ln) = Digest(ChainID(L0|...|Ln-1) + " " + DiffID(Ln))", and ChainID(L0) = DiffID(L0).
+    """
+    chain: list[str] = []
+    for diff_id in diff_ids:
+        if chain:
+            chain.append("sha256:" + hashlib.sha256(f"{chain[-1]} {diff_id}".encode()).hexdigest())
+        else:
+            chain.append(diff_id)
+    return chain
+
+
+def _own_key(diff_id: str) -> str:
+    return diff_id.partition(":")[2]
+
+
+def _chain_key(chain_id: str) -> str:
+    return _CHAIN + chain_id.partition(":")[2]
+
+
+async def sync_file_system(directory: str) -> None:
+    """syncfs(2) of the file system that a directory is on, in a process: Python has no call for it."""
+    process = await asyncio.create_subprocess_exec(
+        "sync", "--file-system", directory, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
+    )
+    _out, stderr = await process.communicate()
+    if process.returncode:
+        text = stderr.decode(errors="replace").strip()
+        code = Code.RESOURCE_EXHAUSTED if "No space left" in text else Code.INTERNAL
+        raise CrispError(code, f"syncing {directory} to disk: {text}")

@@ -1,0 +1,113 @@
+"""A layer's tar without its file contents, so that the same tar can be put together again from the layer's directory.
+
+Compressed blobs need not be kept: the skeleton is a few per cent of them, and export, push and verify get the uncompressed
+layer back byte for byte (its digest is the diff id). File `skeleton`, gzip, a sequence of records, little endian:
+
+    'R' u32 length, bytes                                            bytes of the archive as they were
+    'F' u32 length, path; u64 size; u32 n, n * (u64 offset, u64 length)   content of a file; n segments if it is sparse
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from isal import igzip
+
+from imagesvc.limits import MIB
+from imagesvc.tar.tar_stream import Entry
+
+_HEAD = struct.Struct("<cI")
+_SIZE = struct.Struct("<QI")
+_SEGMENT = struct.Struct("<QQ")
+_BUFFER = 1 * MIB
+
+
+class SkeletonWriter:
+    """Records the events of one tar as they are unpacked."""
+
+    def __init__(self, path: str) -> None:
+        self._out: BinaryIO = igzip.open(path, "wb", compresslevel=1)  # type: ignore[no-untyped-call]
+        self._parts: list[bytes] = []
+        self._pending = 0
+        self.whole = True
+        """False once a file was replaced by a later entry: its content is gone, and so is the way back."""
+
+    def raw(self, data: bytes) -> None:
+        """Bytes of the archive that are no file content."""
+        self._add(_HEAD.pack(b"R", len(data)) + data)
+
+    def file(self, entry: Entry, path: bytes) -> None:
+        """The content of a file, which lies at `path` below the layer's directory."""
+        segments = entry.segments or []
+        body = _HEAD.pack(b"F", len(path)) + path + _SIZE.pack(entry.stored, len(segments))
+        self._add(body + b"".join(_SEGMENT.pack(*segment) for segment in segments))
+
+    def _add(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._pending += len(data)
+        if self._pending > _BUFFER:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._out.write(b"".join(self._parts))
+        self._parts.clear()
+        self._pending = 0
+
+    def close(self) -> bool:
+        """Finishes the file; returns whether it can rebuild the archive."""
+        self._flush()
+        self._out.close()
+        return self.whole
+
+
+def rebuild(skeleton: str, root: str, write: Callable[[bytes], object]) -> None:
+    """Writes the archive that was unpacked into `root`.
+
+    Raises:
+        OSError: a file of the layer is missing or cannot be read.
+        ValueError: the skeleton is damaged, or a file is shorter than it was.
+    """
+    with igzip.open(skeleton, "rb") as stream:  # type: ignore[no-untyped-call]
+        for kind, payload, stored, segments in _records(stream):
+            if kind == b"R":
+                write(payload)
+            else:
+                _copy(os.path.join(os.fsencode(root), payload), stored, segments, write)
+
+
+def _records(stream: BinaryIO) -> Iterator[tuple[bytes, bytes, int, list[tuple[int, int]]]]:
+    while head := stream.read(_HEAD.size):
+        kind, length = _HEAD.unpack(_exactly(head, _HEAD.size))
+        payload = _exactly(stream.read(length), length)
+        if kind == b"R":
+            yield kind, payload, 0, []
+        elif kind == b"F":
+            stored, count = _SIZE.unpack(_exactly(stream.read(_SIZE.size), _SIZE.size))
+            table = _exactly(stream.read(count * _SEGMENT.size), count * _SEGMENT.size)
+            yield kind, payload, stored, list(_SEGMENT.iter_unpack(table))
+        else:
+            raise ValueError(f"the skeleton has a record of unknown kind {kind!r}")
+
+
+def _exactly(data: bytes, length: int) -> bytes:
+    if len(data) != length:
+        raise ValueError("the skeleton ends in the middle of a record")
+    return data
+
+
+def _copy(path: bytes, stored: int, segments: list[tuple[int, int]], write: Callable[[bytes], object]) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        for offset, length in segments or [(0, stored)]:
+            position, end = offset, offset + length
+            while position < end:
+                chunk = os.pread(descriptor, min(_BUFFER, end - position), position)
+                if not chunk:
+                    raise ValueError(f"{os.fsdecode(path)} is shorter than it was")
+                write(chunk)
+                position += len(chunk)
+    finally:
+        os.close(descriptor)

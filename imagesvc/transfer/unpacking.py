@@ -1,0 +1,149 @@
+"""Unpacking one downloaded layer in a worker, in step with its blob."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from imagesvc.disk_errors import disk_error
+from imagesvc.limits import Limits
+from imagesvc.store.layers import Layer, LayerStore
+from imagesvc.worker.pool import Job, JobFailed, WorkerPool
+from proto.errors import Code, CrispError, invalid
+
+_MAX_TRIES = 3
+
+
+class Incoming(Protocol):
+    """A blob that is on its way into a file, or there already."""
+
+    path: str
+    offset: int
+    """Where in the file the blob begins."""
+    digest: str
+    size: int
+    started: asyncio.Event
+    """Set when there is something to read, or never will be."""
+    done: asyncio.Future[None]
+    """Ends when the blob is whole and its digest is right, or with why it is not."""
+    restarts: int
+    """How often what had come turned out wrong: who has read it starts over."""
+
+    def follow(self, callback: Callable[[int], None]) -> None:
+        """Calls back with the bytes available, now and whenever there are more."""
+        ...
+
+    def unfollow(self, callback: Callable[[int], None]) -> None:
+        """Ends `follow`."""
+        ...
+
+
+class Unpacker:
+    """Turns downloads into staged layers."""
+
+    def __init__(self, layers: LayerStore, workers: WorkerPool, limits: Limits) -> None:
+        self._layers = layers
+        self._workers = workers
+        self._limits = limits
+
+    async def unpack(
+        self,
+        blob: Incoming,
+        diff_id: str,
+        chain_id: str,
+        lower: Sequence[Layer] | None,
+        progress: Callable[[int], None],
+    ) -> Layer:
+        """Unpacks and stages a layer; `lower` has the layers below, topmost first, None for "as if it stood alone".
+
+        Raises:
+            JobFailed: as the job says, `needs_lower` among others.
+            CrispError: the download's own failure; ABORTED where the content has another diff id.
+        """
+        tries = 0
+        while True:
+            restarts = blob.restarts
+            directory = self._layers.new_directory()
+            kept = False
+            try:
+                result = await self._run(blob, directory, lower, progress)
+                if result["diff_id"] != diff_id:
+                    raise CrispError(
+                        Code.ABORTED,
+                        f"layer {blob.digest} unpacks to {result['diff_id']} where the image's configuration says {diff_id}",
+                    )
+                layer = self._layers.stage(directory, result, diff_id, chain_id)
+                kept = True
+            except (JobFailed, CrispError) as failure:
+                if not _may_pass(failure, tries):
+                    raise
+                # What was read may have been bytes that turned out not to be the blob's: its own error comes first.
+                await asyncio.shield(blob.done)
+                if blob.restarts == restarts and not _is_missing(failure):
+                    raise
+                tries += 1
+            else:
+                return layer
+            finally:
+                if not kept:
+                    self._layers.remove_directories([directory])
+
+    async def settle(self, layer: Layer, lower: Sequence[Layer]) -> None:
+        """Finishes a layer that was unpacked alone and has whiteouts, now that those below are there."""
+        if not layer.settled:
+            directories = [below.directory for below in lower]
+            await self._workers.run({"job": "settle", "target": layer.path, "lower": directories})
+            layer.settled = True
+
+    async def _run(
+        self, blob: Incoming, directory: str, lower: Sequence[Layer] | None, progress: Callable[[int], None]
+    ) -> dict[str, Any]:
+        """One run of the job; it is stopped when the download fails, since it would wait for ever."""
+        job = Job(progress)
+        request = {
+            "job": "unpack",
+            "file": blob.path,
+            "offset": blob.offset,
+            "target": directory,
+            "lower": None if lower is None else [layer.directory for layer in lower],
+            "limits": asdict(self._limits),
+        }
+        size = blob.size
+
+        def tell(available: int) -> None:
+            job.available(available, size)
+
+        blob.follow(tell)
+        running: asyncio.Future[dict[str, Any]] = asyncio.create_task(self._workers.run(request, job))
+        try:
+            either: set[asyncio.Future[Any]] = {running, blob.done}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and (blob.done.cancelled() or blob.done.exception()):
+                blob.done.result()
+            return await running
+        finally:
+            blob.unfollow(tell)
+            running.cancel()
+            await asyncio.wait([running])
+
+
+def _may_pass(failure: JobFailed | CrispError, tries: int) -> bool:
+    """Whether unpacking again could go better: damaged bytes, or a lower layer that was just being renamed."""
+    if isinstance(failure, CrispError):
+        return failure.code is Code.ABORTED and tries < _MAX_TRIES
+    return (failure.kind == "bad" or _is_missing(failure)) and tries < _MAX_TRIES
+
+
+def _is_missing(failure: JobFailed | CrispError) -> bool:
+    return isinstance(failure, JobFailed) and failure.kind == "os" and failure.errno == errno.ENOENT
+
+
+def layer_error(failure: JobFailed, digest: str, directory: str) -> CrispError:
+    """A job's failure for the person who pulls. Paths that a job names are seen from inside its chroot."""
+    if failure.kind == "os":
+        error = OSError(failure.errno, failure.message, failure.path)
+        return disk_error(error, directory, f"unpacking layer {digest}")
+    return invalid(f"layer {digest} cannot be unpacked: {failure.message}")

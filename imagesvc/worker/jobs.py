@@ -1,0 +1,281 @@
+"""What a worker child does: one job, named by its request, with its answer as a JSON-able dict.
+
+    unpack    a layer's tar, compressed or not, into a directory        the channel says how far the file has come
+    settle    removes a layer's whiteouts that hide nothing, once the layers below are known
+    remove    directory trees
+    rebuild   the tar that a layer directory came from: its digest, or a compressed blob of it
+    pack      a directory as a new layer's compressed blob
+    export    an archive of blobs, documents and rebuilt layers
+    measure   disk taken by a directory
+    take      the files of a checkpoint, and `changes`: its writable layer (checkpoint_files.py)
+
+Answers are {"ok": {...}} or {"error": kind, "message": text, ...}. The daemon's side is worker_pool.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import resource
+import shutil
+import socket
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from imagesvc.limits import MIB, Limits
+from imagesvc.tar import inflate, skeleton, tar_writer
+from imagesvc.tar.tar_stream import Data, Entry, Tail, TarError, TarReader
+from imagesvc.worker import checkpoint_files, pack, unpack
+from imagesvc.worker.merged_view import MergedView
+from imagesvc.worker.removal import remove_tree
+from kernel import capabilities
+
+AVAILABLE = struct.Struct("<QQ")
+"""Daemon to child: bytes of the file that may be read, and its whole size."""
+PROGRESS = struct.Struct("<Q")
+"""Child to daemon: compressed bytes worked on so far. Told from an answer by its length."""
+_READ = 512 * 1024
+_WHITEOUTS = "whiteouts"
+"""File beside `fs`: the paths of a layer's whiteouts that are still to be looked at, NUL between them."""
+_REPORT_EVERY = 8 * MIB
+_UNPACKING = frozenset(
+    f"CAP_{name}" for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN")
+)
+"""What a process that reads an image's bytes needs to write them; SYS_ADMIN is for the trusted.overlay attributes."""
+
+
+def run(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Does the job; failures that its input or the disk explain are answers."""
+    try:
+        return {"ok": _JOBS[request["job"]](request, channel)}
+    except (TarError, inflate.InflateError, ValueError) as error:
+        return {"error": "bad", "message": str(error)}
+    except unpack.NeedsLower as error:
+        return {"error": "needs_lower", "message": str(error)}
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.ECONNRESET):
+            raise
+        name = os.fsdecode(error.filename) if error.filename else ""
+        return {"error": "os", "errno": error.errno or 0, "message": error.strerror or str(error), "path": name}
+
+
+def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Unpacks `file` (from `offset`) into `target`/fs, beside which the skeleton is written."""
+    limits = Limits(**request["limits"])
+    source = _GrowingFile(request["file"], request["offset"], channel)
+    bones = skeleton.SkeletonWriter(os.path.join(request["target"], "skeleton"))
+    lower = None if request["lower"] is None else _open_lower(request["lower"])
+    root = os.path.join(request["target"], "fs")
+    os.umask(0o022)
+    os.mkdir(root, 0o755)
+    # Before chroot: afterwards there is nothing to import zstandard from.
+    reader = inflate.open_reader(source.read)
+    meter = _Meter(limits, source)
+    writer = unpack.LayerWriter(lower, bones, limits)
+    with open(os.path.join(request["target"], _WHITEOUTS), "wb") as whiteouts:
+        os.umask(0)
+        os.chroot(root)
+        os.chdir("/")
+        capabilities.keep(_UNPACKING)
+        _apply(reader.read, writer, bones, meter.update)
+        whiteouts.write(b"\0".join(writer.whiteouts))
+    source.finish()
+    return {
+        "diff_id": meter.diff_id(),
+        "inflated": meter.total,
+        "bytes": writer.bytes,
+        "inodes": writer.inodes,
+        "entries": writer.entries,
+        "depends": writer.depends,
+        "unsettled": bool(writer.whiteouts),
+        "has_root": writer.has_root,
+        "skeleton": bones.close(),
+    }
+
+
+def _apply(
+    read: Callable[[], bytes],
+    writer: unpack.LayerWriter,
+    bones: skeleton.SkeletonWriter,
+    seen: Callable[[bytes], None],
+) -> None:
+    """Reads a whole archive and applies it; `seen` gets every byte of it, for the diff id and the limits."""
+    reader = TarReader()
+    next_event = reader.next_event
+    while chunk := read():
+        seen(chunk)
+        reader.receive_data(chunk)
+        while (event := next_event()) is not None:
+            if type(event) is Entry:
+                writer.entry(event)
+            elif type(event) is Data:
+                writer.data(event)
+            elif type(event) is Tail:
+                bones.raw(event.raw)
+    reader.close()
+    writer.finish()
+
+
+def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Finishes a layer that was unpacked alone and has whiteouts."""
+    lower = _open_lower(request["lower"])
+    path = os.path.join(request["target"], _WHITEOUTS)
+    with open(path, "rb") as stream:
+        whiteouts = stream.read().split(b"\0")
+    os.unlink(path)
+    os.chroot(os.path.join(request["target"], "fs"))
+    os.chdir("/")
+    capabilities.keep(_UNPACKING)
+    unpack.settle_whiteouts(lower, whiteouts)
+    return {}
+
+
+def _open_lower(directories: list[str]) -> MergedView:
+    """A view of layer directories, topmost first, that outlasts chroot."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1024)), hard))
+    return MergedView([os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in directories])
+
+
+class _GrowingFile:
+    """A file that is read while it is downloaded. Its end is where the daemon says that it is."""
+
+    def __init__(self, path: str, offset: int, channel: socket.socket) -> None:
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._start = self._offset = offset
+        self._available = 0
+        self._size = -1
+        self._channel = channel
+        self._reported = 0
+
+    @property
+    def consumed(self) -> int:
+        """Compressed bytes read so far."""
+        return self._offset - self._start
+
+    def read(self) -> bytes:
+        """The next bytes, b"" at the end; waits for the download."""
+        while self.consumed >= self._available:
+            if self.consumed == self._size:
+                return b""
+            self._listen()
+        chunk = os.pread(self._file, min(_READ, self._available - self.consumed), self._offset)
+        if not chunk:
+            raise ValueError("the download shrank while it was unpacked")
+        self._offset += len(chunk)
+        if self.consumed - self._reported >= _REPORT_EVERY:
+            self._reported = self.consumed
+            self._channel.send(PROGRESS.pack(self.consumed))
+        return chunk
+
+    def _listen(self) -> None:
+        message = self._channel.recv(64)
+        if not message:
+            raise BrokenPipeError(errno.EPIPE, "the daemon gave this job up")
+        self._available, self._size = AVAILABLE.unpack(message)
+
+    def finish(self) -> None:
+        """Bytes may follow the end of the tar: they count for nothing but must be there."""
+        while self.read():
+            pass
+
+
+class _Meter:
+    """Every inflated byte: the diff id, and the limits against bombs."""
+
+    def __init__(self, limits: Limits, source: _GrowingFile) -> None:
+        self._limits = limits
+        self._source = source
+        self._hash = hashlib.sha256()
+        self.total = 0
+
+    def update(self, chunk: bytes) -> None:
+        """Counts and hashes one piece."""
+        self._hash.update(chunk)
+        self.total += len(chunk)
+        if self.total > self._limits.layer_bytes:
+            raise TarError(f"it inflates to more than this node's limit of {self._limits.layer_bytes} bytes")
+        bound = self._limits.inflate_ratio * self._source.consumed
+        if self.total > max(self._limits.inflate_ratio_floor, bound):
+            raise TarError(f"it inflates to more than {self._limits.inflate_ratio} times its size: a bomb")
+
+    def diff_id(self) -> str:
+        """The digest of the uncompressed layer."""
+        return "sha256:" + self._hash.hexdigest()
+
+
+def _remove(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    for path in request["paths"]:
+        remove_tree(os.fsencode(path))
+    return {}
+
+
+def _rebuild(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """The archive that a layer's directory and skeleton make: hashed, and compressed into `output` if that is named."""
+    if request["output"]:
+        blob = pack.GzipBlob(request["output"])
+        _rebuild_layer(request["layer"], blob.write)
+        return blob.finish()
+    digest = hashlib.sha256()
+    _rebuild_layer(request["layer"], digest.update)
+    return {"diff_id": "sha256:" + digest.hexdigest()}
+
+
+def _rebuild_layer(layer: str, write: Callable[[bytes], object]) -> None:
+    skeleton.rebuild(os.path.join(layer, "skeleton"), os.path.join(layer, "fs"), write)
+
+
+def _pack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Packs `directory` into the compressed layer `output`."""
+    blob = pack.GzipBlob(request["output"])
+    excluded = frozenset(os.fsencode(path.strip("/")) for path in request["excluded"])
+    pack.pack(os.fsencode(request["directory"]), blob, excluded, request["newest"])
+    return blob.finish()
+
+
+def _export(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Writes the tar `output` of `members`: each has a name and one of text, file, or layer with its size."""
+    with open(request["output"], "xb") as out:
+        for member in request["members"]:
+            name = member["name"].encode()
+            if "text" in member:
+                data = member["text"].encode()
+                out.write(tar_writer.header(tar_writer.file_entry(name, len(data))) + data)
+                size = len(data)
+            elif "file" in member:
+                with open(member["file"], "rb") as source:
+                    size = os.fstat(source.fileno()).st_size
+                    out.write(tar_writer.header(tar_writer.file_entry(name, size)))
+                    shutil.copyfileobj(source, out, _READ)
+            else:
+                size = member["size"]
+                out.write(tar_writer.header(tar_writer.file_entry(name, size)))
+                start = out.tell()
+                _rebuild_layer(member["layer"], out.write)
+                if out.tell() - start != size:
+                    raise ValueError(f"layer {member['layer']} has changed since it was unpacked; try `image verify`")
+            out.write(tar_writer.padding(size))
+        out.write(tar_writer.END)
+        out.flush()
+        os.fsync(out.fileno())
+    return {}
+
+
+def _measure(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    size, inodes = pack.measure(os.fsencode(request["directory"]))
+    return {"bytes": size, "inodes": inodes}
+
+
+_JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] = {
+    "unpack": _unpack,
+    "settle": _settle,
+    "remove": _remove,
+    "rebuild": _rebuild,
+    "pack": _pack,
+    "export": _export,
+    "measure": _measure,
+    "take": checkpoint_files.take,
+    "changes": checkpoint_files.apply_changes,
+}

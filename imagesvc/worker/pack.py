@@ -1,0 +1,190 @@
+"""Turning a directory into a layer: a container's writable overlay directory, or a plain root file system.
+
+overlayfs' marks become OCI's: a character device 0/0 is `.wh.NAME`, trusted.overlay.opaque is `.wh..wh..opq`. Entries are
+sorted by name, each directory before what is in it, so the same directory always gives the same tar. The root itself is left
+out: its times change with every file, and its owner is that of the layers below.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Protocol
+
+from isal import isal_zlib
+
+from imagesvc.limits import MIB
+from imagesvc.tar import tar_stream, tar_writer
+from imagesvc.tar.tar_stream import Entry
+from imagesvc.worker.merged_view import is_opaque, is_whiteout
+
+_READ = 1 * MIB
+_LEVEL = 3
+_GZIP_WINDOW = 31
+_OVERLAY = b"trusted.overlay."
+_UNPACKABLE = (b"trusted.overlay.redirect", b"trusted.overlay.metacopy")
+_TYPES = {
+    stat.S_IFREG: tar_stream.REGULAR,
+    stat.S_IFDIR: tar_stream.DIRECTORY,
+    stat.S_IFLNK: tar_stream.SYMLINK,
+    stat.S_IFCHR: tar_stream.CHAR,
+    stat.S_IFBLK: tar_stream.BLOCK_DEVICE,
+    stat.S_IFIFO: tar_stream.FIFO,
+}
+
+
+class GzipBlob:
+    """A compressed layer being written to a file; knows its digest and diff id at the end."""
+
+    def __init__(self, path: str) -> None:
+        self._out: BinaryIO = open(path, "wb")  # noqa: SIM115  closed by `finish`
+        self._compressor = isal_zlib.compressobj(_LEVEL, wbits=_GZIP_WINDOW)
+        self._blob = hashlib.sha256()
+        self._tar = hashlib.sha256()
+        self._size = 0
+        self.inflated = 0
+
+    def write(self, data: bytes) -> None:
+        """Takes in bytes of the tar."""
+        self._tar.update(data)
+        self.inflated += len(data)
+        self._emit(self._compressor.compress(data))
+
+    def _emit(self, data: bytes) -> None:
+        if data:
+            self._blob.update(data)
+            self._size += len(data)
+            self._out.write(data)
+
+    def finish(self) -> dict[str, str | int]:
+        """Ends the file and says what it is."""
+        self._emit(self._compressor.flush())
+        self._out.close()
+        return {
+            "digest": "sha256:" + self._blob.hexdigest(),
+            "diff_id": "sha256:" + self._tar.hexdigest(),
+            "size": self._size,
+        }
+
+
+class Sink(Protocol):
+    """Where an archive goes."""
+
+    def write(self, data: bytes, /) -> object:
+        """Takes in the next bytes."""
+        ...
+
+
+def pack(root: bytes, sink: Sink, excluded: frozenset[bytes], newest: int | None) -> None:
+    """Writes a directory as a layer.
+
+    `excluded` are paths below the root that are left out with all that is in them; times after `newest` (nanoseconds since
+    the epoch) become it. Raises ValueError for overlay directories that only their own lower layers explain.
+    """
+    seen: dict[tuple[int, int], bytes] = {}
+    for name, path, status in _walk(root, b"", excluded):
+        if is_whiteout(status):
+            parent, slash, base = name.rpartition(b"/")
+            sink.write(tar_writer.header(_marker(parent + slash + b".wh." + base)))
+            continue
+        if stat.S_ISSOCK(status.st_mode):
+            continue
+        entry = _entry(name, path, status, newest)
+        inode = (status.st_dev, status.st_ino)
+        if entry.type == tar_stream.REGULAR and status.st_nlink > 1:
+            first = seen.setdefault(inode, name)
+            if first != name:
+                entry.type, entry.link, entry.size, entry.xattrs = tar_stream.LINK, first, 0, {}
+        sink.write(tar_writer.header(entry))
+        if entry.type == tar_stream.REGULAR:
+            _content(path, entry.size, sink.write)
+        elif entry.type == tar_stream.DIRECTORY and is_opaque(path):
+            sink.write(tar_writer.header(_marker(name + b"/.wh..wh..opq")))
+    sink.write(tar_writer.END)
+
+
+def _walk(root: bytes, below: bytes, excluded: frozenset[bytes]) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
+    directory = root + b"/" + below if below else root
+    for base in sorted(os.listdir(directory)):
+        name = below + b"/" + base if below else base
+        if name in excluded:
+            continue
+        path = root + b"/" + name
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            continue  # a container that still runs has just removed it
+        yield name, path, status
+        if stat.S_ISDIR(status.st_mode):
+            yield from _walk(root, name, excluded)
+
+
+def _entry(name: bytes, path: bytes, status: os.stat_result, newest: int | None) -> Entry:
+    entry = Entry()
+    entry.type = _TYPES[stat.S_IFMT(status.st_mode)]
+    entry.name = name + b"/" if entry.type == tar_stream.DIRECTORY else name
+    entry.mode = stat.S_IMODE(status.st_mode)
+    entry.uid, entry.gid = status.st_uid, status.st_gid
+    entry.mtime = status.st_mtime_ns if newest is None else min(status.st_mtime_ns, newest)
+    if entry.type == tar_stream.REGULAR:
+        entry.size = entry.stored = status.st_size
+    elif entry.type == tar_stream.SYMLINK:
+        entry.link = os.readlink(path)
+    elif entry.type in (tar_stream.CHAR, tar_stream.BLOCK_DEVICE):
+        entry.major, entry.minor = os.major(status.st_rdev), os.minor(status.st_rdev)
+    entry.xattrs = _xattrs(path)
+    return entry
+
+
+def _xattrs(path: bytes) -> dict[bytes, bytes]:
+    found = {}
+    try:
+        names = [os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)]
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        names = []
+    for name in names:
+        if name in _UNPACKABLE:
+            raise ValueError(f"{os.fsdecode(path)} has {name.decode()}: this overlay cannot be committed")
+        if not name.startswith(_OVERLAY) and name != b"security.selinux":
+            found[name] = os.getxattr(path, name, follow_symlinks=False)
+    return found
+
+
+def _marker(name: bytes) -> Entry:
+    entry = Entry()
+    entry.name, entry.mode = name, 0o600
+    return entry
+
+
+def _content(path: bytes, size: int, write: Callable[[bytes], object]) -> None:
+    """Exactly `size` bytes, even of a file that changes meanwhile: the header has said how many there are."""
+    left = size
+    with open(path, "rb") as stream:
+        while left and (chunk := stream.read(min(left, _READ))):
+            write(chunk)
+            left -= len(chunk)
+    while left:
+        filler = bytes(min(left, _READ))
+        write(filler)
+        left -= len(filler)
+    write(tar_writer.padding(size))
+
+
+def measure(root: bytes) -> tuple[int, int]:
+    """Bytes of disk and inodes below a directory; hard links count once."""
+    size = inodes = 0
+    seen: set[tuple[int, int]] = set()
+    for _name, _path, status in _walk(root, b"", frozenset()):
+        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            inode = (status.st_dev, status.st_ino)
+            if inode in seen:
+                continue
+            seen.add(inode)
+        size += status.st_blocks * 512
+        inodes += 1
+    return size, inodes

@@ -1,0 +1,70 @@
+"""Streamed lists: items gathered into messages that stay far below what the client accepts, and sent as they are made.
+
+A stream starts from a snapshot of what matched when the call came. Items are built while the stream runs, a message at a
+time, so that a node with tens of thousands of exited containers needs memory for one message and not for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from typing import Any, Final, TypeVar
+
+from proto import api_pb2 as cri
+from runtime.pods import container_status, sandbox_status
+from runtime.pods.node import Node
+
+BATCH_BYTES: Final = 1 << 20
+"""A message is sent once it has this much; one item can exceed it, for a CRI request is itself bounded."""
+
+M = TypeVar("M")
+
+
+async def batches(items: Iterable[Any] | AsyncIterator[Any], message: type[M], field: str) -> AsyncIterator[M]:
+    """Messages of type `message` whose repeated `field` holds the items; nothing is sent for no items."""
+    reply = message()
+    target, size = getattr(reply, field), 0
+    async for item in _each(items):
+        target.append(item)
+        size += item.ByteSize()
+        if size >= BATCH_BYTES:
+            yield reply
+            reply = message()
+            target, size = getattr(reply, field), 0
+    if target:
+        yield reply
+
+
+async def _each(items: Iterable[Any] | AsyncIterator[Any]) -> AsyncIterator[Any]:
+    if isinstance(items, AsyncIterator):
+        async for item in items:
+            yield item
+        return
+    for item in items:
+        yield item
+
+
+def containers(node: Node, criteria: cri.ContainerFilter) -> Iterable[cri.Container]:
+    """Containers that match now, in their present states, however long the caller takes to go through them."""
+    # Of what a list shows, only the state ever changes.
+    snapshot = [(container, container.record.state) for container in container_status.select(node, criteria)]
+
+    def build() -> Iterable[cri.Container]:
+        for container, state in snapshot:
+            item = container_status.item(container)
+            item.state = container_status.STATES[state]
+            yield item
+
+    return build()
+
+
+def sandboxes(node: Node, criteria: cri.PodSandboxFilter) -> Iterable[cri.PodSandbox]:
+    """As `containers`, for sandboxes."""
+    snapshot = [(sandbox, sandbox.record.state) for sandbox in sandbox_status.select(node, criteria)]
+
+    def build() -> Iterable[cri.PodSandbox]:
+        for sandbox, state in snapshot:
+            item = sandbox_status.item(sandbox)
+            item.state = sandbox_status.STATES[state]
+            yield item
+
+    return build()

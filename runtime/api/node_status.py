@@ -1,0 +1,102 @@
+"""Status: conditions that are measured, the runtime handlers, the features; and the node's pod CIDR."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Final
+
+from proto import api_pb2 as cri
+from proto.errors import invalid
+
+if TYPE_CHECKING:
+    from runtime.pods.node import Node
+    from runtime.store.database import Store
+
+LOW_DISK_BYTES: Final = 16 * 1024 * 1024
+"""With less free space in its root directory the runtime cannot make containers."""
+
+
+async def status(node: Node, *, verbose: bool) -> cri.StatusResponse:
+    """What the kubelet asks every five seconds."""
+    await node.store.try_again()
+    return cri.StatusResponse(
+        status=cri.RuntimeStatus(conditions=[_runtime_ready(node), await _network_ready(node)]),
+        runtime_handlers=_handlers(node),
+        features=cri.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
+        info=_info(node) if verbose else {},
+    )
+
+
+def _runtime_ready(node: Node) -> cri.RuntimeCondition:
+    """Can a container be started now? A handler works, state can be written."""
+    reason, message = "", ""
+    free = shutil.disk_usage(node.paths.root).free
+    if not node.handlers.usable:
+        reason, message = "NoOCIRuntime", f"no OCI runtime works on this host: {node.handlers.problems()}"
+    elif not os.access(node.paths.root, os.W_OK):
+        reason, message = "RootNotWritable", f"{node.paths.root} cannot be written"
+    elif free < LOW_DISK_BYTES:
+        reason, message = "DiskFull", f"{node.paths.root} has only {free} bytes left"
+    elif node.store.failure:
+        reason, message = "StateNotWritable", node.store.failure
+    return cri.RuntimeCondition(type="RuntimeReady", status=not reason, reason=reason, message=message)
+
+
+async def _network_ready(node: Node) -> cri.RuntimeCondition:
+    readiness = await node.network.check()
+    return cri.RuntimeCondition(
+        type="NetworkReady", status=readiness.ready, reason=readiness.reason, message=readiness.message
+    )
+
+
+def _handlers(node: Node) -> list[cri.RuntimeHandler]:
+    """Every handler that works, and the default one under its second, empty name."""
+    found = []
+    for name, handler in node.handlers.named():
+        features = cri.RuntimeHandlerFeatures(
+            recursive_read_only_mounts=handler.features.recursive_read_only,
+            user_namespaces=handler.features.user_namespaces,
+        )
+        found.append(cri.RuntimeHandler(name=name, features=features))
+    return found
+
+
+def _info(node: Node) -> dict[str, str]:
+    """For people: `crictl info`."""
+    info = {
+        "root": str(node.paths.root),
+        "state": str(node.paths.state),
+        "sandboxes": len(node.sandboxes),
+        "containers": len(node.containers),
+        "handlers": {name: handler.describe() for name, handler in node.handlers.named()},
+        "unusableHandlers": node.handlers.problems(),
+        "host": node.host.describe(),
+        "podCIDR": node.pod_cidr,
+    }
+    return {"config": json.dumps(info)}
+
+
+async def set_pod_cidr(node: Node, value: str) -> None:
+    """Keep the pod CIDR that the kubelet hands over, and tell the network; empty text changes nothing."""
+    if not value:
+        return
+    for part in _parts(value):
+        try:
+            ipaddress.ip_network(part)
+        except ValueError as error:
+            raise invalid(f"pod CIDR {value!r}: {error}") from None
+    node.pod_cidr = value
+    await node.store.settings.put("pod_cidr", value)
+    await node.network.set_pod_cidrs(_parts(value))
+
+
+def pod_cidrs(store: Store) -> tuple[str, ...]:
+    """What the kubelet handed over in an earlier life of the daemon."""
+    return _parts(dict(store.settings.items()).get("pod_cidr", ""))
+
+
+def _parts(value: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -1,0 +1,107 @@
+"""What the streaming server streams: processes and ports of this node's pods, lent by their shims."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from proto import api_pb2 as cri
+from proto.errors import CrispError, failed_precondition, invalid
+from runtime.lifecycle import SandboxState
+from runtime.network.netns import dial_in_netns
+from runtime.pods import container_exec
+
+if TYPE_CHECKING:
+    from runtime.pods.node import Container, Node
+    from runtime.shims.client import AttachSession, ExecSession
+    from runtime.streaming.seam import ProcessIO
+
+
+class StreamSources:
+    """The streaming server's backend."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def exec(
+        self, container_id: str, cmd: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
+    ) -> ProcessIO:
+        """Start a process in a running container."""
+        container, shim = container_exec.running(self._node, container_id)
+        process = container_exec.process(self._node, container, list(cmd), tty=tty)
+        return ExecIO(await shim.exec(process, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr))
+
+    async def attach(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> ProcessIO:
+        """Connect to the streams of a running container, from now on."""
+        container, shim = container_exec.running(self._node, container_id)
+        if tty != container.record.config.tty:
+            has = "a" if container.record.config.tty else "no"
+            raise invalid(f"container {container.record.id} has {has} terminal: attach accordingly")
+        if stdin and not container.record.config.stdin:
+            raise invalid(f"container {container.record.id} was made without stdin")
+        return AttachIO(await shim.attach(stdin=stdin, stdout=stdout, stderr=stderr), container)
+
+    async def dial(self, sandbox_id: str, port: int) -> socket.socket:
+        """Connect to a port inside the pod."""
+        record = self._node.sandbox(sandbox_id).record
+        if record.state is not SandboxState.READY:
+            raise failed_precondition(f"sandbox {record.id} is {record.state.value}, not ready")
+        own = record.config.linux.security_context.namespace_options.network != cri.NODE
+        return await dial_in_netns(str(self._node.paths.namespace(record.id, "net")) if own else None, port)
+
+
+class _LentIO:
+    """The lent descriptors; they pass to the streaming session, which closes them."""
+
+    def __init__(self, session: ExecSession | AttachSession) -> None:
+        self._session = session
+        self.stdin, self.stdout, self.stderr = (
+            fd if fd >= 0 else None for fd in (session.stdin, session.stdout, session.stderr)
+        )
+        session.stdin = session.stdout = session.stderr = -1
+
+    def resize(self, width: int, height: int) -> None:
+        """Set the terminal's size."""
+        self._session.resize(width, height)
+
+    async def close(self) -> None:
+        """End the session: an exec's processes are killed, a container is let go of."""
+        self._session.close()
+
+
+class ExecIO(_LentIO):
+    """A process that was started for the session."""
+
+    def __init__(self, session: ExecSession) -> None:
+        super().__init__(session)
+        self._exec = session
+
+    async def close_stdin(self) -> None:
+        """Nothing to do: the process sees the end of its stdin when the session closes the descriptor."""
+
+    async def wait(self) -> int:
+        """The process's exit code."""
+        return await self._exec.wait()
+
+
+class AttachIO(_LentIO):
+    """A container's own streams."""
+
+    def __init__(self, session: AttachSession, container: Container) -> None:
+        super().__init__(session)
+        self._attach = session
+        self._container = container
+
+    async def close_stdin(self) -> None:
+        """Pass the end of the client's input on, if this was the only client that is meant to give any."""
+        if self._container.record.config.stdin_once:
+            try:
+                await self._attach.close_stdin()
+            except CrispError:
+                return  # the container has ended
+
+    async def wait(self) -> int:
+        """Returns when the container has ended."""
+        await self._container.exited.wait()
+        return self._container.record.exit_code

@@ -1,0 +1,82 @@
+"""Finding the handlers of this node: crun and runc where they are, and whatever the configuration names; each is tried."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kernel.cgroups import Mode
+from proto.errors import CrispError, invalid
+from runtime.config.settings import HandlerConfig
+from runtime.host.handlers import BUILTIN, Features, Handler, Handlers
+
+if TYPE_CHECKING:
+    from runtime.config.settings import Config
+    from runtime.host.host import Host
+    from runtime.paths import Paths
+    from runtime.shims.fork_server import ForkServer
+
+log = structlog.get_logger(__name__)
+
+PROBE_SECONDS = 60.0
+
+
+async def find(config: Config, paths: Paths, host: Host, fork_server: ForkServer) -> Handlers:
+    """Try every runtime; INVALID_ARGUMENT if the configured default is not among them at all."""
+    named = {name: HandlerConfig() for name in BUILTIN if shutil.which(name)} | config.runtimes
+    wanted = config.containers.default_runtime
+    if wanted not in ("auto", *named):
+        raise invalid(f"containers.default_runtime: {wanted!r} is neither in PATH nor in [runtimes]")
+    found: dict[str, Handler] = {}
+    problems: dict[str, str] = {}
+    probes = (_probe(name, handler, paths, host, fork_server) for name, handler in named.items())
+    for name, result in zip(named, await asyncio.gather(*probes), strict=True):
+        if isinstance(result, Handler):
+            found[name] = result
+        else:
+            problems[name] = result
+            log.warning("OCI runtime does not work", handler=name, error=result)
+    default = wanted if wanted != "auto" else next((n for n in (*BUILTIN, *named) if n in found), BUILTIN[0])
+    return Handlers(found, problems, default)
+
+
+async def _probe(name: str, handler: HandlerConfig, paths: Paths, host: Host, fork_server: ForkServer) -> Handler | str:
+    """The handler, or why it does not work."""
+    path = shutil.which(handler.path or name)
+    if path is None:
+        return f"no program {handler.path or name}"
+    root = handler.root or str(paths.runtime_root(name))
+    hide_unified = host.hierarchies.mode is Mode.HYBRID
+    directory = paths.runtime_root(name) / "probe"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    arguments = {
+        "runtime": {"name": name, "path": path, "root": root},
+        "directory": str(directory),
+        "detach_unified": hide_unified,
+        "cgroup": f"crisp-probe-{fork_server.pid}-{name}",
+        "hierarchies": [host.hierarchies.mode.value, *host.hierarchies[1:]],
+    }
+    try:
+        tried = await fork_server.run_job("shim.runtime_probe:main", arguments, timeout=PROBE_SECONDS)
+    except CrispError as error:
+        return error.message
+    if tried["error"]:
+        return str(tried["error"])
+    features = Features(await _version(path), tried["recursive_read_only"], tried["user_namespaces"])
+    return Handler(name, path, root, handler, features, hide_unified, host.systemd_cgroups)
+
+
+async def _version(path: str) -> str:
+    """The first line of --version without the program's name."""
+    process = await asyncio.create_subprocess_exec(
+        path,
+        "--version",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    output, _ = await process.communicate()
+    return output.decode(errors="replace").partition("\n")[0].rpartition(" ")[2]

@@ -1,0 +1,85 @@
+"""Runtime handlers: the OCI runtimes of this node, probed once at start.
+
+A handler is listed only if a probe ran a container with it. The default handler has its own name and the empty one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from proto.errors import invalid
+from runtime.config.settings import HandlerConfig
+
+if TYPE_CHECKING:
+    pass
+
+BUILTIN: Final = ("crun", "runc")
+"""Looked up in PATH without being configured; the first that works is the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What an OCI runtime can do on this kernel."""
+
+    version: str
+    recursive_read_only: bool
+    user_namespaces: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """One OCI runtime that works."""
+
+    name: str
+    path: str
+    root: str
+    """Its state directory."""
+    config: HandlerConfig
+    features: Features
+    hide_unified: bool
+    """It refuses a hybrid host unless the cgroup2 mount is out of its sight."""
+    systemd_cgroups: bool
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON for `crictl info`."""
+        return {"path": self.path, "version": self.features.version, "root": self.root}
+
+
+class Handlers:
+    """All handlers of the node."""
+
+    def __init__(self, found: dict[str, Handler], problems: dict[str, str], default: str) -> None:
+        self._found = found
+        self._problems = problems
+        self._default = default
+
+    @property
+    def usable(self) -> bool:
+        """Whether pods that name no handler can run."""
+        return self._default in self._found
+
+    @property
+    def default(self) -> str:
+        """Name of the default handler."""
+        return self._default
+
+    def problems(self) -> dict[str, str]:
+        """Why handlers that were configured or found do not work."""
+        return dict(self._problems)
+
+    def get(self, name: str) -> Handler:
+        """The handler of a RuntimeClass; the empty name is the default's."""
+        handler = self._found.get(name or self._default)
+        if handler is None:
+            why = self._problems.get(name, "it is not configured")
+            known = ", ".join(sorted(self._found)) or "none"
+            raise invalid(f"no runtime handler {name or self._default!r}: {why}; handlers here: {known}")
+        return handler
+
+    def named(self) -> Iterator[tuple[str, Handler]]:
+        """Names with their handlers, the empty name first."""
+        if self.usable:
+            yield "", self._found[self._default]
+        yield from sorted(self._found.items())

@@ -1,0 +1,253 @@
+"""CreateContainer: record → host paths → OCI configuration → shim → rootfs, user and `create` in the shim → made.
+
+Failpoints: container.recorded, container.shim, container.made. A failure is undone by the same code that RemoveContainer
+uses; until the container is made no list shows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from kernel import cgroups
+from kernel.failpoints import failpoint
+from proto import api_pb2 as cri
+from proto.errors import Code, CrispError, failed_precondition, invalid
+from runtime import limits
+from runtime.lifecycle import ContainerState, SandboxState
+from runtime.oci import stop_signals, systemd_limits, user_namespaces
+from runtime.oci.process import user
+from runtime.pods import (
+    container_remove,
+    container_spec,
+    container_watch,
+    image_volumes,
+    layer_usage,
+    restore,
+    sandbox_run,
+    scope_limits,
+)
+from runtime.pods.node import Container, new_id
+from runtime.records import CLOCK, ContainerRecord
+from runtime.shims.client import ShimClient
+from runtime.shims.fork_server import ShimOptions
+
+if TYPE_CHECKING:
+    from imagesvc.store.images import Image
+    from runtime.pods.node import Node, Sandbox
+    from runtime.pods.restore import Checkpoint
+
+
+async def create(node: Node, request: cri.CreateContainerRequest, restore_from: str = "") -> str:
+    """Make a container, or join the call that makes it; the id.
+
+    Asked again with the same sandbox, name and attempt for a container that is made, the answer is that container.
+    `restore_from` is the directory of a checkpoint of which it is made (RestorePod); the image can name one too.
+    """
+    sandbox = node.sandbox(request.pod_sandbox_id)
+    metadata = request.config.metadata
+    if not metadata.name:
+        raise invalid("the container's metadata lacks a name")
+    if not request.config.image.image:
+        raise invalid(f"container {metadata.name} names no image")
+    key = ("container", sandbox.record.id, metadata.name, metadata.attempt)
+    return await node.joiner.run(key, lambda: _create(node, sandbox, request.config, restore_from))
+
+
+async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, restore_from: str) -> str:
+    for known in list(sandbox.containers.values()):
+        metadata = known.record.config.metadata
+        if (metadata.name, metadata.attempt) == (config.metadata.name, config.metadata.attempt):
+            if known.record.state is ContainerState.CREATING:
+                # What is left of a call whose undoing failed, for a call under way would have been joined.
+                async with known.lock:
+                    await container_remove.discard(node, known)
+                continue
+            return _existing(known, config)
+    node.store.require_room()
+    container_id = new_id()
+    source = restore_from or restore.origin(node, config.image.image)
+    if source is None:
+        return await _create_of(node, sandbox, config, container_id, _image(node, config))
+    try:
+        expected = _image(node, config) if restore_from else None
+        checkpoint = await restore.stage(node, container_id, source, expected)
+        return await _create_of(node, sandbox, config, container_id, checkpoint.image, checkpoint)
+    except BaseException:
+        await asyncio.shield(asyncio.ensure_future(restore.drop(node, container_id)))
+        raise
+
+
+def _image(node: Node, config: cri.ContainerConfig) -> Image:
+    image = node.images.resolve(config.image.image)
+    if image is None:
+        raise CrispError(Code.NOT_FOUND, f"image {config.image.image} is not on this node: pull it first")
+    return image
+
+
+async def _create_of(
+    node: Node,
+    sandbox: Sandbox,
+    config: cri.ContainerConfig,
+    container_id: str,
+    image: Image,
+    checkpoint: Checkpoint | None = None,
+) -> str:
+    volumes = image_volumes.resolve(node, config)
+    async with sandbox.lock:
+        if config.linux.security_context.namespace_options.pid == cri.POD:
+            await sandbox_run.share_pid_namespace(node, sandbox)
+        container = _register(node, sandbox, config, container_id, image, volumes)
+    if checkpoint is not None:
+        container.record.restored_from, container.record.image_name = checkpoint.origin, checkpoint.image_name
+    async with container.lock:
+        try:
+            await node.store.containers.put(container.record.id, container.record.document())
+            failpoint("container.recorded")
+            await _make(node, container, image, checkpoint)
+            container.record.made_at = CLOCK.now()
+            await node.store.containers.put(container.record.id, container.record.document())
+        except BaseException:
+            container.record.made_at = 0
+            await container_remove.undo(node, container)
+            raise
+        container_watch.watch(node, container)
+    node.events.container_created(container)
+    return container.record.id
+
+
+def _existing(container: Container, config: cri.ContainerConfig) -> str:
+    record = container.record
+    if record.config == config:
+        return record.id
+    raise CrispError(
+        Code.ALREADY_EXISTS,
+        f"container {config.metadata.name} attempt {config.metadata.attempt} exists as {record.id} with another "
+        "configuration: remove it, or ask for a higher attempt",
+    )
+
+
+def _register(
+    node: Node, sandbox: Sandbox, config: cri.ContainerConfig, container_id: str, image: Image, volumes: list[Image]
+) -> Container:
+    """Enter the container in memory; from here on the sandbox cannot go without it."""
+    if sandbox.record.state is not SandboxState.READY:
+        raise failed_precondition(f"sandbox {sandbox.record.id} is {sandbox.record.state.value}, not ready")
+    record = ContainerRecord(
+        id=container_id,
+        sandbox_id=sandbox.record.id,
+        config=config,
+        image_id=image.id,
+        log_path=_log_path(node, sandbox, config, container_id),
+        created_at=CLOCK.now(),
+        handler=node.handlers.get(sandbox.record.handler).name,
+        cgroup=cgroups.container_path(
+            sandbox.record.cgroup_parent, container_id, node.host.systemd_cgroups, node.config.metrics.group_prefix
+        ),
+        stop_signal=stop_signals.choose(config.stop_signal, image.config.stop_signal),
+        resources=config.linux.resources,
+        volume_images=[volume.id for volume in volumes],
+    )
+    container = Container(record, sandbox)
+    for (holder, _), held in zip(image_volumes.holders(record), (image, *volumes), strict=True):
+        node.images.acquire(held, holder)
+    node.containers[container_id] = container
+    sandbox.containers[container_id] = container
+    return container
+
+
+def _log_path(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, container_id: str) -> str:
+    """Never empty: the kubelet globs for what stands here plus `*`, and removes the hits."""
+    directory = sandbox.record.config.log_directory
+    if not directory or not config.log_path:
+        return str(node.paths.writable_layer(container_id) / "container.log")
+    if ".." in PurePosixPath(config.log_path).parts:
+        raise invalid(f"log path {config.log_path!r} leaves the pod's log directory")
+    return os.path.join(directory, config.log_path)
+
+
+async def _make(node: Node, container: Container, image: Image, checkpoint: Checkpoint | None) -> None:
+    record = container.record
+    bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
+    for directory in (bundle, layer):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    layer_usage.start_counting(node, record)
+    for directory in (layer / "upper", layer / "work"):
+        directory.mkdir(mode=0o700)
+    bundle.chmod(0o711)  # the root of a user namespace has to get through to the rootfs
+    # Overlay shows the upper directory's owner and mode as those of `/`.
+    mode, uid, gid = node.images.root_owner(image)
+    mapped = user_namespaces.mapping(container.sandbox.record.config)
+    shift = mapped.host if mapped is not None else 0
+    os.chown(layer / "upper", uid + shift, gid + shift)
+    (layer / "upper").chmod(mode)
+    (bundle / "rootfs").mkdir(exist_ok=True)
+    described = image if checkpoint is None else restore.described(checkpoint)
+    document = await container_spec.build(node, container, described)
+    if checkpoint is not None:
+        document = await restore.prepare(node, container, checkpoint, document)
+    (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
+    (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    await _spawn_shim(node, container)
+    failpoint("container.shim")
+    container.shim = await ShimClient.connect(str(bundle))
+    made = await container.shim.create(
+        _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
+        _user(container, described, document),
+        mkdirs=sorted(image.config.volumes),
+        volumes=image_volumes.shim_arguments(node, record),
+        stdin=record.config.stdin,
+        stdin_once=record.config.stdin_once,
+        tty=record.config.tty,
+        max_line=node.config.containers.max_log_line_size,
+        restore=restore.places(checkpoint) if checkpoint is not None else None,
+    )
+    record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
+    if checkpoint is not None:
+        restore.check_user(checkpoint, made)
+    else:
+        await scope_limits.tell(node, container, systemd_limits.new_assignments(document["linux"]["resources"]))
+    failpoint("container.made")
+
+
+async def _spawn_shim(node: Node, container: Container) -> None:
+    record = container.record
+    handler = node.handlers.get(container.sandbox.record.handler)
+    await node.fork_server.spawn_shim(
+        ShimOptions(
+            id=record.id,
+            bundle=str(node.paths.bundle(record.id)),
+            runtime_name=handler.name,
+            runtime_path=handler.path,
+            runtime_root=handler.root,
+            cgroup=record.cgroup,
+            hierarchies=node.host.hierarchies,
+            systemd_cgroup=handler.systemd_cgroups,
+            detach_unified=handler.hide_unified,
+            oom_score_adj=max(limits.SHIM_OOM_SCORE_ADJ, node.host.lowest_oom_score_adj),
+            shim_cgroup=node.config.cgroup.shims.strip("/") or None,
+        )
+    )
+
+
+def _user(container: Container, image: Image, document: dict[str, Any]) -> dict[str, Any]:
+    """Who the container runs as: also in the groups that its CDI devices bring."""
+    wanted = user(container.record.config, image.config)
+    extra = document["process"].get("user", {}).get("additionalGids", ())
+    return replace(wanted, supplemental=(*wanted.supplemental, *extra)).document()
+
+
+def _rootfs(node: Node, container: Container, image: Image) -> dict[str, Any]:
+    layer = node.paths.writable_layer(container.record.id)
+    mapped = user_namespaces.mapping(container.sandbox.record.config)
+    return {
+        "lowerdirs": node.images.lower_dirs(image),
+        "upper": str(layer / "upper"),
+        "work": str(layer / "work"),
+        "volatile": True,
+        "userns": str(node.paths.namespace(container.record.sandbox_id, "user")) if mapped is not None else "",
+    }

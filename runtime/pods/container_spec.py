@@ -1,0 +1,99 @@
+"""What a container's OCI configuration is made from: its request, its pod, and files of the node's administrator.
+
+The administrator's files (CDI specifications, hooks, base specification) are read for each container, for drivers and
+packages write them while the daemon runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kernel import cgroups, lsm
+from proto import api_pb2 as cri
+from proto.errors import failed_precondition, invalid
+from runtime.lifecycle import ContainerState
+from runtime.oci import base_spec, cdi, classes, hooks, spec
+from runtime.pods import image_volumes, sandbox_run, selinux
+from runtime.pods.host_paths import find_sources
+
+if TYPE_CHECKING:
+    from imagesvc.store.images import Image
+    from runtime.oci.mounts import Source
+    from runtime.oci.spec import NodeFiles
+    from runtime.pods.node import Container, Node
+
+
+async def build(node: Node, container: Container, image: Image) -> dict[str, Any]:
+    """The content of config.json, without the user, which the shim finds in the image."""
+    record, sandbox = container.record, container.sandbox.record
+    handler = node.handlers.get(sandbox.handler)
+    files = await asyncio.get_running_loop().run_in_executor(node.blocking, _read_files, node, container)
+    sources = await _sources(node, container)
+    labels = selinux.labels_of(node, container)
+    if labels is not None:
+        await selinux.relabel_volumes(node, record.config, labels)
+    return spec.build(
+        spec.Inputs(
+            container_id=record.id,
+            config=record.config,
+            sandbox_id=sandbox.id,
+            sandbox=sandbox.config,
+            image=image.config,
+            sandbox_directory=node.paths.sandbox(sandbox.id),
+            cgroups_path=cgroups.oci_path(
+                sandbox.cgroup_parent, record.id, node.host.systemd_cgroups, node.config.metrics.group_prefix
+            ),
+            sources=sources,
+            target_pid=_target_pid(node, container),
+            hostname=sandbox_run.hostname(sandbox),
+            daemon=node.config,
+            handler=handler.config,
+            features=handler.features,
+            host=node.host,
+            files=files,
+            labels=labels,
+        )
+    )
+
+
+def _read_files(node: Node, container: Container) -> NodeFiles:
+    config, pod = container.record.config, container.sandbox.record.config
+    settings = node.config.containers
+    base = node.handlers.get(container.sandbox.record.handler).config.base_spec
+    devices = cdi.requested(config)
+    rdt = classes.chosen(classes.RDT, pod.annotations, config.metadata.name)
+    block_io = classes.chosen(classes.BLOCK_IO, pod.annotations, config.metadata.name)
+    return spec.NodeFiles(
+        base=base_spec.load(Path(base)) if base else {},
+        devices=cdi.find([Path(directory) for directory in settings.cdi_spec_dirs], devices) if devices else (),
+        hooks=hooks.load([Path(directory) for directory in settings.hooks_dirs]),
+        apparmor_profiles=lsm.apparmor_profiles() if node.host.has_apparmor else frozenset(),
+        block_io=classes.block_io(block_io, settings.blockio_config_file) if block_io else None,
+        rdt=classes.rdt(rdt) if rdt else None,
+    )
+
+
+async def _sources(node: Node, container: Container) -> list[Source]:
+    """Where the client's mounts come from: host paths, or images that the shim mounts."""
+    mounts = container.record.config.mounts
+    for mount in mounts:
+        if not mount.host_path and not mount.image.image:
+            raise invalid(f"mount {mount.container_path} has neither a host path nor an image")
+    found = await find_sources(node, list(dict.fromkeys(m.host_path for m in mounts if m.host_path)))
+    volumes = (image_volumes.source(node.paths.bundle(container.record.id), index) for index in itertools.count())
+    return [found[mount.host_path] if mount.host_path else next(volumes) for mount in mounts]
+
+
+def _target_pid(node: Node, container: Container) -> int:
+    options = container.record.config.linux.security_context.namespace_options
+    if options.pid != cri.TARGET:
+        return 0
+    target = node.container(options.target_id)
+    if target.sandbox is not container.sandbox:
+        raise invalid(f"target container {options.target_id} belongs to another pod")
+    if target.record.state is not ContainerState.RUNNING or target.shim is None:
+        raise failed_precondition(f"target container {options.target_id} does not run")
+    return target.record.pid

@@ -1,0 +1,69 @@
+"""StartContainer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from contextlib import AsyncExitStack, suppress
+from typing import TYPE_CHECKING
+
+from kernel.failpoints import failpoint
+from proto.errors import CrispError, failed_precondition
+from runtime import lifecycle, limits
+from runtime.lifecycle import Event, SandboxState
+from runtime.pods import restore
+
+if TYPE_CHECKING:
+    from runtime.pods.node import Container, Node
+    from runtime.shims.client import ShimClient
+
+
+async def start(node: Node, reference: str) -> None:
+    """Run a created container; its log file exists on return.
+
+    A container that cannot be started is not left CREATED: it is EXITED with the reason StartError, as the kubelet expects.
+    """
+    container = node.container(reference)
+    async with AsyncExitStack() as stack:
+        if container.record.restored_from:
+            await stack.enter_async_context(container.sandbox.lock)  # one after the other: see restore.begin
+        await stack.enter_async_context(container.lock)
+        record = container.record
+        lifecycle.check(record.state, Event.START, record.id)
+        if container.sandbox.record.state is not SandboxState.READY:
+            raise failed_precondition(f"sandbox {record.sandbox_id} is not ready any more")
+        shim = container.shim
+        if shim is None:
+            raise failed_precondition(f"container {record.id} has no shim any more: {record.message}")
+        os.makedirs(os.path.dirname(record.log_path), exist_ok=True)
+        if record.restored_from:
+            await restore.begin(node, container)
+        container.starting = True
+        try:
+            started_at = await shim.start(log_path=record.log_path)
+        except CrispError as error:
+            container.starting = False
+            await _end(container, shim)
+            if record.restored_from:
+                raise await restore.explained(node, container, error) from error
+            raise
+        record.started_at = max(started_at, record.created_at + 1)
+        started(node, container)
+        if record.restored_from:
+            await restore.finish(node, container)
+        await node.store.containers.note(record.id, record.document())
+        failpoint("container.started")
+
+
+async def _end(container: Container, shim: ShimClient) -> None:
+    """End a container that could not be started; on return its exit is recorded, unless it does not die."""
+    with suppress(CrispError, TimeoutError):
+        await shim.kill()
+        await asyncio.wait_for(container.exited.wait(), limits.KILL_SECONDS)
+
+
+def started(node: Node, container: Container) -> None:
+    """Tell of the start, once."""
+    if container.starting:
+        container.starting = False
+        node.events.container_started(container)

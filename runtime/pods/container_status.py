@@ -1,0 +1,125 @@
+"""ContainerStatus and ListContainers: read from memory, without a lock."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from proto import api_pb2 as cri
+from runtime.filters import labels_match
+from runtime.lifecycle import ContainerState
+from runtime.oci import stop_signals
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runtime.pods.node import Container, Node
+
+STATES: Final = {
+    ContainerState.CREATED: cri.CONTAINER_CREATED,
+    ContainerState.RUNNING: cri.CONTAINER_RUNNING,
+    ContainerState.EXITED: cri.CONTAINER_EXITED,
+    ContainerState.UNKNOWN: cri.CONTAINER_UNKNOWN,
+}
+
+
+def status(container: Container) -> cri.ContainerStatus:
+    """The container as ContainerStatus shows it."""
+    record = container.record
+    config = record.config
+    reply = cri.ContainerStatus(
+        id=record.id,
+        metadata=config.metadata,
+        state=STATES.get(record.state, cri.CONTAINER_UNKNOWN),
+        created_at=record.created_at,
+        started_at=record.started_at,
+        finished_at=record.finished_at,
+        exit_code=record.exit_code,
+        image=_image(container),
+        # PullImageResponse.image_ref, Image.id and these two must be the same text, or images in use are collected.
+        image_ref=record.image_id,
+        image_id=record.image_id,
+        reason=record.reason,
+        message=record.message,
+        labels=config.labels,
+        annotations=config.annotations,
+        mounts=config.mounts,
+        log_path=record.log_path,
+        stop_signal=cri.Signal.Name(stop_signals.TO_CRI.get(record.stop_signal, cri.SIGNAL_RUNTIME_DEFAULT)),
+    )
+    reply.resources.linux.CopyFrom(record.resources)
+    volumes = (mount for mount in reply.mounts if mount.image.image)
+    for mount, image_id in zip(volumes, record.volume_images, strict=True):
+        mount.image.image_ref = image_id
+    reply.user.linux.uid = record.uid
+    reply.user.linux.gid = record.gid
+    reply.user.linux.supplemental_groups.extend(record.groups)
+    return reply
+
+
+def _image(container: Container) -> cri.ImageSpec:
+    """As the client named it."""
+    spec = cri.ImageSpec()
+    spec.CopyFrom(container.record.config.image)
+    spec.image = container.record.image_name or spec.user_specified_image or spec.image
+    return spec
+
+
+def verbose(node: Node, container: Container) -> dict[str, str]:
+    """For people: `crictl inspect`."""
+    record = container.record
+    bundle = node.paths.bundle(record.id)
+    info = {
+        "sandboxID": record.sandbox_id,
+        "pid": record.pid if container.shim is not None else 0,
+        "bundle": str(bundle),
+        "writableLayer": str(node.paths.writable_layer(record.id)),
+        "cgroup": record.cgroup,
+        "runtimeHandler": record.handler,
+        "terminal": record.config.tty,
+    }
+    try:
+        info["runtimeSpec"] = json.loads((bundle / "config.json").read_bytes())
+    except (OSError, ValueError):
+        pass  # not made yet, or gone with a reboot
+    return {"info": json.dumps(info)}
+
+
+def item(container: Container) -> cri.Container:
+    """The container as ListContainers shows it.
+
+    Only its state ever changes, and kubelets list every second: the message is made once and returned each time. Copy it, as
+    adding it to a reply does, before the next call.
+    """
+    record = container.record
+    if container.listed is None:
+        container.listed = cri.Container(
+            id=record.id,
+            pod_sandbox_id=record.sandbox_id,
+            metadata=record.config.metadata,
+            image=_image(container),
+            image_ref=record.image_id,
+            image_id=record.image_id,
+            created_at=record.created_at,
+            labels=record.config.labels,
+            annotations=record.config.annotations,
+        )
+    container.listed.state = STATES.get(record.state, cri.CONTAINER_UNKNOWN)
+    return container.listed
+
+
+def select(node: Node, criteria: cri.ContainerFilter) -> Iterator[Container]:
+    """Containers that match all that the filter sets; those in the making match nothing."""
+    state = criteria.state.state if criteria.HasField("state") else None
+    for container in list(node.containers.values()):
+        record = container.record
+        if record.state is ContainerState.CREATING:
+            continue
+        if criteria.id and not record.id.startswith(criteria.id):
+            continue
+        if criteria.pod_sandbox_id and not record.sandbox_id.startswith(criteria.pod_sandbox_id):
+            continue
+        if state is not None and STATES[record.state] != state:
+            continue
+        if labels_match(record.config.labels, criteria.label_selector):
+            yield container

@@ -1,0 +1,238 @@
+"""RunPodSandbox: record → namespaces → network → files → ready.
+
+Failpoints: sandbox.recorded, sandbox.namespaces, sandbox.network. A failure or a crash at any of them is undone by the same
+teardown that StopPodSandbox and RemovePodSandbox use; until the sandbox is ready no list shows it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+
+from kernel import cgroups, lsm
+from kernel.failpoints import failpoint
+from proto import api_pb2 as cri
+from proto.errors import Code, CrispError, invalid
+from runtime import limits
+from runtime.lifecycle import SandboxState
+from runtime.network import dns
+from runtime.network.netns import is_of_interface, set_sysctls_in_netns
+from runtime.oci import user_namespaces
+from runtime.pods import sandbox_network, sandbox_teardown, selinux
+from runtime.pods.node import Sandbox, new_id
+from runtime.records import CLOCK, SandboxRecord
+
+if TYPE_CHECKING:
+    from runtime.pods.node import Node
+
+log = structlog.get_logger(__name__)
+
+HOSTNAME_BYTES: Final = 64
+"""HOST_NAME_MAX of sethostname(2)."""
+
+
+async def run(node: Node, request: cri.RunPodSandboxRequest) -> str:
+    """Make a sandbox, or join the call that makes it; the id.
+
+    Asked again with the same name, uid and attempt for a sandbox that is ready, the answer is that sandbox.
+    """
+    config = request.config
+    _check(config)
+    user_namespaces.check(config, node.handlers.get(request.runtime_handler))
+    return await node.joiner.run(("sandbox", *_key(config)), lambda: _run(node, request))
+
+
+def _key(config: cri.PodSandboxConfig) -> tuple[str, str, str, int]:
+    metadata = config.metadata
+    return metadata.namespace, metadata.name, metadata.uid, metadata.attempt
+
+
+def _check(config: cri.PodSandboxConfig) -> None:
+    metadata = config.metadata
+    if not metadata.name or not metadata.uid or not metadata.namespace:
+        raise invalid("the sandbox's metadata lacks a name, a uid or a namespace")
+    if len(config.hostname.encode()) > HOSTNAME_BYTES:
+        raise invalid(f"hostname {config.hostname!r} is longer than {HOSTNAME_BYTES} bytes")
+    options = config.linux.security_context.namespace_options
+    if options.pid == cri.TARGET:
+        raise invalid("a sandbox cannot share the PID namespace of a target container")
+
+
+async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
+    for known in list(node.sandboxes.values()):
+        if _key(known.record.config) == _key(request.config):
+            if known.record.state is SandboxState.CREATING:
+                # What is left of a call whose undoing failed, for a call under way would have been joined.
+                async with known.lock:
+                    await sandbox_teardown.discard(node, known)
+                continue
+            return _existing(known, request)
+    node.store.require_room()
+    record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=CLOCK.now())
+    record.cgroup_parent = request.config.linux.cgroup_parent
+    record.overhead, record.resources = request.config.linux.overhead, request.config.linux.resources
+    if not record.cgroup_parent:
+        record.cgroup_parent = _own_parent(node, record.id)
+        record.owns_cgroup_parent = True
+    record.cgroup = cgroups.container_path(record.cgroup_parent, record.id, systemd=False)
+    record.selinux_level = selinux.level_for(node, record.config)
+    sandbox = Sandbox(record)
+    node.sandboxes[record.id] = sandbox
+    async with sandbox.lock:
+        try:
+            await node.store.sandboxes.put(record.id, record.document())
+            failpoint("sandbox.recorded")
+            await _make(node, sandbox)
+            record.ready_at = CLOCK.now()
+            await node.store.sandboxes.put(record.id, record.document())
+        except BaseException:
+            record.ready_at = 0
+            await sandbox_teardown.undo(node, sandbox)
+            raise
+    node.events.sandbox_started(sandbox)
+    return record.id
+
+
+def _own_parent(node: Node, sandbox_id: str) -> str:
+    """A cgroup for a pod whose client names none, which a kubelet always does: in the form of the cgroup driver."""
+    parent = node.config.cgroup.parent.strip("/")
+    if node.host.systemd_cgroups:
+        return f"{parent.replace('/', '-').removesuffix('.slice')}-pod{sandbox_id}.slice"
+    return f"/{parent}/pod{sandbox_id}"
+
+
+def _existing(sandbox: Sandbox, request: cri.RunPodSandboxRequest) -> str:
+    record = sandbox.record
+    if record.state is SandboxState.READY and record.config == request.config:
+        return record.id
+    metadata = record.config.metadata
+    raise CrispError(
+        Code.ALREADY_EXISTS,
+        f"pod {metadata.namespace}/{metadata.name} attempt {metadata.attempt} exists as sandbox {record.id} "
+        f"({record.state.value}, or with another configuration): remove it, or ask for a higher attempt",
+    )
+
+
+async def _make(node: Node, sandbox: Sandbox) -> None:
+    record = sandbox.record
+    options = record.config.linux.security_context.namespace_options
+    directory = node.paths.sandbox(record.id)
+    directory.mkdir(mode=0o711, parents=True)
+    await _namespaces(node, sandbox, options)
+    failpoint("sandbox.namespaces")
+    if options.network == cri.POD:
+        result = await node.network.attach(sandbox_network.request(node, record))
+        record.ips, record.network = list(result.ips), dict(result.detail)
+        await _sysctls_of_interfaces(node, record)
+    failpoint("sandbox.network")
+    _write_files(node, record)
+
+
+async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption) -> None:
+    record = sandbox.record
+    directory = node.paths.sandbox(record.id)
+    kinds = _kinds(options)
+    mapped = user_namespaces.mapping(record.config)
+    arguments: dict[str, Any] = {
+        "directory": str(directory),
+        "kinds": kinds if mapped is None else ["user", *kinds],
+        "uids": mapped.shim() if mapped is not None else [],
+        "gids": mapped.shim() if mapped is not None else [],
+        "hostname": record.config.hostname if "uts" in kinds else "",
+        "sysctls": {
+            name: value for name, value in _sysctls(node, record.config, options).items() if not is_of_interface(name)
+        },
+        "shm": {
+            "path": str(directory / "shm"),
+            "size": node.config.containers.shm_size,
+            "label": selinux.pod_label(node, record),
+        }
+        if "ipc" in kinds
+        else None,
+    }
+    await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
+
+
+def _kinds(options: cri.NamespaceOption) -> list[str]:
+    """The namespaces that a sandbox has of its own; its host name goes with its network."""
+    kinds = ["net", "uts"] if options.network != cri.NODE else []
+    return [*kinds, "ipc"] if options.ipc != cri.NODE else kinds
+
+
+def _sysctls(node: Node, config: cri.PodSandboxConfig, options: cri.NamespaceOption) -> dict[str, str]:
+    """Those of the request, which the shim's job checks against the pod's own namespaces, and crisp's defaults."""
+    asked = dict(config.linux.sysctls)
+    if options.network == cri.NODE:
+        return asked
+    defaults = {}
+    if node.config.containers.enable_unprivileged_ports:
+        defaults["net.ipv4.ip_unprivileged_port_start"] = "0"
+    if node.config.containers.enable_unprivileged_icmp:
+        mapped = user_namespaces.mapping(config)
+        defaults["net.ipv4.ping_group_range"] = f"0 {mapped.count - 1 if mapped is not None else 2147483647}"
+    return {**defaults, **asked}
+
+
+async def _sysctls_of_interfaces(node: Node, record: SandboxRecord) -> None:
+    """net.ipv4.conf.eth0.…, which the kernel has only once the pod has the interface."""
+    wanted = {name: value for name, value in record.config.linux.sysctls.items() if is_of_interface(name)}
+    if wanted:
+        path = str(node.paths.namespace(record.id, "net"))
+        await asyncio.get_running_loop().run_in_executor(node.blocking, set_sysctls_in_netns, path, wanted)
+
+
+def _write_files(node: Node, record: SandboxRecord) -> None:
+    """resolv.conf, hostname and hosts; containers mount them where the kubelet gives none."""
+    directory, config = node.paths.sandbox(record.id), record.config
+    host_network = config.linux.security_context.namespace_options.network == cri.NODE
+    (directory / "resolv.conf").write_text(
+        dns.resolv_conf(
+            servers=config.dns_config.servers,
+            searches=config.dns_config.searches,
+            options=config.dns_config.options,
+            own_network=not host_network,
+        )
+    )
+    name = hostname(record)
+    (directory / "hostname").write_text(name + "\n")
+    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
+    lines += [f"{address}\t{name}" for address in record.ips if name]
+    (directory / "hosts").write_text("\n".join(lines) + "\n")
+    if label := selinux.pod_label(node, record):
+        for file in ("resolv.conf", "hostname", "hosts"):
+            lsm.set_file_label(str(directory / file), label)
+
+
+def hostname(record: SandboxRecord) -> str:
+    """The pod's name of itself: the node's if it uses the node's network."""
+    if record.config.linux.security_context.namespace_options.network == cri.NODE:
+        return socket.gethostname()
+    return record.config.hostname
+
+
+async def share_pid_namespace(node: Node, sandbox: Sandbox) -> None:
+    """Give the sandbox a PID namespace of its own, with a minimal init; made for the first container that wants it.
+
+    The caller holds the sandbox's lock.
+    """
+    record = sandbox.record
+    if record.pause_pid or record.state is not SandboxState.READY:
+        return
+    kinds = _kinds(record.config.linux.security_context.namespace_options)
+    if user_namespaces.mapping(record.config) is not None:
+        kinds.append("user")
+    reply = await node.fork_server.run_job(
+        "shim.pause:main",
+        {
+            "directory": str(node.paths.sandbox(record.id)),
+            "join": {kind: str(node.paths.namespace(record.id, kind)) for kind in kinds},
+            "cgroup": record.cgroup,
+            "hierarchies": [node.host.hierarchies.mode.value, *node.host.hierarchies[1:]],
+        },
+        timeout=limits.SANDBOX_SECONDS,
+    )
+    record.pause_pid = reply["pid"]
+    await node.store.sandboxes.put(record.id, record.document())

@@ -1,0 +1,108 @@
+"""PodSandboxStatus and ListPodSandbox: read from memory, without a lock."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from google.protobuf import json_format
+
+from proto import api_pb2 as cri
+from proto.errors import not_found
+from runtime.filters import labels_match
+from runtime.lifecycle import ContainerState, SandboxState
+from runtime.pods import container_status
+from runtime.records import CLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runtime.pods.node import Node, Sandbox
+
+STATES: Final = {SandboxState.READY: cri.SANDBOX_READY, SandboxState.STOPPED: cri.SANDBOX_NOTREADY}
+
+
+def status(sandbox: Sandbox) -> cri.PodSandboxStatus:
+    """The sandbox as PodSandboxStatus shows it."""
+    record = sandbox.record
+    options = record.config.linux.security_context.namespace_options
+    reply = cri.PodSandboxStatus(
+        id=record.id,
+        metadata=record.config.metadata,
+        state=STATES.get(record.state, cri.SANDBOX_NOTREADY),
+        created_at=record.created_at,
+        linux=cri.LinuxPodSandboxStatus(namespaces=cri.Namespace(options=options)),
+        labels=record.config.labels,
+        annotations=record.config.annotations,
+        runtime_handler=record.handler,
+    )
+    reply.network.SetInParent()
+    if record.ips:
+        reply.network.ip = record.ips[0]
+        reply.network.additional_ips.extend(cri.PodIP(ip=address) for address in record.ips[1:])
+    return reply
+
+
+def response(node: Node, reference: str, *, verbose: bool) -> cri.PodSandboxStatusResponse:
+    """The sandbox and its containers as of one moment, and that moment."""
+    sandbox = node.sandbox(reference)
+    if sandbox.record.state is SandboxState.CREATING:
+        raise not_found(f"sandbox {sandbox.record.id} is being made")
+    listed = [c for c in sandbox.containers.values() if c.record.state is not ContainerState.CREATING]
+    return cri.PodSandboxStatusResponse(
+        status=status(sandbox),
+        info=_info(node, sandbox) if verbose else {},
+        containers_statuses=map(container_status.status, listed),
+        timestamp=CLOCK.now(),
+    )
+
+
+def _info(node: Node, sandbox: Sandbox) -> dict[str, str]:
+    """For people: `crictl inspectp`."""
+    record = sandbox.record
+    return {
+        "info": json.dumps(
+            {
+                "sandboxID": record.id,
+                "directory": str(node.paths.sandbox(record.id)),
+                "cgroupParent": record.cgroup_parent,
+                "pid": record.pause_pid,
+                "network": record.network,
+                "message": record.message,
+                "resources": json_format.MessageToDict(record.resources, preserving_proto_field_name=True),
+                "overhead": json_format.MessageToDict(record.overhead, preserving_proto_field_name=True),
+                "runtimeHandler": node.handlers.get(record.handler).name,
+            }
+        )
+    }
+
+
+def item(sandbox: Sandbox) -> cri.PodSandbox:
+    """The sandbox as ListPodSandbox shows it: as with `container_status.item`, one message that is returned each time."""
+    record = sandbox.record
+    if sandbox.listed is None:
+        sandbox.listed = cri.PodSandbox(
+            id=record.id,
+            metadata=record.config.metadata,
+            created_at=record.created_at,
+            labels=record.config.labels,
+            annotations=record.config.annotations,
+            runtime_handler=record.handler,
+        )
+    sandbox.listed.state = STATES.get(record.state, cri.SANDBOX_NOTREADY)
+    return sandbox.listed
+
+
+def select(node: Node, criteria: cri.PodSandboxFilter) -> Iterator[Sandbox]:
+    """Sandboxes that match all that the filter sets; those in the making match nothing."""
+    state = criteria.state.state if criteria.HasField("state") else None
+    for sandbox in list(node.sandboxes.values()):
+        record = sandbox.record
+        if record.state is SandboxState.CREATING:
+            continue
+        if criteria.id and not record.id.startswith(criteria.id):
+            continue
+        if state is not None and STATES[record.state] != state:
+            continue
+        if labels_match(record.config.labels, criteria.label_selector):
+            yield sandbox

@@ -1,0 +1,107 @@
+"""The end of sandboxes: StopPodSandbox, RemovePodSandbox, and the undoing of a sandbox that did not become ready.
+
+Every step asks whether there is something to do and leaves nothing behind whether the step before it ran or not, so that
+it can be repeated after a crash anywhere in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from typing import TYPE_CHECKING
+
+import structlog
+
+from kernel import cgroups, mounts
+from kernel.failpoints import failpoint
+from proto import api_pb2 as cri
+from proto.errors import Code, CrispError
+from runtime.host import cgroup_end
+from runtime.pods import container_remove, container_stop, sandbox_network
+from runtime.records import CLOCK
+
+if TYPE_CHECKING:
+    from runtime.pods.node import Node, Sandbox
+
+log = structlog.get_logger(__name__)
+
+
+async def stop(node: Node, reference: str) -> None:
+    """End all containers of the sandbox, then give back its network. Success if there is no such sandbox."""
+    sandbox = node.find_sandbox(reference)
+    if sandbox is None:
+        return
+    async with sandbox.lock:
+        await _stop(node, sandbox)
+
+
+async def remove(node: Node, reference: str) -> None:
+    """Remove the sandbox with all its containers. Success if there is no such sandbox."""
+    sandbox = node.find_sandbox(reference)
+    if sandbox is None:
+        return
+    async with sandbox.lock:
+        if sandbox.record.id not in node.sandboxes:
+            return
+        await _stop(node, sandbox)
+        for container in list(sandbox.containers.values()):
+            await container_remove.remove_container(node, container)
+        await discard(node, sandbox)
+    node.events.sandbox_deleted(sandbox)
+
+
+async def _stop(node: Node, sandbox: Sandbox) -> None:
+    record = sandbox.record
+    if not record.stopped_at:
+        # From here on no container can be created in it: CreateContainer looks at the state under the same lock.
+        record.stopped_at = CLOCK.now()
+    await asyncio.gather(*(container_stop.kill(node, container) for container in list(sandbox.containers.values())))
+    failpoint("sandbox.ended")
+    await release(node, sandbox)
+    await node.store.sandboxes.note(record.id, record.document())
+    node.events.sandbox_stopped(sandbox)
+
+
+async def undo(node: Node, sandbox: Sandbox) -> None:
+    """Discard a sandbox that did not become ready, now or later; the caller holds its lock. Raises nothing."""
+
+    def needed() -> bool:
+        return node.sandboxes.get(sandbox.record.id) is sandbox
+
+    await node.undoing.undo(lambda: discard(node, sandbox), needed, sandbox.lock, sandbox=sandbox.record.id)
+
+
+async def discard(node: Node, sandbox: Sandbox) -> None:
+    """Make a sandbox without containers disappear: kernel objects, directories, record."""
+    record = sandbox.record
+    await release(node, sandbox)
+    failpoint("sandbox.released")
+    directory = node.paths.sandbox(record.id)
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(node.blocking, lambda: shutil.rmtree(directory, ignore_errors=True))
+    if directory.exists():
+        raise CrispError(Code.INTERNAL, f"cannot remove {directory}: something is still mounted there")
+    await node.store.sandboxes.delete(record.id)
+    node.sandboxes.pop(record.id, None)
+
+
+async def release(node: Node, sandbox: Sandbox) -> None:
+    """Give back what the sandbox has of the kernel: network, pause process, namespaces, /dev/shm, cgroup."""
+    record = sandbox.record
+    options = record.config.linux.security_context.namespace_options
+    if options.network == cri.POD:
+        await node.network.detach(sandbox_network.request(node, record))
+        record.ips, record.network = [], {}
+    failpoint("sandbox.detached")
+    await asyncio.get_running_loop().run_in_executor(node.blocking, _release_blocking, node, sandbox)
+
+
+def _release_blocking(node: Node, sandbox: Sandbox) -> None:
+    record = sandbox.record
+    directory = node.paths.sandbox(record.id)
+    hierarchies = node.host.hierarchies
+    cgroup_end.end(hierarchies.group(record.cgroup))
+    record.pause_pid = 0
+    mounts.detach_all(str(directory))  # pinned namespaces and /dev/shm
+    if record.owns_cgroup_parent:
+        cgroup_end.end(hierarchies.group(cgroups.parent_path(record.cgroup_parent)))

@@ -1,0 +1,19 @@
+"""Telling systemd of limits of a container whose cgroup is its scope; runtime/oci/systemd_limits.py says why."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from runtime.host import systemd
+
+if TYPE_CHECKING:
+    from runtime.pods.node import Container, Node
+
+
+async def tell(node: Node, container: Container, assignments: list[str]) -> None:
+    """Say it. A failure is logged: the kernel has the limits, and keeps them until somebody reloads systemd."""
+    if assignments and node.host.systemd_cgroups and node.host.cgroup_v2:
+        scope = os.path.basename(container.record.cgroup)
+        await asyncio.get_running_loop().run_in_executor(node.blocking, systemd.tell_limits, scope, assignments)

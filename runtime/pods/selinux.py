@@ -1,0 +1,79 @@
+"""SELinux for pods: a level for each pod, labels for its containers, volumes relabelled by a helper that can be killed."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from proto import api_pb2 as cri
+from proto.errors import Code, CrispError, failed_precondition
+from runtime import limits
+from runtime.oci import selinux
+from runtime.oci.resources import withheld
+
+if TYPE_CHECKING:
+    from runtime.oci.selinux import Labels
+    from runtime.pods.node import Container, Node
+    from runtime.records import SandboxRecord
+
+policy_defaults = functools.cache(selinux.policy_defaults)
+
+
+def enabled(node: Node) -> bool:
+    """Whether labels are given at all."""
+    return node.host.has_selinux and node.config.containers.enable_selinux
+
+
+def level_for(node: Node, config: cri.PodSandboxConfig) -> str:
+    """The level of a new pod: as asked for, or one that no other pod has; empty where SELinux is off."""
+    if not enabled(node):
+        return ""
+    taken = {sandbox.record.selinux_level for sandbox in node.sandboxes.values()}
+    return config.linux.security_context.selinux_options.level or selinux.unique_level(taken)
+
+
+def pod_label(node: Node, record: SandboxRecord) -> str:
+    """Label of the files that are the pod's own; empty where SELinux is off."""
+    if not enabled(node):
+        return ""
+    options = record.config.linux.security_context.selinux_options
+    return selinux.labels(options, policy_defaults(), record.selinux_level, privileged=False).file
+
+
+def labels_of(node: Node, container: Container) -> Labels | None:
+    """Labels of a container; None where SELinux is off.
+
+    A level alone is not refused there: clients send one to every node, as Kubernetes' own tests of volumes do. A type,
+    role or user asks for a policy, and is FAILED_PRECONDITION.
+    """
+    context, sandbox = container.record.config.linux.security_context, container.sandbox.record
+    if not enabled(node):
+        options = context.selinux_options
+        if options.type or options.role or options.user:
+            wanted = ":".join(part or "*" for part in (options.user, options.role, options.type))
+            raise failed_precondition(
+                f"SELinux options {wanted} were asked for, but SELinux is off on this host, or in containers.enable_selinux"
+            )
+        if options.level:
+            withheld("SELinux labels: SELinux is off on this host, or containers.enable_selinux is false")
+        return None
+    asked = cri.SELinuxOption()
+    asked.CopyFrom(sandbox.config.linux.security_context.selinux_options)
+    asked.MergeFrom(context.selinux_options)
+    return selinux.labels(asked, policy_defaults(), sandbox.selinux_level, privileged=context.privileged)
+
+
+async def relabel_volumes(node: Node, config: cri.ContainerConfig, labels: Labels) -> None:
+    """Give the volumes that ask for it the container's label; DEADLINE_EXCEEDED if that takes too long."""
+    paths = [mount.host_path for mount in config.mounts if mount.selinux_relabel and mount.host_path]
+    if not paths or not labels.relabel:
+        return
+    try:
+        await node.fork_server.run_job(
+            "shim.relabel:relabel", {"paths": paths, "label": labels.file}, timeout=limits.RELABEL_SECONDS
+        )
+    except CrispError as error:
+        if error.code is Code.DEADLINE_EXCEEDED:
+            message = f"labelling a volume took longer than {limits.RELABEL_SECONDS:.0f} s: one of {', '.join(paths)}"
+            raise CrispError(Code.DEADLINE_EXCEEDED, message) from None
+        raise
