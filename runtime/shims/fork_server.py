@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import structlog
 
+import shim
 from kernel import cgroups
 from proto import shim_protocol
 from proto.errors import Code, CrispError
@@ -29,7 +30,8 @@ from proto.shim_protocol import Message
 log = structlog.get_logger(__name__)
 
 MAX_REPORT = 16 << 20  # bytes of a job's result
-_ROOMS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_ROOMS = os.path.dirname(os.path.dirname(os.path.abspath(shim.__file__)))
+"""Where the fork server imports the room `shim` from: where this process does."""
 
 
 class ForkServer:

@@ -485,7 +485,7 @@ async def test_exit_is_recorded_while_nobody_listens(lab: ShimLab) -> None:
 def test_fork_server_ends_with_its_client() -> None:
     script = """
 import asyncio, os, signal
-from runtime.fork_server import ForkServer
+from runtime.shims.fork_server import ForkServer
 async def main():
     server = await ForkServer.start([])
     print(server.pid, flush=True)
