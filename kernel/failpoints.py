@@ -1,5 +1,7 @@
-"""Named places where the fault tests break things. CRISP_FAILPOINT=NAME ends the process there with SIGKILL, the first time;
-CRISP_FAILPOINT=NAME:stop stops it, so that a test can end another process at this very moment and let this one go on.
+"""Named places where the fault tests break things.
+
+CRISP_FAILPOINT=NAME ends the process there with SIGKILL, the first time; CRISP_FAILPOINT=NAME:stop stops it, so that a test
+can end another process at this very moment and let this one go on.
 
 Every multi-step operation calls `failpoint` between its steps; NAMES lists them all, so that the tests can visit each one
 and a misspelt name is an error.

@@ -30,7 +30,7 @@ def main() -> None:
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
     write_man_pages("crisp", crisp, version=VERSION, target_dir=str(target / "man"), date=date)
     for shell in ("bash", "zsh", "fish"):
-        (target / "completions" / f"crisp.{shell}").write_text(completion.script(shell) + "\n")
+        (target / "completions" / f"crisp.{shell}").write_text(completion.script(crisp, shell) + "\n")
 
 
 def _name_in_full(command: click.Command) -> None:

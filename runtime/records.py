@@ -7,6 +7,7 @@ nanoseconds since the epoch, 0 until they happened.
 from __future__ import annotations
 
 import base64
+import socket
 import time
 from dataclasses import dataclass, field, fields
 from typing import Any, Self
@@ -73,6 +74,12 @@ class SandboxRecord:
         if self.stopped_at:
             return SandboxState.STOPPED
         return SandboxState.READY if self.ready_at else SandboxState.CREATING
+
+    def hostname(self) -> str:
+        """The pod's name of itself: the node's if it uses the node's network."""
+        if self.config.linux.security_context.namespace_options.network == cri.NODE:
+            return socket.gethostname()
+        return self.config.hostname
 
     def document(self) -> dict[str, Any]:
         """As JSON."""

@@ -30,8 +30,16 @@ from proto.errors import Code, CrispError
 from runtime.checkpoints import notes
 from runtime.host import cgroup_end
 from runtime.lifecycle import ContainerState, SandboxState
-from runtime.pods import container_remove, container_watch, image_volumes, restore, sandbox_teardown
-from runtime.pods.node import Container, Sandbox
+from runtime.pods import (
+    container_end,
+    container_remove,
+    container_watch,
+    image_volumes,
+    restore,
+    sandbox_release,
+    sandbox_stop,
+)
+from runtime.pods.objects import Container, Sandbox
 from runtime.records import CLOCK, ContainerRecord, SandboxRecord
 from runtime.shims.client import ShimClient, kill_shim, read_exit_record, shim_alive
 
@@ -69,7 +77,7 @@ async def recover(node: Node) -> None:
     await _apart(node.network.sweep(set(node.sandboxes) | unreadable), network="sweep")
     spared = unreadable | await _end_unknown(node, unreadable)
     await asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node, spared)
-    await notes.sweep(node)
+    await notes.sweep(node.paths.checkpoint_notes, node.blocking)
     running = sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
     log.info("recovered", sandboxes=len(node.sandboxes), containers=len(node.containers), running=running)
 
@@ -170,22 +178,22 @@ async def _container(node: Node, container: Container) -> None:
         return
     exit_record = read_exit_record(bundle)
     if exit_record is not None:
-        await container_watch.settle(node, container, exit_record)
+        await container_end.settle(node, container, exit_record)
         container.gone.set()
     elif os.path.isdir(bundle):
-        await container_watch.lost(node, container, "its shim was killed")
+        await container_end.lost(node, container, "its shim was killed")
     else:
-        await container_watch.lost(node, container, "the node was rebooted, or something removed its bundle")
+        await container_end.lost(node, container, "the node was rebooted, or something removed its bundle")
 
 
 async def _sandbox(node: Node, sandbox: Sandbox) -> None:
     record = sandbox.record
     if record.state is SandboxState.CREATING:
-        await sandbox_teardown.undo(node, sandbox)
+        await sandbox_release.undo(node, sandbox)
     elif record.state is SandboxState.READY and (missing := _missing(node, record)):
         log.warning("sandbox is not ready any more", sandbox=record.id, missing=missing)
         record.message = f"{missing} is gone: the node was rebooted, or something removed it"
-        await sandbox_teardown.stop(node, record.id)
+        await sandbox_stop.stop(node, record.id)
 
 
 def _missing(node: Node, record: SandboxRecord) -> str:

@@ -34,7 +34,7 @@ from runtime.network.cni import template
 from runtime.oci import apparmor_loader
 from runtime.oci.apparmor import DEFAULT_NAME
 from runtime.paths import Paths
-from runtime.pods import container_stop, sandbox_teardown
+from runtime.pods import container_stop, sandbox_stop
 from runtime.shims.client import shim_alive
 from runtime.shims.fork_server import ForkServer
 
@@ -113,7 +113,7 @@ async def _end_pods(config: Config, paths: Paths, grace_seconds: int) -> None:
 async def _end_pod(node: Node, sandbox_id: str, grace_seconds: int) -> None:
     containers = list(node.sandboxes[sandbox_id].containers)
     await asyncio.gather(*(container_stop.stop(node, container_id, grace_seconds) for container_id in containers))
-    await sandbox_teardown.remove(node, sandbox_id)
+    await sandbox_stop.remove(node, sandbox_id)
 
 
 async def _no_handlers(*_: object) -> Handlers:

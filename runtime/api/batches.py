@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from proto import api_pb2 as cri
 from runtime.pods import container_status, sandbox_status
-from runtime.pods.node import Node
+from runtime.pods.objects import Container, Sandbox
 
 BATCH_BYTES: Final = 1 << 20
 """A message is sent once it has this much; one item can exceed it, for a CRI request is itself bounded."""
@@ -43,10 +43,10 @@ async def _each(items: Iterable[Any] | AsyncIterator[Any]) -> AsyncIterator[Any]
         yield item
 
 
-def containers(node: Node, criteria: cri.ContainerFilter) -> Iterable[cri.Container]:
+def containers(known: Iterable[Container], criteria: cri.ContainerFilter) -> Iterable[cri.Container]:
     """Containers that match now, in their present states, however long the caller takes to go through them."""
     # Of what a list shows, only the state ever changes.
-    snapshot = [(container, container.record.state) for container in container_status.select(node, criteria)]
+    snapshot = [(container, container.record.state) for container in container_status.select(known, criteria)]
 
     def build() -> Iterable[cri.Container]:
         for container, state in snapshot:
@@ -57,9 +57,9 @@ def containers(node: Node, criteria: cri.ContainerFilter) -> Iterable[cri.Contai
     return build()
 
 
-def sandboxes(node: Node, criteria: cri.PodSandboxFilter) -> Iterable[cri.PodSandbox]:
+def sandboxes(known: Iterable[Sandbox], criteria: cri.PodSandboxFilter) -> Iterable[cri.PodSandbox]:
     """As `containers`, for sandboxes."""
-    snapshot = [(sandbox, sandbox.record.state) for sandbox in sandbox_status.select(node, criteria)]
+    snapshot = [(sandbox, sandbox.record.state) for sandbox in sandbox_status.select(known, criteria)]
 
     def build() -> Iterable[cri.PodSandbox]:
         for sandbox, state in snapshot:

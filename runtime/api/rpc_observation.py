@@ -81,13 +81,13 @@ class ObservationRpcs:
         self, request: cri.StreamPodSandboxesRequest
     ) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
         """As ListPodSandbox, in parts."""
-        items = batches.sandboxes(self._node, request.filter)
+        items = batches.sandboxes(self._node.sandboxes.values(), request.filter)
         async for reply in batches.batches(items, cri.StreamPodSandboxesResponse, "pod_sandboxes"):
             yield reply
 
     async def StreamContainers(self, request: cri.StreamContainersRequest) -> AsyncIterator[cri.StreamContainersResponse]:
         """As ListContainers, in parts."""
-        items = batches.containers(self._node, request.filter)
+        items = batches.containers(self._node.containers.values(), request.filter)
         async for reply in batches.batches(items, cri.StreamContainersResponse, "containers"):
             yield reply
 

@@ -19,7 +19,7 @@ from runtime.pods import (
     container_stop,
     sandbox_run,
     sandbox_status,
-    sandbox_teardown,
+    sandbox_stop,
 )
 
 if TYPE_CHECKING:
@@ -65,21 +65,23 @@ class RuntimeService(ObservationRpcs):
 
     async def StopPodSandbox(self, request: cri.StopPodSandboxRequest) -> cri.StopPodSandboxResponse:
         """Stop a sandbox."""
-        await sandbox_teardown.stop(self._node, request.pod_sandbox_id)
+        await sandbox_stop.stop(self._node, request.pod_sandbox_id)
         return cri.StopPodSandboxResponse()
 
     async def RemovePodSandbox(self, request: cri.RemovePodSandboxRequest) -> cri.RemovePodSandboxResponse:
         """Remove a sandbox."""
-        await sandbox_teardown.remove(self._node, request.pod_sandbox_id)
+        await sandbox_stop.remove(self._node, request.pod_sandbox_id)
         return cri.RemovePodSandboxResponse()
 
     async def PodSandboxStatus(self, request: cri.PodSandboxStatusRequest) -> cri.PodSandboxStatusResponse:
         """One sandbox, with its containers as of the same moment."""
-        return sandbox_status.response(self._node, request.pod_sandbox_id, verbose=request.verbose)
+        sandbox = self._node.sandbox(request.pod_sandbox_id)
+        info = sandbox_status.verbose(sandbox, self._node.paths, self._node.handlers) if request.verbose else {}
+        return sandbox_status.response(sandbox, info)
 
     async def ListPodSandbox(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse:
         """Sandboxes that match."""
-        found = sandbox_status.select(self._node, request.filter)
+        found = sandbox_status.select(self._node.sandboxes.values(), request.filter)
         return cri.ListPodSandboxResponse(items=map(sandbox_status.item, found))
 
     async def CreateContainer(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
@@ -103,13 +105,13 @@ class RuntimeService(ObservationRpcs):
 
     async def ListContainers(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse:
         """Containers that match."""
-        found = container_status.select(self._node, request.filter)
+        found = container_status.select(self._node.containers.values(), request.filter)
         return cri.ListContainersResponse(containers=map(container_status.item, found))
 
     async def ContainerStatus(self, request: cri.ContainerStatusRequest) -> cri.ContainerStatusResponse:
         """One container."""
         container = self._node.container(request.container_id)
-        info = container_status.verbose(self._node, container) if request.verbose else {}
+        info = container_status.verbose(container, self._node.paths) if request.verbose else {}
         return cri.ContainerStatusResponse(status=container_status.status(container), info=info)
 
     async def ReopenContainerLog(self, request: cri.ReopenContainerLogRequest) -> cri.ReopenContainerLogResponse:

@@ -13,7 +13,8 @@ from runtime.network.netns import dial_in_netns
 from runtime.pods import container_exec
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
     from runtime.shims.client import AttachSession, ExecSession
     from runtime.streaming.seam import ProcessIO
 

@@ -35,7 +35,8 @@ from runtime.checkpoints import notes
 from runtime.pods import container_exec, criu
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
     from runtime.shims.client import ShimClient
 
 
@@ -53,7 +54,7 @@ async def checkpoint(node: Node, request: cri.CheckpointContainerRequest) -> Non
     loop = asyncio.get_running_loop()
     async with container.lock:
         directory = node.paths.writable_layer(container.record.id) / "checkpoint"
-        async with notes.writing(node, [partial, directory]):
+        async with notes.writing(node.paths.checkpoint_notes, node.blocking, [partial, directory]):
             await loop.run_in_executor(node.blocking, shutil.rmtree, directory, True)
             async with frozen(node, [container]):
                 await dump(node, container, directory)

@@ -24,7 +24,8 @@ from runtime.oci import user_namespaces
 from runtime.pods import criu
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node, Sandbox
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container, Sandbox
 
 
 async def checkpoint_pod(node: Node, request: cri.CheckpointPodRequest) -> None:
@@ -47,7 +48,7 @@ async def checkpoint_pod(node: Node, request: cri.CheckpointPodRequest) -> None:
         _chosen(sandbox, list(request.container_ids))  # they may have ended while a lock was waited for
         places = [directory / str(index) for index in range(len(containers))]
         partial = [directory / name for name in (pod_manifest.SHM, pod_manifest.NAME, f"{pod_manifest.NAME}.partial")]
-        async with notes.writing(node, [*partial, *places]):
+        async with notes.writing(node.paths.checkpoint_notes, node.blocking, [*partial, *places]):
             await _write(node, sandbox, containers, directory)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Node
+    from concurrent.futures import Executor
 
 SWEEP_SECONDS: Final = 30.0
 """How long the start of the daemon waits for the removal: the paths can lie on a dead NFS."""
@@ -29,17 +29,17 @@ log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
-async def writing(node: Node, paths: Sequence[Path]) -> AsyncIterator[None]:
+async def writing(notes: Path, blocking: Executor, paths: Sequence[Path]) -> AsyncIterator[None]:
     """Within this, `paths` may be half written; they are removed if it is left by an exception, or never."""
     loop = asyncio.get_running_loop()
-    note = node.paths.checkpoint_notes / secrets.token_hex(8)
-    await loop.run_in_executor(node.blocking, _write, note, paths)
+    note = notes / secrets.token_hex(8)
+    await loop.run_in_executor(blocking, _write, note, paths)
     try:
         yield
     except BaseException:
-        await asyncio.shield(loop.run_in_executor(node.blocking, _undo, note, paths))
+        await asyncio.shield(loop.run_in_executor(blocking, _undo, note, paths))
         raise
-    await loop.run_in_executor(node.blocking, note.unlink)
+    await loop.run_in_executor(blocking, note.unlink)
 
 
 def _write(note: Path, paths: Sequence[Path]) -> None:
@@ -59,9 +59,9 @@ def _undo(note: Path, paths: Sequence[Path]) -> None:
     note.unlink(missing_ok=True)
 
 
-async def sweep(node: Node) -> None:
+async def sweep(notes: Path, blocking: Executor) -> None:
     """Remove what a daemon that was killed has left half written."""
-    swept = asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node.paths.checkpoint_notes)
+    swept = asyncio.get_running_loop().run_in_executor(blocking, _sweep, notes)
     try:
         await asyncio.wait_for(swept, SWEEP_SECONDS)
     except TimeoutError:

@@ -16,7 +16,7 @@ from proto.errors import failed_precondition, invalid
 from runtime import deadlines
 from runtime.checkpoints import checkpoint_pod, pod_manifest
 from runtime.lifecycle import ContainerState
-from runtime.pods import container_create, sandbox_run, sandbox_teardown
+from runtime.pods import container_create, sandbox_run, sandbox_stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +51,7 @@ async def _restore(node: Node, request: cri.RestorePodRequest) -> cri.RestorePod
         deadlines.check(f"restore of pod {request.config.metadata.name}")
     except BaseException:
         if sandbox_id not in before:
-            await asyncio.shield(asyncio.ensure_future(sandbox_teardown.remove(node, sandbox_id)))
+            await asyncio.shield(asyncio.ensure_future(sandbox_stop.remove(node, sandbox_id)))
         raise
     restored = [
         cri.RestoredContainer(name=config.metadata.name, container_id=identity)

@@ -20,18 +20,17 @@ SECONDS = 2.0
 
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def command(shell: str) -> None:
+@click.pass_context
+def command(context: click.Context, shell: str) -> None:
     """Print a completion script; for bash: `source <(crisp completion bash)`."""
-    click.echo(script(shell))
+    click.echo(script(context.find_root().command, shell))
 
 
-def script(shell: str) -> str:
+def script(program: click.Command, shell: str) -> str:
     """The script for one shell; it asks `crisp` itself what can come next."""
-    from runtime.cli.main import main  # noqa: PLC0415  the commands import this module
-
     found = get_completion_class(shell)
     assert found is not None
-    return found(main, {}, "crisp", "_CRISP_COMPLETE").source()
+    return found(program, {}, "crisp", "_CRISP_COMPLETE").source()
 
 
 def _asking(names: Callable[[Client], Iterable[tuple[str, str]]]) -> Completer:

@@ -1,5 +1,6 @@
-"""What systemd hears of the daemon (sd_notify(3)): that it is ready, reloads, stops, and that its event loop turns; which
-slices it may forget, and which limits containers have.
+"""What systemd hears of the daemon, of the slices that it may forget, and of the limits that containers have.
+
+By sd_notify(3): that it is ready, reloads, stops, and that its event loop turns.
 
 Without systemd there is no NOTIFY_SOCKET, and no notification does anything.
 """

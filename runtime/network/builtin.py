@@ -1,5 +1,6 @@
-"""The builtin pod network: one bridge, veth pairs, addresses from a lease table, nftables. No program runs
-per pod.
+"""The builtin pod network: one bridge, veth pairs, addresses from a lease table, nftables.
+
+No program runs per pod.
 
     pod ── eth0 ═ veth ═ cr<id> ── bridge crisp0 (gateway) ── routing ── uplink
                                                  │

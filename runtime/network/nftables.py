@@ -1,5 +1,4 @@
-"""The builtin network's rules: one nftables table of the family inet, written as a whole and changed by map
-elements.
+"""The builtin network's rules: one nftables table of the family inet, written as a whole.
 
 The rules never change while pods come and go. What changes are four maps (nft_table.py):
 

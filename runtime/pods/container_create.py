@@ -31,14 +31,17 @@ from runtime.pods import (
     sandbox_run,
     scope_limits,
 )
-from runtime.pods.node import Container, new_id
+from runtime.pods.node import new_id
+from runtime.pods.objects import Container
 from runtime.records import CLOCK, ContainerRecord
 from runtime.shims.client import ShimClient
 from runtime.shims.fork_server import ShimOptions
 
 if TYPE_CHECKING:
+    from imagesvc.service import ImageService
     from imagesvc.store.images import Image
-    from runtime.pods.node import Node, Sandbox
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Sandbox
     from runtime.pods.restore import Checkpoint
 
 
@@ -72,9 +75,9 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, res
     container_id = new_id()
     source = restore_from or restore.origin(node, config.image.image)
     if source is None:
-        return await _create_of(node, sandbox, config, container_id, _image(node, config))
+        return await _create_of(node, sandbox, config, container_id, _image(node.images, config))
     try:
-        expected = _image(node, config) if restore_from else None
+        expected = _image(node.images, config) if restore_from else None
         checkpoint = await restore.stage(node, container_id, source, expected)
         return await _create_of(node, sandbox, config, container_id, checkpoint.image, checkpoint)
     except BaseException:
@@ -82,8 +85,8 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, res
         raise
 
 
-def _image(node: Node, config: cri.ContainerConfig) -> Image:
-    image = node.images.resolve(config.image.image)
+def _image(images: ImageService, config: cri.ContainerConfig) -> Image:
+    image = images.resolve(config.image.image)
     if image is None:
         raise CrispError(Code.NOT_FOUND, f"image {config.image.image} is not on this node: pull it first")
     return image
@@ -97,7 +100,7 @@ async def _create_of(
     image: Image,
     checkpoint: Checkpoint | None = None,
 ) -> str:
-    volumes = image_volumes.resolve(node, config)
+    volumes = image_volumes.resolve(node.images, config)
     async with sandbox.lock:
         if config.linux.security_context.namespace_options.pid == cri.POD:
             await sandbox_run.share_pid_namespace(node, sandbox)
@@ -199,7 +202,7 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
         _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
         _user(container, described, document),
         mkdirs=sorted(image.config.volumes),
-        volumes=image_volumes.shim_arguments(node, record),
+        volumes=image_volumes.shim_arguments(node.images, record),
         stdin=record.config.stdin,
         stdin_once=record.config.stdin_once,
         tty=record.config.tty,
@@ -210,7 +213,8 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     if checkpoint is not None:
         restore.check_user(checkpoint, made)
     else:
-        await scope_limits.tell(node, container, systemd_limits.new_assignments(document["linux"]["resources"]))
+        told = systemd_limits.new_assignments(document["linux"]["resources"])
+        await scope_limits.tell(node.host, node.blocking, record.cgroup, told)
     failpoint("container.made")
 
 

@@ -13,7 +13,8 @@ from runtime import limits
 from runtime.lifecycle import ContainerState
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
     from runtime.shims.client import ExecSession, ShimClient
 
 READ_BYTES: Final = 256 * 1024

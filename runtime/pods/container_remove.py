@@ -1,6 +1,6 @@
 """RemoveContainer, and the undoing of a container that was not made.
 
-As in sandbox_teardown: every step can be repeated after a crash anywhere in between.
+As in sandbox_release: every step can be repeated after a crash anywhere in between.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from runtime.host import cgroup_end
 from runtime.pods import container_stop, image_volumes
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
     from runtime.records import ContainerRecord
 
 

@@ -16,14 +16,15 @@ from proto import api_pb2 as cri
 from proto.errors import failed_precondition, invalid
 from runtime.lifecycle import ContainerState
 from runtime.oci import base_spec, cdi, classes, hooks, spec
-from runtime.pods import image_volumes, sandbox_run, selinux
+from runtime.pods import image_volumes, selinux
 from runtime.pods.host_paths import find_sources
 
 if TYPE_CHECKING:
     from imagesvc.store.images import Image
     from runtime.oci.mounts import Source
     from runtime.oci.spec import NodeFiles
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
 
 
 async def build(node: Node, container: Container, image: Image) -> dict[str, Any]:
@@ -34,7 +35,7 @@ async def build(node: Node, container: Container, image: Image) -> dict[str, Any
     sources = await _sources(node, container)
     labels = selinux.labels_of(node, container)
     if labels is not None:
-        await selinux.relabel_volumes(node, record.config, labels)
+        await selinux.relabel_volumes(node.fork_server, record.config, labels)
     return spec.build(
         spec.Inputs(
             container_id=record.id,
@@ -48,7 +49,7 @@ async def build(node: Node, container: Container, image: Image) -> dict[str, Any
             ),
             sources=sources,
             target_pid=_target_pid(node, container),
-            hostname=sandbox_run.hostname(sandbox),
+            hostname=sandbox.hostname(),
             daemon=node.config,
             handler=handler.config,
             features=handler.features,
@@ -82,7 +83,7 @@ async def _sources(node: Node, container: Container) -> list[Source]:
     for mount in mounts:
         if not mount.host_path and not mount.image.image:
             raise invalid(f"mount {mount.container_path} has neither a host path nor an image")
-    found = await find_sources(node, list(dict.fromkeys(m.host_path for m in mounts if m.host_path)))
+    found = await find_sources(node.fork_server, list(dict.fromkeys(m.host_path for m in mounts if m.host_path)))
     volumes = (image_volumes.source(node.paths.bundle(container.record.id), index) for index in itertools.count())
     return [found[mount.host_path] if mount.host_path else next(volumes) for mount in mounts]
 

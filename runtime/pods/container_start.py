@@ -14,7 +14,8 @@ from runtime.lifecycle import Event, SandboxState
 from runtime.pods import restore
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
     from runtime.shims.client import ShimClient
 
 
@@ -48,7 +49,7 @@ async def start(node: Node, reference: str) -> None:
                 raise await restore.explained(node, container, error) from error
             raise
         record.started_at = max(started_at, record.created_at + 1)
-        started(node, container)
+        node.events.container_started(container)
         if record.restored_from:
             await restore.finish(node, container)
         await node.store.containers.note(record.id, record.document())
@@ -60,10 +61,3 @@ async def _end(container: Container, shim: ShimClient) -> None:
     with suppress(CrispError, TimeoutError):
         await shim.kill()
         await asyncio.wait_for(container.exited.wait(), limits.KILL_SECONDS)
-
-
-def started(node: Node, container: Container) -> None:
-    """Tell of the start, once."""
-    if container.starting:
-        container.starting = False
-        node.events.container_started(container)

@@ -11,9 +11,10 @@ from runtime.lifecycle import ContainerState
 from runtime.oci import stop_signals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from runtime.pods.node import Container, Node
+    from runtime.paths import Paths
+    from runtime.pods.objects import Container
 
 STATES: Final = {
     ContainerState.CREATED: cri.CONTAINER_CREATED,
@@ -65,15 +66,15 @@ def _image(container: Container) -> cri.ImageSpec:
     return spec
 
 
-def verbose(node: Node, container: Container) -> dict[str, str]:
+def verbose(container: Container, paths: Paths) -> dict[str, str]:
     """For people: `crictl inspect`."""
     record = container.record
-    bundle = node.paths.bundle(record.id)
+    bundle = paths.bundle(record.id)
     info = {
         "sandboxID": record.sandbox_id,
         "pid": record.pid if container.shim is not None else 0,
         "bundle": str(bundle),
-        "writableLayer": str(node.paths.writable_layer(record.id)),
+        "writableLayer": str(paths.writable_layer(record.id)),
         "cgroup": record.cgroup,
         "runtimeHandler": record.handler,
         "terminal": record.config.tty,
@@ -108,10 +109,10 @@ def item(container: Container) -> cri.Container:
     return container.listed
 
 
-def select(node: Node, criteria: cri.ContainerFilter) -> Iterator[Container]:
-    """Containers that match all that the filter sets; those in the making match nothing."""
+def select(containers: Iterable[Container], criteria: cri.ContainerFilter) -> Iterator[Container]:
+    """Those that match all that the filter sets; those in the making match nothing."""
     state = criteria.state.state if criteria.HasField("state") else None
-    for container in list(node.containers.values()):
+    for container in list(containers):
         record = container.record
         if record.state is ContainerState.CREATING:
             continue

@@ -14,11 +14,12 @@ from proto.errors import Code, CrispError
 from runtime import limits
 from runtime.host import cgroup_end
 from runtime.lifecycle import ContainerState
-from runtime.pods import container_watch
+from runtime.pods import container_end
 from runtime.shims import client
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
 
 ENDED = frozenset((ContainerState.EXITED, ContainerState.CREATING))
 
@@ -94,7 +95,7 @@ async def _by_force(node: Node, container: Container, done: asyncio.Event) -> No
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(node.blocking, cgroup_end.kill_container, node.host.hierarchies, record)
     if container.watcher is None or container.watcher.done():
-        await container_watch.lost(node, container, "its shim is gone")
+        await container_end.lost(node, container, "its shim is gone")
         return
     await loop.run_in_executor(node.blocking, client.kill_shim, str(node.paths.bundle(record.id)))
     try:

@@ -24,7 +24,8 @@ from runtime.pods import scope_limits
 
 if TYPE_CHECKING:
     from runtime.host.host import Host
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
 
 UPDATABLE: Final = frozenset((ContainerState.CREATED, ContainerState.RUNNING))
 
@@ -115,7 +116,7 @@ async def _apply(node: Node, container: Container, changed: dict[str, Any], cpu_
         cgroups.write(os.path.join(group.directory("cpu"), "cpu.cfs_quota_us"), "-1")
     if changed:
         await container.shim.update(changed)
-        await scope_limits.tell(node, container, systemd_limits.assignments(changed))
+        await scope_limits.tell(node.host, node.blocking, container.record.cgroup, systemd_limits.assignments(changed))
 
 
 async def _restore(node: Node, container: Container, refused: cri.LinuxContainerResources) -> None:

@@ -22,7 +22,7 @@ from runtime.pods import container_status, sandbox_status
 from runtime.records import CLOCK
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Sandbox
+    from runtime.pods.objects import Container, Sandbox
 
 QUEUE_EVENTS: Final = 4096
 QUEUE_BYTES: Final = 8 << 20
@@ -96,7 +96,10 @@ class EventBus:
         self._publish(cri.CONTAINER_CREATED_EVENT, container.record.id, container.sandbox)
 
     def container_started(self, container: Container) -> None:
-        """After StartContainer."""
+        """After StartContainer; once, for an exit that overtakes it tells of the start first."""
+        if not container.starting:
+            return
+        container.starting = False
         self._publish(cri.CONTAINER_STARTED_EVENT, container.record.id, container.sandbox)
 
     def container_stopped(self, container: Container) -> None:

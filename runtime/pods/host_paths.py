@@ -1,5 +1,6 @@
-"""Host paths that a pod mounts are looked at by a helper process that can be killed: they can lie on a dead NFS, where
-stat(2) never returns. The daemon itself never touches them.
+"""Host paths that a pod mounts are looked at by a helper process that can be killed.
+
+They can lie on a dead NFS, where stat(2) never returns. The daemon itself never touches them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from runtime import limits
 from runtime.oci.mounts import Source
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Node
+    from runtime.shims.fork_server import ForkServer
 
 
-async def find_sources(node: Node, paths: Sequence[str]) -> dict[str, Source]:
+async def find_sources(fork_server: ForkServer, paths: Sequence[str]) -> dict[str, Source]:
     """What stands at each host path; one that is missing becomes a directory, which is what the kubelet expects.
 
     Raises DEADLINE_EXCEEDED naming the paths if the helper gets no answer from the file system.
@@ -27,7 +28,7 @@ async def find_sources(node: Node, paths: Sequence[str]) -> dict[str, Source]:
         if not path.startswith("/"):
             raise invalid(f"mount: host path {path!r} is not absolute")
     try:
-        reply = await node.fork_server.run_job(
+        reply = await fork_server.run_job(
             "shim.host_paths:inspect",
             {"paths": [{"path": path, "create": True} for path in paths]},
             timeout=limits.HOST_PATH_SECONDS,

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from imagesvc.service import ImageService
     from imagesvc.store.images import Image
     from proto import api_pb2 as cri
-    from runtime.pods.node import Node
     from runtime.records import ContainerRecord
 
 
@@ -25,11 +25,11 @@ def requested(config: cri.ContainerConfig) -> list[cri.Mount]:
     return [mount for mount in config.mounts if mount.image.image]
 
 
-def resolve(node: Node, config: cri.ContainerConfig) -> list[Image]:
+def resolve(images: ImageService, config: cri.ContainerConfig) -> list[Image]:
     """The images of all image volumes."""
     found = []
     for mount in requested(config):
-        image = node.images.resolve(mount.image.image)
+        image = images.resolve(mount.image.image)
         if image is None:
             raise CrispError(
                 Code.NOT_FOUND,
@@ -56,14 +56,14 @@ def holders(record: ContainerRecord) -> Iterator[tuple[str, str]]:
         yield f"{record.id}/volume-{index}", image_id
 
 
-def shim_arguments(node: Node, record: ContainerRecord) -> list[dict[str, Any]]:
+def shim_arguments(images: ImageService, record: ContainerRecord) -> list[dict[str, Any]]:
     """As the shim's `create` expects them."""
     arguments = []
     for mount, image_id in zip(requested(record.config), record.volume_images, strict=True):
-        image = node.images.image_of(image_id)
+        image = images.image_of(image_id)
         if image is None:
             raise CrispError(Code.ABORTED, f"ImageVolumeMountFailed: image {image_id} was removed meanwhile")
-        arguments.append({"lowerdirs": node.images.lower_dirs(image), "sub_path": mount.image_sub_path})
+        arguments.append({"lowerdirs": images.lower_dirs(image), "sub_path": mount.image_sub_path})
     return arguments
 
 

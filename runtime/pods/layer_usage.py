@@ -20,7 +20,8 @@ from kernel import project_quota
 from kernel.disk_usage import Walk
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
     from runtime.records import ContainerRecord
 
 FRESH_SECONDS: Final = 10.0

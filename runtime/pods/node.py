@@ -6,68 +6,30 @@ these dictionaries and take no lock.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from proto.errors import Code, CrispError, invalid, not_found
 from runtime import limits
 from runtime.joining import Joiner
-from runtime.records import ContainerRecord, SandboxRecord
 from runtime.undoing import Undoing
 
 if TYPE_CHECKING:
     from imagesvc.service import ImageService
-    from proto import api_pb2 as cri
     from runtime.config.settings import Config
     from runtime.host.handlers import Handlers
     from runtime.host.host import Host
     from runtime.network.seam import PodNetwork
     from runtime.paths import Paths
     from runtime.pods.events import EventBus
-    from runtime.shims.client import ShimClient
+    from runtime.pods.objects import Container, Sandbox
     from runtime.shims.fork_server import ForkServer
     from runtime.store.database import Store
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class Sandbox:
-    """A sandbox in memory."""
-
-    record: SandboxRecord
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the verbs that change the sandbox."""
-    containers: dict[str, Container] = field(default_factory=dict)
-    listed: cri.PodSandbox | None = None
-    """Kept by `sandbox_status.item`."""
-
-
-@dataclass(slots=True, eq=False)
-class Container:
-    """A container in memory."""
-
-    record: ContainerRecord
-    sandbox: Sandbox
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the verbs that change the container."""
-    shim: ShimClient | None = None
-    """Connected while the shim lives."""
-    exited: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once finished_at or lost_at is."""
-    gone: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the shim has left: nothing of the container is in the kernel any more."""
-    watcher: asyncio.Task[None] | None = None
-    starting: bool = False
-    """StartContainer is under way and was not told as an event yet: an exit that overtakes it tells it first."""
-    process: dict[str, Any] | None = None
-    """Its OCI process object, read when the first exec needs it."""
-    listed: cri.Container | None = None
-    """Kept by `container_status.item`."""
 
 
 @dataclass(slots=True)

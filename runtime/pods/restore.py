@@ -23,10 +23,12 @@ from imagesvc.worker import checkpoint_files
 from proto.errors import CrispError, failed_precondition, invalid, not_found
 from runtime.oci import restored_spec
 from runtime.oci.json_fields import Fields
-from runtime.pods import criu, criu_images, sandbox_run
+from runtime.pods import criu, criu_images
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from imagesvc.service import ImageService
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
     from runtime.shims.client import Created
 
 ANNOTATIONS: Final = ("io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name")
@@ -87,7 +89,7 @@ async def stage(node: Node, container_id: str, source: str | Image, expected: Im
     fields = Fields(config, checkpoint_files.CONFIG)
     names = [fields.text(key) for key in ("rootfsImageName", "rootfsImage")]
     name = next((name for name in names if name), "")
-    image = await _image(node, fields.text("rootfsImageRef"), name, expected)
+    image = await _image(node.images, fields.text("rootfsImageRef"), name, expected)
     return Checkpoint(
         directory=directory,
         spec=restored_spec.parse(spec),
@@ -108,12 +110,12 @@ def _documents(directory: Path) -> tuple[Any, Any]:
     return found[0], found[1]
 
 
-async def _image(node: Node, reference: str, name: str, expected: Image | None) -> Image:
+async def _image(images: ImageService, reference: str, name: str, expected: Image | None) -> Image:
     """The image by the checkpoint's reference, which is exact; else by its name, if that still means the same."""
-    image = node.images.resolve(reference) if reference else None
-    if image is None and name and (image := node.images.resolve(name)) is None and expected is None:
+    image = images.resolve(reference) if reference else None
+    if image is None and name and (image := images.resolve(name)) is None and expected is None:
         try:
-            image = node.images.resolve(await node.images.pull(name))
+            image = images.resolve(await images.pull(name))
         except CrispError as error:
             raise CrispError(
                 error.code, f"the checkpoint was made of image {name}, which is not here: {error.message}"
@@ -167,7 +169,7 @@ async def prepare(node: Node, container: Container, checkpoint: Checkpoint, docu
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(node.blocking, _write_settings, node, container, settings)
     if any(namespace["type"] == "uts" for namespace in merged["linux"]["namespaces"]):
-        hostname = sandbox_run.hostname(container.sandbox.record)
+        hostname = container.sandbox.record.hostname()
         images = checkpoint.directory / checkpoint_files.IMAGES
         await loop.run_in_executor(node.blocking, criu_images.set_hostname, images, hostname)
     merged["annotations"][CRIU_CONFIG] = str(settings)

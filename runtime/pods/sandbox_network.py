@@ -8,18 +8,18 @@ from proto import api_pb2 as cri
 from runtime.network.seam import NetworkRequest, PortMapping
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Node
+    from runtime.paths import Paths
     from runtime.records import SandboxRecord
 
 PROTOCOLS: Final = {cri.TCP: "tcp", cri.UDP: "udp", cri.SCTP: "sctp"}
 
 
-def request(node: Node, record: SandboxRecord) -> NetworkRequest:
+def request(paths: Paths, record: SandboxRecord) -> NetworkRequest:
     """The sandbox as its network sees it."""
     config, metadata = record.config, record.config.metadata
     return NetworkRequest(
         sandbox_id=record.id,
-        netns_path=str(node.paths.namespace(record.id, "net")),
+        netns_path=str(paths.namespace(record.id, "net")),
         pod_name=metadata.name,
         pod_namespace=metadata.namespace,
         pod_uid=metadata.uid,

@@ -7,7 +7,6 @@ teardown that StopPodSandbox and RemovePodSandbox use; until the sandbox is read
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -21,8 +20,9 @@ from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
 from runtime.oci import user_namespaces
-from runtime.pods import sandbox_network, sandbox_teardown, selinux
-from runtime.pods.node import Sandbox, new_id
+from runtime.pods import sandbox_network, sandbox_release, selinux
+from runtime.pods.node import new_id
+from runtime.pods.objects import Sandbox
 from runtime.records import CLOCK, SandboxRecord
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
             if known.record.state is SandboxState.CREATING:
                 # What is left of a call whose undoing failed, for a call under way would have been joined.
                 async with known.lock:
-                    await sandbox_teardown.discard(node, known)
+                    await sandbox_release.discard(node, known)
                 continue
             return _existing(known, request)
     node.store.require_room()
@@ -90,7 +90,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
             await node.store.sandboxes.put(record.id, record.document())
         except BaseException:
             record.ready_at = 0
-            await sandbox_teardown.undo(node, sandbox)
+            await sandbox_release.undo(node, sandbox)
             raise
     node.events.sandbox_started(sandbox)
     return record.id
@@ -124,7 +124,7 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
     await _namespaces(node, sandbox, options)
     failpoint("sandbox.namespaces")
     if options.network == cri.POD:
-        result = await node.network.attach(sandbox_network.request(node, record))
+        result = await node.network.attach(sandbox_network.request(node.paths, record))
         record.ips, record.network = list(result.ips), dict(result.detail)
         await _sysctls_of_interfaces(node, record)
     failpoint("sandbox.network")
@@ -196,7 +196,7 @@ def _write_files(node: Node, record: SandboxRecord) -> None:
             own_network=not host_network,
         )
     )
-    name = hostname(record)
+    name = record.hostname()
     (directory / "hostname").write_text(name + "\n")
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines += [f"{address}\t{name}" for address in record.ips if name]
@@ -204,13 +204,6 @@ def _write_files(node: Node, record: SandboxRecord) -> None:
     if label := selinux.pod_label(node, record):
         for file in ("resolv.conf", "hostname", "hosts"):
             lsm.set_file_label(str(directory / file), label)
-
-
-def hostname(record: SandboxRecord) -> str:
-    """The pod's name of itself: the node's if it uses the node's network."""
-    if record.config.linux.security_context.namespace_options.network == cri.NODE:
-        return socket.gethostname()
-    return record.config.hostname
 
 
 async def share_pid_namespace(node: Node, sandbox: Sandbox) -> None:

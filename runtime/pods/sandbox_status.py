@@ -15,9 +15,11 @@ from runtime.pods import container_status
 from runtime.records import CLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from runtime.pods.node import Node, Sandbox
+    from runtime.host.handlers import Handlers
+    from runtime.paths import Paths
+    from runtime.pods.objects import Sandbox
 
 STATES: Final = {SandboxState.READY: cri.SANDBOX_READY, SandboxState.STOPPED: cri.SANDBOX_NOTREADY}
 
@@ -43,35 +45,34 @@ def status(sandbox: Sandbox) -> cri.PodSandboxStatus:
     return reply
 
 
-def response(node: Node, reference: str, *, verbose: bool) -> cri.PodSandboxStatusResponse:
+def response(sandbox: Sandbox, info: dict[str, str]) -> cri.PodSandboxStatusResponse:
     """The sandbox and its containers as of one moment, and that moment."""
-    sandbox = node.sandbox(reference)
     if sandbox.record.state is SandboxState.CREATING:
         raise not_found(f"sandbox {sandbox.record.id} is being made")
     listed = [c for c in sandbox.containers.values() if c.record.state is not ContainerState.CREATING]
     return cri.PodSandboxStatusResponse(
         status=status(sandbox),
-        info=_info(node, sandbox) if verbose else {},
+        info=info,
         containers_statuses=map(container_status.status, listed),
         timestamp=CLOCK.now(),
     )
 
 
-def _info(node: Node, sandbox: Sandbox) -> dict[str, str]:
+def verbose(sandbox: Sandbox, paths: Paths, handlers: Handlers) -> dict[str, str]:
     """For people: `crictl inspectp`."""
     record = sandbox.record
     return {
         "info": json.dumps(
             {
                 "sandboxID": record.id,
-                "directory": str(node.paths.sandbox(record.id)),
+                "directory": str(paths.sandbox(record.id)),
                 "cgroupParent": record.cgroup_parent,
                 "pid": record.pause_pid,
                 "network": record.network,
                 "message": record.message,
                 "resources": json_format.MessageToDict(record.resources, preserving_proto_field_name=True),
                 "overhead": json_format.MessageToDict(record.overhead, preserving_proto_field_name=True),
-                "runtimeHandler": node.handlers.get(record.handler).name,
+                "runtimeHandler": handlers.get(record.handler).name,
             }
         )
     }
@@ -93,10 +94,10 @@ def item(sandbox: Sandbox) -> cri.PodSandbox:
     return sandbox.listed
 
 
-def select(node: Node, criteria: cri.PodSandboxFilter) -> Iterator[Sandbox]:
-    """Sandboxes that match all that the filter sets; those in the making match nothing."""
+def select(sandboxes: Iterable[Sandbox], criteria: cri.PodSandboxFilter) -> Iterator[Sandbox]:
+    """Those that match all that the filter sets; those in the making match nothing."""
     state = criteria.state.state if criteria.HasField("state") else None
-    for sandbox in list(node.sandboxes.values()):
+    for sandbox in list(sandboxes):
         record = sandbox.record
         if record.state is SandboxState.CREATING:
             continue

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from runtime.host import systemd
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from concurrent.futures import Executor
+
+    from runtime.host.host import Host
 
 
-async def tell(node: Node, container: Container, assignments: list[str]) -> None:
+async def tell(host: Host, blocking: Executor, cgroup: str, assignments: list[str]) -> None:
     """Say it. A failure is logged: the kernel has the limits, and keeps them until somebody reloads systemd."""
-    if assignments and node.host.systemd_cgroups and node.host.cgroup_v2:
-        scope = os.path.basename(container.record.cgroup)
-        await asyncio.get_running_loop().run_in_executor(node.blocking, systemd.tell_limits, scope, assignments)
+    if assignments and host.systemd_cgroups and host.cgroup_v2:
+        scope = os.path.basename(cgroup)
+        await asyncio.get_running_loop().run_in_executor(blocking, systemd.tell_limits, scope, assignments)

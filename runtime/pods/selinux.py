@@ -13,8 +13,10 @@ from runtime.oci.resources import withheld
 
 if TYPE_CHECKING:
     from runtime.oci.selinux import Labels
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
     from runtime.records import SandboxRecord
+    from runtime.shims.fork_server import ForkServer
 
 policy_defaults = functools.cache(selinux.policy_defaults)
 
@@ -63,13 +65,13 @@ def labels_of(node: Node, container: Container) -> Labels | None:
     return selinux.labels(asked, policy_defaults(), sandbox.selinux_level, privileged=context.privileged)
 
 
-async def relabel_volumes(node: Node, config: cri.ContainerConfig, labels: Labels) -> None:
+async def relabel_volumes(fork_server: ForkServer, config: cri.ContainerConfig, labels: Labels) -> None:
     """Give the volumes that ask for it the container's label; DEADLINE_EXCEEDED if that takes too long."""
     paths = [mount.host_path for mount in config.mounts if mount.selinux_relabel and mount.host_path]
     if not paths or not labels.relabel:
         return
     try:
-        await node.fork_server.run_job(
+        await fork_server.run_job(
             "shim.relabel:relabel", {"paths": paths, "label": labels.file}, timeout=limits.RELABEL_SECONDS
         )
     except CrispError as error:

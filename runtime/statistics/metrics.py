@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from kernel.cgroup_stats import Usage
     from kernel.net_counters import Interface
     from runtime.pods.layer_usage import Counted
-    from runtime.pods.node import Container, Node, Sandbox
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container, Sandbox
     from runtime.statistics.stats import Stats
 
 CHUNK: Final = 32
@@ -36,7 +37,7 @@ class PodMetrics:
 
     async def stream(self) -> AsyncIterator[cri.PodSandboxMetrics]:
         """All ready sandboxes, read while they are sent."""
-        every = sandbox_status.select(self._node, cri.PodSandboxFilter())
+        every = sandbox_status.select(self._node.sandboxes.values(), cri.PodSandboxFilter())
         sandboxes = [s for s in every if s.record.state is SandboxState.READY]
         loop = asyncio.get_running_loop()
         for start in range(0, len(sandboxes), CHUNK):

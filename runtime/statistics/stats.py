@@ -31,7 +31,8 @@ from shim import tracking
 if TYPE_CHECKING:
     from kernel.cgroups import Group, Hierarchies
     from kernel.net_counters import Interface
-    from runtime.pods.node import Container, Node, Sandbox
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container, Sandbox
     from runtime.records import ContainerRecord, SandboxRecord
 
 RATE_SECONDS: Final = (0.1, 120.0)
@@ -124,7 +125,7 @@ class Stats:
         wanted = cri.ContainerFilter(
             id=criteria.id, pod_sandbox_id=criteria.pod_sandbox_id, label_selector=criteria.label_selector
         )
-        return [c for c in container_status.select(self._node, wanted) if c.record.state in LIVING]
+        return [c for c in container_status.select(self._node.containers.values(), wanted) if c.record.state in LIVING]
 
     async def _containers(self, containers: Sequence[Container]) -> cri.ListContainerStatsResponse:
         layers = await self.layers.of(containers)
@@ -220,7 +221,9 @@ class Stats:
 
     def _select_sandboxes(self, criteria: cri.PodSandboxStatsFilter) -> list[Sandbox]:
         wanted = cri.PodSandboxFilter(id=criteria.id, label_selector=criteria.label_selector)
-        return [s for s in sandbox_status.select(self._node, wanted) if s.record.state is SandboxState.READY]
+        return [
+            s for s in sandbox_status.select(self._node.sandboxes.values(), wanted) if s.record.state is SandboxState.READY
+        ]
 
     async def _sandboxes(self, sandboxes: Sequence[Sandbox]) -> list[cri.PodSandboxStats]:
         layers = await self.layers.of([c for s in sandboxes for c in living(s)])

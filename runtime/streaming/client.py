@@ -1,5 +1,7 @@
-"""The other side: what `crisp exec`, `crisp attach` and `crisp port-forward` do with a URL. It speaks SPDY/3.1, as
-crictl."""
+"""The other side: what `crisp exec`, `crisp attach` and `crisp port-forward` do with a URL.
+
+It speaks SPDY/3.1, as crictl.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Header blocks of SPDY/3: name/value pairs, compressed by one zlib context per direction for the whole
-connection.
+"""Header blocks of SPDY/3: name/value pairs.
+
+They are compressed by one zlib context per direction for the whole connection.
 
     +------------------------------------+
     | Number of Name/Value pairs (int32) |

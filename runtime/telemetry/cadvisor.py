@@ -21,7 +21,8 @@ from proto.errors import CrispError
 from runtime.telemetry.http_answers import MISSING, Answer
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Container, Node
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container
 
 
 class CadvisorAnswers:

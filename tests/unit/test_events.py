@@ -10,7 +10,7 @@ from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
 from runtime.pods import events
 from runtime.pods.events import EventBus
-from runtime.pods.node import Container, Sandbox
+from runtime.pods.objects import Container, Sandbox
 from runtime.records import CLOCK, ContainerRecord, SandboxRecord
 
 
@@ -41,6 +41,7 @@ async def test_events_carry_the_state_of_their_moment() -> None:
     listener = asyncio.create_task(listen(bus, 3))
     await asyncio.sleep(0)
     bus.container_created(container)
+    container.starting = True
     container.record.started_at = 5
     bus.container_started(container)
     container.record.finished_at = 6

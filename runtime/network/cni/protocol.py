@@ -1,5 +1,7 @@
-"""What is said between crisp and a plugin, CNI specification 1.1 sections 2 and 3: environment and configuration in,
-result or error out. Nothing here runs anything."""
+"""What is said between crisp and a plugin: environment and configuration in, result or error out.
+
+CNI specification 1.1, sections 2 and 3. Nothing here runs anything.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of sandboxes: StopPodSandbox, RemovePodSandbox, and the undoing of a sandbox that did not become ready.
+"""Giving back what a sandbox has of the node; StopPodSandbox and RemovePodSandbox end its containers before (sandbox_stop).
 
 Every step asks whether there is something to do and leaves nothing behind whether the step before it ran or not, so that
 it can be repeated after a crash anywhere in between.
@@ -10,56 +10,16 @@ import asyncio
 import shutil
 from typing import TYPE_CHECKING
 
-import structlog
-
 from kernel import cgroups, mounts
 from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
 from runtime.host import cgroup_end
-from runtime.pods import container_remove, container_stop, sandbox_network
-from runtime.records import CLOCK
+from runtime.pods import sandbox_network
 
 if TYPE_CHECKING:
-    from runtime.pods.node import Node, Sandbox
-
-log = structlog.get_logger(__name__)
-
-
-async def stop(node: Node, reference: str) -> None:
-    """End all containers of the sandbox, then give back its network. Success if there is no such sandbox."""
-    sandbox = node.find_sandbox(reference)
-    if sandbox is None:
-        return
-    async with sandbox.lock:
-        await _stop(node, sandbox)
-
-
-async def remove(node: Node, reference: str) -> None:
-    """Remove the sandbox with all its containers. Success if there is no such sandbox."""
-    sandbox = node.find_sandbox(reference)
-    if sandbox is None:
-        return
-    async with sandbox.lock:
-        if sandbox.record.id not in node.sandboxes:
-            return
-        await _stop(node, sandbox)
-        for container in list(sandbox.containers.values()):
-            await container_remove.remove_container(node, container)
-        await discard(node, sandbox)
-    node.events.sandbox_deleted(sandbox)
-
-
-async def _stop(node: Node, sandbox: Sandbox) -> None:
-    record = sandbox.record
-    if not record.stopped_at:
-        # From here on no container can be created in it: CreateContainer looks at the state under the same lock.
-        record.stopped_at = CLOCK.now()
-    await asyncio.gather(*(container_stop.kill(node, container) for container in list(sandbox.containers.values())))
-    failpoint("sandbox.ended")
-    await release(node, sandbox)
-    await node.store.sandboxes.note(record.id, record.document())
-    node.events.sandbox_stopped(sandbox)
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Sandbox
 
 
 async def undo(node: Node, sandbox: Sandbox) -> None:
@@ -90,7 +50,7 @@ async def release(node: Node, sandbox: Sandbox) -> None:
     record = sandbox.record
     options = record.config.linux.security_context.namespace_options
     if options.network == cri.POD:
-        await node.network.detach(sandbox_network.request(node, record))
+        await node.network.detach(sandbox_network.request(node.paths, record))
         record.ips, record.network = [], {}
     failpoint("sandbox.detached")
     await asyncio.get_running_loop().run_in_executor(node.blocking, _release_blocking, node, sandbox)

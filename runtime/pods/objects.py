@@ -1,0 +1,47 @@
+"""A sandbox and a container in memory: the record, the lock of the verbs that change it, and what is connected to it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from proto import api_pb2 as cri
+    from runtime.records import ContainerRecord, SandboxRecord
+    from runtime.shims.client import ShimClient
+
+
+@dataclass(slots=True, eq=False)
+class Sandbox:
+    """A sandbox in memory."""
+
+    record: SandboxRecord
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the verbs that change the sandbox."""
+    containers: dict[str, Container] = field(default_factory=dict)
+    listed: cri.PodSandbox | None = None
+    """Kept by `sandbox_status.item`."""
+
+
+@dataclass(slots=True, eq=False)
+class Container:
+    """A container in memory."""
+
+    record: ContainerRecord
+    sandbox: Sandbox
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the verbs that change the container."""
+    shim: ShimClient | None = None
+    """Connected while the shim lives."""
+    exited: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once finished_at or lost_at is."""
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the shim has left: nothing of the container is in the kernel any more."""
+    watcher: asyncio.Task[None] | None = None
+    starting: bool = False
+    """StartContainer is under way and was not told as an event yet: see `EventBus.container_started`."""
+    process: dict[str, Any] | None = None
+    """Its OCI process object, read when the first exec needs it."""
+    listed: cri.Container | None = None
+    """Kept by `container_status.item`."""
