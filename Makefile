@@ -41,7 +41,7 @@ bench: setup-test ## measure beside containerd and print a table
 SOAK ?= 600
 
 soak: setup-test ## random calls and faults against a model of the CRI for SOAK=600 seconds, then every fault test
-	CRISP_SOAK_SECONDS=$(SOAK) CRISP_CNI_KILLS=100 CRISP_LIVES=2000 $(BIN)/pytest tests/model tests/faults \
+	CRISP_SOAK_SECONDS=$(SOAK) CRISP_CNI_KILLS=100 CRISP_LIVES=2000 $(BIN)/pytest --timeout=0 tests/model tests/faults \
 		tests/api/test_event_stream.py
 
 PODS ?= 2000

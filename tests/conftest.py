@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -19,14 +21,35 @@ from kernel import syscalls
 hypothesis.settings.register_profile("crisp", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("crisp")
 
+REPORTED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals whose disposition a parent may have changed; what Python itself sets (SIGPIPE ignored) stays."""
+OPEN_FILES = 1024
+"""As a login shell has it."""
 SIOCSIFFLAGS = 0x8914
 IFF_UP_RUNNING = 0x41
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Enter the namespace before any thread or child is there."""
+    """Set what tests and their children inherit, and enter the namespace before any thread or child is there."""
+    _set_what_is_inherited()
     if os.geteuid() == 0:
         _enter_new_network()
+
+
+def _set_what_is_inherited() -> None:
+    """The same under nohup, cron, systemd and in a terminal: tests send signals, compare modes and read messages."""
+    for number, action in ((signal.SIGINT, signal.default_int_handler), *((n, signal.SIG_DFL) for n in REPORTED)):
+        signal.signal(number, action)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for name in [name for name in os.environ if name.startswith(("LC_", "CRISP_FAILPOINT"))]:
+        del os.environ[name]
+    os.environ.update(LANG="C.UTF-8", TERM="xterm", COLUMNS="120")
+    os.environ.pop("NO_COLOR", None)
+    os.environ.pop("FORCE_COLOR", None)
 
 
 def _enter_new_network() -> None:
