@@ -19,6 +19,11 @@ from shim import oci_runtime, process, rootfs
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr")
 SECONDS = 10.0
 """For one trial."""
+DEVICES = [
+    {"allow": False, "access": "rwm"},
+    {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
+]
+"""As every container has them that is not privileged: with cgroup v2 they are a BPF program, which not all may load."""
 FIRST_ID, ID_COUNT = 1 << 20, 1 << 16
 """Of the trial's user namespace."""
 
@@ -100,7 +105,12 @@ class Trial:
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755", "size=64k"]},
                 *([volume] if volume is not None else []),
             ],
-            "linux": {"namespaces": [{"type": k} for k in kinds], "cgroupsPath": self._cgroup, **(linux or {})},
+            "linux": {
+                "namespaces": [{"type": k} for k in kinds],
+                "cgroupsPath": self._cgroup,
+                "resources": {"devices": DEVICES},
+                **(linux or {}),
+            },
         }
         document["process"]["user"] = {"uid": 0, "gid": 0}  # type: ignore[index]
         with open(os.path.join(self._directory, "config.json"), "w", encoding="utf-8") as file:

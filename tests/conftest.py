@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 
 from kernel import syscalls
+from tests.harness import pure_v2
 
 # A slow or busy machine is no reason for a property test to fail.
 hypothesis.settings.register_profile("crisp", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -29,9 +30,19 @@ SIOCSIFFLAGS = 0x8914
 IFF_UP_RUNNING = 0x41
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--cgroup-v2", action="store_true", help="run in pure cgroup v2, whatever the machine mounts")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Set what tests and their children inherit, and enter the namespace before any thread or child is there."""
+    """Set what tests and their children inherit, and enter the namespaces before any thread or child is there."""
     _set_what_is_inherited()
+    if config.getoption("--cgroup-v2"):
+        if os.geteuid() != 0:
+            pytest.exit("--cgroup-v2 needs root", returncode=0)
+        if pure_v2.is_machine_pure():
+            pytest.exit("this machine is pure cgroup v2: a run without --cgroup-v2 is the same", returncode=0)
+        pure_v2.enter()
     if os.geteuid() == 0:
         _enter_new_network()
 
@@ -74,10 +85,12 @@ def own_network() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root say so when they cannot run; the continuous integration has root and skips nothing."""
-    if os.geteuid() == 0:
-        return
+    """Tests that cannot run here say why; the continuous integration has root and skips nothing for the lack of it."""
     skip = pytest.mark.skip(reason="needs root")
     for item in items:
-        if item.get_closest_marker("root"):
+        if os.geteuid() != 0 and item.get_closest_marker("root"):
             item.add_marker(skip)
+        needed = [name for marker in item.iter_markers("controllers") for name in marker.args]
+        if missing := pure_v2.missing_controllers(*needed):
+            reason = f"no cgroup controller {', '.join(missing)} in the mounted hierarchies"
+            item.add_marker(pytest.mark.skip(reason=reason))

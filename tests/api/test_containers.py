@@ -75,6 +75,7 @@ def test_killed_by_signal(kubelet: Kubelet) -> None:
     assert (status.exit_code, status.reason) == (128 + signal.SIGSEGV, "Error")
 
 
+@pytest.mark.controllers("memory")
 def test_out_of_memory(kubelet: Kubelet) -> None:
     wanted = config()
     wanted.linux.resources.memory_limit_in_bytes = 32 * MIB
@@ -288,6 +289,7 @@ def test_devices(kubelet: Kubelet) -> None:
     assert container.exec("/bin/sh", "-c", "mknod /tmp/mem c 1 1 && head -c 1 /tmp/mem").exit_code != 0
 
 
+@pytest.mark.controllers("cpuset", "memory")
 def test_resources(kubelet: Kubelet) -> None:
     wanted = config()
     limits = wanted.linux.resources
@@ -345,6 +347,7 @@ def test_seccomp(kubelet: Kubelet, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_missing_command_is_named(kubelet: Kubelet, handler: str) -> None:
+    kubelet.need_handler(handler)
     with pytest.raises(grpc.RpcError, match="/bin/no-such-thing"):
         kubelet.pod(handler=handler).run("/bin/no-such-thing")
 

@@ -26,6 +26,7 @@ def test_exec_sync(kubelet: Kubelet) -> None:
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_exec_timeout_kills_the_whole_tree(kubelet: Kubelet, handler: str) -> None:
+    kubelet.need_handler(handler)
     container = kubelet.pod(handler=handler).run("/bin/sleep", "100")
     with pytest.raises(grpc.RpcError, match="timed out") as caught:
         container.exec("/bin/sh", "-c", "(setsid sleep 777 &) ; setsid sleep 777 & sleep 777", timeout=1)

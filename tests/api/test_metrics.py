@@ -24,6 +24,7 @@ def declared(kubelet: Kubelet) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.controllers("cpu", "memory")
 def test_declared_and_delivered(kubelet: Kubelet) -> None:
     pod = kubelet.pod()
     container = pod.run("/bin/sleep", "1000")
@@ -59,6 +60,7 @@ def value(kubelet: Kubelet, name: str, *labels: str) -> int:
     return -1
 
 
+@pytest.mark.controllers("cpu", "memory")
 def test_values(kubelet: Kubelet) -> None:
     config = cri.ContainerConfig()
     config.linux.resources.memory_limit_in_bytes = 64 << 20

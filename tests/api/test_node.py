@@ -26,9 +26,12 @@ def test_status(kubelet: Kubelet) -> None:
     conditions = {c.type: c for c in reply.status.conditions}
     assert conditions["RuntimeReady"].status, conditions
     assert conditions["NetworkReady"].status, conditions
-    assert {"", "crun", "runc"} <= {h.name for h in reply.runtime_handlers}
+    info = json.loads(reply.info["config"])
+    names = {h.name for h in reply.runtime_handlers}
+    assert "" in names
+    assert {"crun", "runc"} <= names | set(info["unusableHandlers"])
     assert reply.features.supplemental_groups_policy
-    assert json.loads(reply.info["config"])["handlers"]
+    assert info["handlers"]
     assert not kubelet.runtime.Status(cri.StatusRequest()).info
 
 

@@ -27,10 +27,10 @@ hooks_dirs = ["{0}/hooks"]
 ulimits = ["core=0", "stack=1048576:2097152"]
 device_ownership_from_security_context = true
 [runtimes.bare]
-path = "crun"
+path = "runc"
 privileged_without_host_devices = true
 [runtimes.based]
-path = "crun"
+path = "runc"
 base_spec = "{0}/base.json"
 pod_annotations = ["io.example.*"]
 container_annotations = ["org.example/*"]

@@ -163,6 +163,7 @@ def test_unknown_handler(kubelet: Kubelet) -> None:
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
 def test_handlers(kubelet: Kubelet, handler: str) -> None:
+    kubelet.need_handler(handler)
     pod = kubelet.pod(handler=handler)
     assert pod.status().runtime_handler == handler
     assert pod.shell("echo hi; exit 3").status().exit_code == 3

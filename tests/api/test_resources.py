@@ -42,6 +42,7 @@ def test_cgroup_parent(kubelet: Kubelet) -> None:
         assert parent.remove()
 
 
+@pytest.mark.controllers("memory")
 def test_swap_and_huge_pages_where_the_host_counts_them(kubelet: Kubelet) -> None:
     wanted = cri.ContainerConfig()
     limits = wanted.linux.resources

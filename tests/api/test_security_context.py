@@ -16,6 +16,7 @@ from tests.harness.kubelet import Container, Kubelet
 pytestmark = pytest.mark.root
 
 TUN = "/dev/net/tun"
+FUSE = "/dev/fuse"  # runc before 1.2 gives every container the right to /dev/net/tun
 NAMES = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 DEFAULT_MASK = 0xA80425FB
 """chown, dac_override, fowner, fsetid, kill, setgid, setuid, setpcap, net_bind_service, net_raw, sys_chroot, mknod,
@@ -80,9 +81,9 @@ def test_privileged_is_everything_the_node_has_and_no_filter(kubelet: Kubelet) -
     assert found["Seccomp"] == "0"
 
 
-@pytest.mark.skipif(not os.path.exists(TUN), reason=f"no {TUN}")
+@pytest.mark.skipif(not os.path.exists(FUSE), reason=f"no {FUSE}")
 def test_device_permissions_are_those_asked_for(kubelet: Kubelet) -> None:
-    wanted = cri.ContainerConfig(devices=[cri.Device(host_path=TUN, container_path="/dev/given", permissions="r")])
+    wanted = cri.ContainerConfig(devices=[cri.Device(host_path=FUSE, container_path="/dev/given", permissions="r")])
     container = kubelet.pod().run("/bin/sleep", "100", config=wanted)
     container.sh("chmod 666 /dev/given && : < /dev/given")
     # Not the file's mode: the device rules.

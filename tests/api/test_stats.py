@@ -53,6 +53,7 @@ def test_cpu_of_a_burner(kubelet: Kubelet) -> None:
     assert second.cpu.usage_nano_cores.value == pytest.approx(used * 1_000_000_000 / elapsed, rel=0.2)
 
 
+@pytest.mark.controllers("memory")
 def test_memory_of_a_hog(kubelet: Kubelet) -> None:
     config = cri.ContainerConfig()
     config.linux.resources.memory_limit_in_bytes = 256 * MIB
@@ -72,6 +73,7 @@ def test_memory_of_a_hog(kubelet: Kubelet) -> None:
     assert stats(container).swap.HasField("swap_usage_bytes")
 
 
+@pytest.mark.controllers("cpuset")
 def test_pressure_of_two_burners_on_one_processor(kubelet: Kubelet) -> None:
     config = cri.ContainerConfig()
     config.linux.resources.cpuset_cpus = "0"

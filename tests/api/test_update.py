@@ -35,6 +35,7 @@ def sleeper(kubelet: Kubelet, **fields: object) -> Container:
     return kubelet.pod().run("/bin/sleep", "1000", config=config)
 
 
+@pytest.mark.controllers("memory")
 def test_both_ways_and_across_a_restart(kubelet: Kubelet) -> None:
     container = sleeper(kubelet, memory_limit_in_bytes=64 * MIB, memory_swap_limit_in_bytes=64 * MIB, cpu_shares=256)
     update(container, memory_limit_in_bytes=128 * MIB, cpu_quota=50_000, cpu_period=100_000)
@@ -52,6 +53,7 @@ def test_both_ways_and_across_a_restart(kubelet: Kubelet) -> None:
     assert now.cpu_shares == pytest.approx(256, rel=0.1)
 
 
+@pytest.mark.controllers("memory")
 def test_refused_values_leave_the_old_ones(kubelet: Kubelet) -> None:
     container = sleeper(kubelet, memory_limit_in_bytes=64 * MIB, cpu_shares=256)
     before, shown = limits(container), container.status().resources
@@ -63,6 +65,7 @@ def test_refused_values_leave_the_old_ones(kubelet: Kubelet) -> None:
         assert container.status().resources == shown
 
 
+@pytest.mark.controllers("memory")
 def test_less_memory_than_is_used(kubelet: Kubelet) -> None:
     container = kubelet.pod().run(
         "/bin/sh", "-c", "x=$(head -c 33554432 /dev/zero | tr '\\0' a); echo ready; sleep 1000; true"
@@ -91,6 +94,7 @@ def test_a_container_that_has_ended(kubelet: Kubelet) -> None:
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.controllers("memory")
 def test_a_created_container(kubelet: Kubelet) -> None:
     container = kubelet.pod().create("/bin/sleep", "1000")
     update(container, memory_limit_in_bytes=64 * MIB)
@@ -116,6 +120,7 @@ def test_pod(kubelet: Kubelet) -> None:
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+@pytest.mark.controllers("memory")
 def test_oom_of_a_child(kubelet: Kubelet) -> None:
     """The init lives on and ends by itself: the reason still says what became of its child."""
     config = cri.ContainerConfig()

@@ -34,6 +34,7 @@ def test_root_inside_is_nobody_outside(kubelet: Kubelet, tmp_path: Path) -> None
     mount = cri.Mount(container_path="/volume", host_path=str(volume))
     mount.uidMappings.add(host_id=HOST_ID, container_id=0, length=COUNT)
     mount.gidMappings.add(host_id=HOST_ID, container_id=0, length=COUNT)
+    kubelet.need_handler("crun", user_namespaces=True)
     pod = kubelet.pod(pod_config(kubelet), handler="crun")
     container = pod.run("/bin/sleep", "100", config=cri.ContainerConfig(mounts=[mount]))
     assert container.sh("cat /proc/self/uid_map").split() == ["0", str(HOST_ID), str(COUNT)]
@@ -54,6 +55,7 @@ def test_root_inside_is_nobody_outside(kubelet: Kubelet, tmp_path: Path) -> None
 
 
 def test_network_works(kubelet: Kubelet) -> None:
+    kubelet.need_handler("crun", user_namespaces=True)
     pod = kubelet.pod(pod_config(kubelet), handler="crun")
     container = pod.run("/bin/sleep", "100")
     assert pod.status().network.ip in container.sh("ip addr")
@@ -73,6 +75,7 @@ def test_network_works(kubelet: Kubelet) -> None:
 )
 def test_refused(kubelet: Kubelet, first: int, lines: int, mode: int, message: str) -> None:
     with pytest.raises(grpc.RpcError, match=message):
+        kubelet.need_handler("crun", user_namespaces=True)
         kubelet.pod(pod_config(kubelet, first=first, lines=lines, mode=mode), handler="crun")
 
 

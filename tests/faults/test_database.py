@@ -10,7 +10,7 @@ import pytest
 
 from proto import api_pb2 as cri
 from runtime.shims import client
-from tests.harness.kubelet import Kubelet
+from tests.harness.kubelet import Kubelet, some_limit
 
 pytestmark = pytest.mark.root
 
@@ -36,7 +36,7 @@ def lost(path: Path) -> None:
 def test_everything_is_found_again(kubelet: Kubelet, damage: object) -> None:
     pod = kubelet.pod()
     running, created, ended = pod.run("/bin/sleep", "100"), pod.create("/bin/echo", "later"), pod.shell("exit 3")
-    running.update(cpu_shares=512)
+    running.update(**some_limit(512))
     stopped = kubelet.pod()
     stopped.shell("exit 4")
     stopped.stop()

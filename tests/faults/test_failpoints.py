@@ -16,7 +16,7 @@ import pytest
 from kernel import cgroups, mounts
 from kernel.failpoints import NAMES
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Container, Kubelet
+from tests.harness.kubelet import Container, Kubelet, some_limit
 from tests.harness.shims import shim_pid
 
 pytestmark = pytest.mark.root
@@ -64,7 +64,7 @@ def whole_life(kubelet: Kubelet, config: cri.PodSandboxConfig) -> None:
     """Every operation that has a failpoint."""
     pod = kubelet.pod(config)
     container = pod.run_trap("exit 0", "TERM")
-    container.update(cpu_shares=512)
+    container.update(**some_limit(512))
     assert container.sh("echo hello") == "hello\n"
     container.stop(30)
     assert container.status().exit_code == 0

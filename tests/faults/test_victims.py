@@ -20,7 +20,7 @@ import pytest
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Container, Kubelet, Pod, wait_until
+from tests.harness.kubelet import Container, Kubelet, Pod, some_limit, wait_until
 from tests.harness.shims import find_shim
 from tests.images.image_builder import Layout, Member, busybox
 from tests.images.registry_server import Registry
@@ -79,7 +79,7 @@ class Victim:
         pod = self.kubelet.pod(self.config)
         wanted = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="c"))
         container = pod.run("/bin/sh", "-c", "trap 'exit 0' TERM; while true; do sleep 0.05; done", config=wanted)
-        container.update(cpu_shares=512)
+        container.update(**some_limit(512))
         assert container.sh("echo hello") == "hello\n"
         container.stop(5)
         container.remove()
@@ -194,7 +194,7 @@ def test_oci_runtime_killed(flaky: tuple[Kubelet, Path], verb: str, when: str) -
     wanted = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="c"))
     steps: dict[str, Callable[[Container], object]] = {
         "start": lambda c: c.start(),
-        "update": lambda c: c.update(cpu_shares=700),
+        "update": lambda c: c.update(**some_limit(700)),
         "exec": lambda c: c.exec("/bin/sleep", "30" if control.exists() else "0"),
     }
 

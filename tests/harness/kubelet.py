@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import secrets
 import time
@@ -11,8 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from proto import api_pb2 as cri
 from runtime.client import Client
+from tests.harness import pure_v2
 from tests.harness.daemon import Daemon
 
 WAIT_SECONDS = 60
@@ -99,7 +103,7 @@ class Container:
     def remove(self) -> None:
         self.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self.id))
 
-    def update(self, **resources: int) -> None:
+    def update(self, **resources: Any) -> None:
         linux = cri.LinuxContainerResources(**resources)
         self.runtime.UpdateContainerResources(cri.UpdateContainerResourcesRequest(container_id=self.id, linux=linux))
 
@@ -169,11 +173,27 @@ class Kubelet:
         os.makedirs(config.log_directory, exist_ok=True)
         return config
 
+    def need_handler(self, name: str, *, user_namespaces: bool = False) -> None:
+        """Skip the test, saying why, if the daemon has found that the OCI runtime does not work here, or not so."""
+        reply = self.runtime.Status(cri.StatusRequest(verbose=True))
+        features = {handler.name: handler.features for handler in reply.runtime_handlers}
+        if name not in features:
+            pytest.skip(f"no {name} here: {json.loads(reply.info['config'])['unusableHandlers'][name]}")
+        if user_namespaces and not features[name].user_namespaces:
+            pytest.skip(f"{name} has no user namespaces with this kernel")
+
     def pod(self, config: cri.PodSandboxConfig | None = None, handler: str = "", **linux: Any) -> Pod:
         """Run a sandbox."""
         config = config or self.pod_config(**linux)
         reply = self.runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=config, runtime_handler=handler))
         return Pod(self, reply.pod_sandbox_id, config)
+
+
+def some_limit(number: int) -> dict[str, Any]:
+    """Resources with one limit that this host can set, whatever it is."""
+    if pure_v2.missing_controllers("cpu"):
+        return {"unified": {"hugetlb.2MB.max": str(number << 21)}}
+    return {"cpu_shares": number}
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -165,6 +165,7 @@ async def test_second_shim_is_refused(lab: ShimLab) -> None:
     lab._count += 1
 
 
+@pytest.mark.controllers("memory")
 async def test_out_of_memory(lab: ShimLab) -> None:
     eater = "x=0123456789abcdef; while true; do x=$x$x; done"
     _, shim = await lab.run("sh", "-c", eater, resources={"memory": {"limit": 16 << 20}})
@@ -174,6 +175,7 @@ async def test_out_of_memory(lab: ShimLab) -> None:
     assert record.exit_code == 137
 
 
+@pytest.mark.controllers("memory")
 async def test_out_of_memory_of_a_child(lab: ShimLab) -> None:
     eater = "sh -c 'x=0123456789abcdef; while true; do x=$x$x; done'; exit 3"
     _, shim = await lab.run("sh", "-c", eater, resources={"memory": {"limit": 16 << 20}})
@@ -182,6 +184,7 @@ async def test_out_of_memory_of_a_child(lab: ShimLab) -> None:
     assert (record.oom_killed, record.exit_code) == (True, 3)
 
 
+@pytest.mark.controllers("memory")
 async def test_update_pause_and_resume(lab: ShimLab) -> None:
     _, shim = await lab.run("sleep", "1000")
     await shim.update({"memory": {"limit": 64 << 20}})

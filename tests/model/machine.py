@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Container, Kubelet, Pod, wait_until
+from tests.harness.kubelet import Container, Kubelet, Pod, some_limit, wait_until
 from tests.harness.shims import shim_pid
 
 MAX_PODS = 3
@@ -53,7 +53,7 @@ class KnownContainer:
     state: State = State.CREATED
     exit_code: int = 0
     started: bool = False
-    cpu_shares: int = 0
+    limit: dict[str, Any] = field(default_factory=dict)
 
     def ended(self, code: int) -> None:
         if self.state is not State.EXITED:
@@ -222,10 +222,10 @@ class Machine(RuleBasedStateMachine):
     def update(self, pick: int, shares: int) -> None:
         known = self.container(pick)
         if known.state is State.EXITED:
-            assert code_of(known.made.update, cpu_shares=shares) is grpc.StatusCode.FAILED_PRECONDITION
+            assert code_of(known.made.update, **some_limit(shares)) is grpc.StatusCode.FAILED_PRECONDITION
             return
-        known.made.update(cpu_shares=shares)
-        known.cpu_shares = shares
+        known.limit = some_limit(shares)
+        known.made.update(**known.limit)
 
     @rule(pick=PICK)
     @precondition(lambda self: self.containers())
@@ -331,8 +331,8 @@ class Machine(RuleBasedStateMachine):
             if status.finished_at:
                 assert status.created_at < status.finished_at
                 assert status.started_at < status.finished_at
-            if known.cpu_shares:
-                assert status.resources.linux.cpu_shares == known.cpu_shares
+            for name, value in known.limit.items():
+                assert getattr(status.resources.linux, name) == value, name
             if known.started:
                 assert known.made.output() in ("begin\n", "begin\nasked\n")
 
