@@ -23,7 +23,7 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 0x2, 0x8
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 
-PR_SET_PDEATHSIG, PR_SET_NAME, PR_CAPBSET_READ, PR_CAPBSET_DROP = 1, 15, 23, 24
+PR_SET_PDEATHSIG, PR_SET_NAME, PR_CAPBSET_READ, PR_CAPBSET_DROP, PR_SET_TIMERSLACK = 1, 15, 23, 24, 29
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS, PR_SET_DUMPABLE = 36, 38, 4
 PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
@@ -44,6 +44,7 @@ M_MMAP_THRESHOLD = -3  # <malloc.h>
 _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429, 430, 431, 432
 _NR_OPENAT2, _NR_MOUNT_SETATTR = 437, 442
 _NR_QUOTACTL_FD = 443
+_NR_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "s390x": 282, "ppc64le": 273}
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "s390x": 217, "ppc64le": 203}
 
 Path = str | bytes
@@ -153,6 +154,15 @@ def prctl(option: int, value: int = 0, arg3: int = 0) -> int:
     if result < 0:
         raise oserror(f"prctl({option})")
     return result
+
+
+def reset_io_priority() -> None:
+    """ioprio_set(2): let this thread's I/O priority follow from its nice value, as the kernel has it for a new process."""
+    number = _NR_IOPRIO_SET.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, "ioprio_set: its number is not known for this architecture")
+    if _libc.syscall(_long(number), _int(1), _int(0), _int(0)) < 0:  # IOPRIO_WHO_PROCESS, ourselves, IOPRIO_CLASS_NONE
+        raise oserror("ioprio_set")
 
 
 def set_process_name(name: bytes) -> None:

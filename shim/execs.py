@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from typing import Any
 
 from kernel import cgroups
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Request
-from shim import pipes, process
+from shim import inheritance, pipes, process
 from shim.loop import Loop
 from shim.runner import Runner
 from shim.tracking import Tracking, opened_procs, until
 
+MAX_PROCESS = 16 << 20  # bytes of a process object
 KILL_TIME = 30.0  # seconds until a kill that does not succeed is reported
 
 
@@ -72,6 +74,8 @@ class Exec:
 
         `on_exit` is called with the exit code, in a later round of the loop.
         """
+        described = read_process(process_fd)
+        score = inheritance.oom_score(described)
         streams = Streams(request)
         console = None
         process_file = f"/proc/{os.getpid()}/fd/{process_fd}"
@@ -86,10 +90,17 @@ class Exec:
             self._loop.claim()
             try:
                 with opened_procs(self._start_in) as procs_fd:
-                    call = self._runner.begin("exec", *options, self._identity, stdio=streams.child_fds, procs_fd=procs_fd)
+                    call = self._runner.begin(
+                        "exec",
+                        *(*options, self._identity),
+                        stdio=streams.child_fds,
+                        procs_fd=procs_fd,
+                        prepare=lambda: inheritance.take_oom_score(score),
+                    )
                 streams.release_child_ends()
-                await call.finish(command_of(process_fd))
+                await call.finish(command_of(described))
                 self.pid = read_pid(pid_file)
+                inheritance.take_oom_score(score, self.pid)  # runc gives every exec the score of the container's creation
                 ended = self._loop.child(self.pid)
             finally:
                 self._loop.unclaim()
@@ -150,10 +161,16 @@ def read_pid(path: str) -> int:
     return pid
 
 
-def command_of(process_fd: int) -> str:
-    """The program that a process object names, for messages."""
+def read_process(process_fd: int) -> dict[str, Any]:
+    """The process object; an empty one if it is none, which the OCI runtime will say."""
     try:
-        args = json.loads(os.pread(process_fd, 1 << 20, 0)).get("args")
-        return str(args[0])
-    except (ValueError, AttributeError, IndexError, TypeError):
-        return ""
+        found = json.loads(os.pread(process_fd, MAX_PROCESS, 0))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def command_of(process: dict[str, Any]) -> str:
+    """The program that a process object names, for messages."""
+    args = process.get("args")
+    return str(args[0]) if isinstance(args, list) and args else ""

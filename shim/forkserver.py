@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 from proto import shim_protocol
 from proto.errors import Code, CrispError
+from shim import inheritance
 
 MAX_REQUEST = 1 << 17  # bytes; a datagram of arguments
 MAX_FDS = 16
@@ -48,6 +49,7 @@ def main() -> None:
     for name in modules:
         importlib.import_module(name)
     _detach_from_terminal()
+    inheritance.shed()
     for caught in signal.valid_signals():
         # What the daemon's parent made it ignore (nohup does) would reach every container.
         if signal.getsignal(caught) == signal.SIG_IGN and caught not in (signal.SIGPIPE, signal.SIGXFSZ):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
-from shim import image_volumes, rootfs, user_lookup
+from shim import image_volumes, inheritance, rootfs, user_lookup
 
 MAX_RESULT = 1 << 16  # bytes; what a pipe holds, for the shim reads it once the child has ended
 
@@ -37,6 +37,7 @@ def prepare(bundle: str, fields: Message, detach_unified: str, result_fd: int) -
         rootfs.enter_private_namespace(detach_unified)
         user = _furnish_root(bundle, fields)
         _write_config(bundle, spec, user)
+        inheritance.take_oom_score(inheritance.oom_score(spec["process"]))
         result: Message = {"user": user._asdict(), "command": str(spec["process"]["args"][0])}
     except CrispError as error:
         result = {"error": shim_protocol.error_fields(error.code, error.message)}

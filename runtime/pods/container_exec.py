@@ -11,6 +11,7 @@ from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import limits
 from runtime.lifecycle import ContainerState
+from runtime.oci.process import oom_score_adj
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
@@ -33,7 +34,9 @@ def process(node: Node, container: Container, command: list[str], *, tty: bool) 
     if container.process is None:
         with open(node.paths.bundle(container.record.id) / "config.json", "rb") as file:
             container.process = json.loads(file.read().decode("utf-8", "surrogateescape"))["process"]
-    process = {**container.process, "args": command, "terminal": tty}
+    # The score as it is now: an update may have changed it.
+    score = oom_score_adj(container.record.resources.oom_score_adj, node.host)
+    process = {**container.process, "args": command, "terminal": tty, "oomScoreAdj": score}
     if tty and not any(entry.startswith("TERM=") for entry in process["env"]):
         process["env"] = [*process["env"], "TERM=xterm"]
     return process
