@@ -25,6 +25,7 @@ from shim import cri_log, exit_record, preparation, process
 from shim.execs import Exec, read_pid
 from shim.exit_record import ExitRecord
 from shim.loop import Event, Loop
+from shim.oom import OomWatch
 from shim.runner import Runner
 from shim.stdio import Stdio
 from shim.tracking import Tracking, opened_procs, until
@@ -60,6 +61,7 @@ class Container:
         self._reason = ""
         self._stdin_once = False
         self._stdio: Stdio | None = None
+        self._oom = OomWatch(loop, tracking.group)
         self._record: ExitRecord | None = None
         self._busy: Event[None] | None = None  # a create or start under way
         self._freezer: Event[None] | None = None  # a pause, resume or checkpoint under way
@@ -175,6 +177,7 @@ class Container:
         stdio.created()
         self._pid = read_pid(pid_file)
         self._pidfd = os.pidfd_open(self._pid)
+        self._oom.begin()
         return prepared.user
 
     async def _undo_create(self) -> None:
@@ -338,7 +341,7 @@ class Container:
         finished_at = time.time_ns()
         if self._busy is not None:
             await self._busy
-        oom_killed = self._tracking.group.oom_kills() > 0
+        oom_killed = self._oom.end()
         empty = await until(self._loop, self._tracking.kill, RECORD_TIME)
         stdio = self._streams()
         stdio.finish()
