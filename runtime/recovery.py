@@ -19,12 +19,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from kernel import cgroups, mounts, namespaces
+from kernel import cgroups, mounts, namespaces, removal
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
 from runtime.checkpoints import notes
@@ -219,7 +218,7 @@ def _sweep(node: Node, spared: set[str]) -> None:
             if name not in known and ID.fullmatch(name):
                 log.info("swept", path=str(parent / name))
                 mounts.detach_all(str(parent / name))
-                shutil.rmtree(parent / name, ignore_errors=True)
+                removal.discard_tree(parent / name)
     pods = node.host.hierarchies.group(cgroups.parent_path(node.config.cgroup.parent))
     if node.host.systemd_cgroups:
         pods = node.host.hierarchies.group(cgroups.parent_path(pods.path.replace("/", "-") + ".slice"))

@@ -19,12 +19,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kernel import cgroups, lsm, mounts
+from kernel import cgroups, lsm, mounts, removal
 from proto.errors import Code, CrispError, failed_precondition
 from runtime import daemon, recovery
 from runtime.host import host, systemd
@@ -165,7 +164,7 @@ def _files(config: Config, *, keep_data: bool) -> list[Path]:
 def _remove(path: Path) -> None:
     try:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            removal.remove_tree(path)
         else:
             path.unlink()
     except OSError as error:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -156,6 +157,9 @@ def up(options: argparse.Namespace) -> None:
     directory: Path = options.directory
     if (directory / "cluster.json").exists():
         sys.exit(f"{directory} has a cluster already: {sys.argv[0]} down")
+    taken = [name for name in _namespaces(options.name, options.nodes) if Path(f"/run/netns/{name}").exists()]
+    if taken:
+        sys.exit(f"there is a network namespace {taken[0]} already, and not of this cluster: choose another --name")
     directory.mkdir(parents=True, exist_ok=True)
     settings = {"name": options.name, "nodes": options.nodes, "crisp": shlex.split(options.crisp)}
     (directory / "cluster.json").write_text(json.dumps(settings))
@@ -215,7 +219,8 @@ def down(options: argparse.Namespace) -> None:
     for node, crisp in _nodes(options.directory):
         node.stop("kubelet")
         node.stop("crisp")
-        if (node.directory / "crisp.toml").exists():
+        namespace = Path(f"/run/netns/{node.namespace}")
+        if namespace.exists() and (node.directory / "crisp.toml").exists():
             removal = [
                 *crisp,
                 "uninstall",
@@ -227,16 +232,49 @@ def down(options: argparse.Namespace) -> None:
                 f"{node.directory}/crisp.toml",
             ]
             subprocess.run(node.inside(*removal), check=True, stdout=subprocess.DEVNULL)
+        _unmount_below(node.directory)
         for hierarchy in _cgroup_roots():
             _remove_cgroups(Path(f"{hierarchy}{node.cgroup}"))
-        if Path(f"/run/netns/{node.namespace}").exists():
+        if namespace.exists():
             _ip("netns", "delete", node.namespace)
     settings = json.loads((options.directory / "cluster.json").read_text())
     if Path(f"/run/netns/{settings['name']}-fabric").exists():
         _ip("netns", "delete", f"{settings['name']}-fabric")
     for hierarchy in _cgroup_roots():
         _remove_cgroups(Path(f"{hierarchy}/testcluster-{settings['name']}"))
-    shutil.rmtree(options.directory)
+    _remove_directory(options.directory)
+
+
+def _namespaces(cluster: str, nodes: int) -> list[str]:
+    return [f"{cluster}-fabric", *(f"{cluster}-{number + 1}" for number in range(nodes))]
+
+
+def _remove_directory(directory: Path) -> None:
+    """Remove the cluster's files. What is mounted among them is unmounted and never entered."""
+    _unmount_below(directory)
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if not os.path.ismount(directory):
+        directory.rmdir()
+
+
+def _unmount_below(directory: Path) -> None:
+    """Unmount a kubelet's volumes, and whatever else is mounted below a directory that is going to be removed."""
+    for mount in reversed(_mounts_below(directory)):
+        subprocess.run(["umount", "--no-canonicalize", mount], check=False)
+    if left := _mounts_below(directory):
+        sys.exit(f"{left[-1]} is mounted and cannot be unmounted: nothing in {directory} was removed; repeat when it can")
+
+
+def _mounts_below(directory: Path) -> list[str]:
+    """Mount points below a directory in the order of mounting; not the directory itself, which may be a disk's."""
+    prefix = f"{directory.resolve()}/"
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        points = [re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), line.split()[4]) for line in file]
+    return [point for point in points if point.startswith(prefix)]
 
 
 def _nodes(directory: Path) -> list[tuple[Node, list[str]]]:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagesvc.worker import pack
+from kernel import removal
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime.checkpoints import notes
@@ -55,13 +56,13 @@ async def checkpoint(node: Node, request: cri.CheckpointContainerRequest) -> Non
     async with container.lock:
         directory = node.paths.writable_layer(container.record.id) / "checkpoint"
         async with notes.writing(node.paths.checkpoint_notes, node.blocking, [partial, directory]):
-            await loop.run_in_executor(node.blocking, shutil.rmtree, directory, True)
+            await loop.run_in_executor(node.blocking, removal.discard_tree, directory)
             async with frozen(node, [container]):
                 await dump(node, container, directory)
             if request.timeout and time.monotonic() - begin > request.timeout:
                 raise CrispError(Code.DEADLINE_EXCEEDED, f"the checkpoint took longer than {request.timeout} s")
             await loop.run_in_executor(node.blocking, _archive, directory, partial, request.location)
-            await loop.run_in_executor(node.blocking, shutil.rmtree, directory, True)
+            await loop.run_in_executor(node.blocking, removal.discard_tree, directory)
 
 
 @asynccontextmanager

@@ -11,13 +11,14 @@ import asyncio
 import json
 import os
 import secrets
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
+
+from kernel import removal
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -53,7 +54,7 @@ def _write(note: Path, paths: Sequence[Path]) -> None:
 def _undo(note: Path, paths: Sequence[Path]) -> None:
     for path in paths:
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            removal.discard_tree(path)
         else:
             path.unlink(missing_ok=True)
     note.unlink(missing_ok=True)

@@ -6,11 +6,10 @@ As in sandbox_release: every step can be repeated after a crash anywhere in betw
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kernel import mounts
+from kernel import mounts, removal
 from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError
 from runtime.host import cgroup_end
@@ -78,6 +77,6 @@ def _discard_blocking(node: Node, container: Container) -> None:
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
     mounts.detach_all(str(bundle))
     for directory in (bundle, layer, _runtime_state(node, record)):
-        shutil.rmtree(directory, ignore_errors=True)
+        removal.discard_tree(directory)
         if directory.exists():
             raise CrispError(Code.INTERNAL, f"cannot remove {directory}: something is still mounted there")

@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from imagesvc.store.images import Image
 from imagesvc.worker import checkpoint_files
+from kernel import removal
 from proto.errors import CrispError, failed_precondition, invalid, not_found
 from runtime.oci import restored_spec
 from runtime.oci.json_fields import Fields
@@ -146,7 +146,7 @@ async def drop(node: Node, container_id: str) -> None:
 
 
 async def _remove(node: Node, directory: Path) -> None:
-    await asyncio.get_running_loop().run_in_executor(node.blocking, shutil.rmtree, directory, True)
+    await asyncio.get_running_loop().run_in_executor(node.blocking, removal.discard_tree, directory)
 
 
 def described(checkpoint: Checkpoint) -> Image:

@@ -7,10 +7,9 @@ it can be repeated after a crash anywhere in between.
 from __future__ import annotations
 
 import asyncio
-import shutil
 from typing import TYPE_CHECKING
 
-from kernel import cgroups, mounts
+from kernel import cgroups, mounts, removal
 from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
@@ -38,7 +37,7 @@ async def discard(node: Node, sandbox: Sandbox) -> None:
     failpoint("sandbox.released")
     directory = node.paths.sandbox(record.id)
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(node.blocking, lambda: shutil.rmtree(directory, ignore_errors=True))
+    await loop.run_in_executor(node.blocking, removal.discard_tree, directory)
     if directory.exists():
         raise CrispError(Code.INTERNAL, f"cannot remove {directory}: something is still mounted there")
     await node.store.sandboxes.delete(record.id)

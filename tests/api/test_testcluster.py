@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from kernel import mounts
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from runtime.client import Client
@@ -85,3 +86,37 @@ def test_pods_of_two_nodes_reach_each_other(cluster: Cluster, rootfs: Path) -> N
     assert not cluster.directory.exists()
     assert host_state(cluster.directory) == before
     assert [name for name in os.listdir("/run/netns") if name.startswith(cluster.name)] == []
+
+
+def test_down_unmounts_and_never_deletes_what_is_mounted(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.up(1)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "precious").write_text("keep")
+    volumes = cluster.directory / "1" / "kubelet" / "pods" / "a volume"
+    volumes.mkdir(parents=True)
+    mounts.tmpfs(str(volumes), 1 << 20)
+    (volumes / "bound").mkdir()
+    mounts.bind(str(theirs), str(volumes / "bound"))
+    with open(volumes / "held", "w"):
+        refused = cluster.call("down")
+        assert refused.returncode == 1
+        assert "cannot be unmounted" in refused.stderr
+        assert "Traceback" not in refused.stderr
+        assert (volumes / "held").exists()
+    result = cluster.call("down")
+    assert result.returncode == 0, result.stderr
+    assert not cluster.directory.exists()
+    assert (theirs / "precious").read_text() == "keep"
+
+
+def test_a_namespace_of_somebody_else_is_not_taken(cluster: Cluster) -> None:
+    name = f"{cluster.name}-2"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        refused = cluster.call("up", "--nodes", "2", "--name", cluster.name)
+        assert "not of this cluster" in refused.stderr
+        assert not cluster.directory.exists()
+        assert Path(f"/run/netns/{name}").exists()
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
