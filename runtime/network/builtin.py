@@ -19,21 +19,22 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_interface
 from typing import Final
 
 import structlog
 
 from proto.errors import Code, CrispError
-from runtime.network import links
+from runtime.network import bridge, links
 from runtime.network.bandwidth import Bandwidth, bandwidth_of
+from runtime.network.bridge import gateway_of
 from runtime.network.config import NetworkConfig
-from runtime.network.host import SharedHost, gateway_of, usable_networks
-from runtime.network.leases import Address, Lease, Pool, ifb_name, ifb_of, mac_of, veth_name
+from runtime.network.host import SharedHost, usable_networks
+from runtime.network.leases import POD_GROUP, Address, Lease, Pool, host_mac, ifb_name, ifb_of, mac_of, veth_name
 from runtime.network.netlink_thread import NetlinkThread
 from runtime.network.netns import open_netns, run_in_netns
-from runtime.network.nftables import POD_GROUP, HostPort, host_ports
+from runtime.network.nftables import HostPort, host_ports
 from runtime.network.seam import NOT_READY, LeaseStore, NetworkRequest, NetworkResult, Readiness
 from runtime.network.teardown import LinkRemover
 
@@ -41,6 +42,9 @@ log = structlog.get_logger(__name__)
 
 POD_INTERFACE: Final = "eth0"
 FORWARDING_DROPPED: Final = "ForwardingDropped"
+LINKS_LOST: Final = "PodLinksLost"
+SHOWN: Final = 10
+"""Sandboxes that a message names."""
 
 
 class BuiltinNetwork:
@@ -72,6 +76,7 @@ class BuiltinNetwork:
             for ip in lease.ips:
                 for pool in self._pools:
                     pool.claim(ip)
+        self._host.bridge.expected = await self._thread.run(_that_exist(lease.links[0] for lease in self._leases.values()))
         self._host.expect([port for ports in self._ports.values() for port in ports])
         readiness = await self.check()
         if not readiness.ready:
@@ -104,7 +109,7 @@ class BuiltinNetwork:
                 "network": "builtin",
                 "bridge": self._config.bridge,
                 "mac": mac_of(lease.ips[0]),
-                "mtu": self._host.mtu,
+                "mtu": self._host.bridge.mtu,
                 "gateways": [str(pool.gateway) for pool in self._pools],
                 **lease.document(),
             },
@@ -168,9 +173,9 @@ class BuiltinNetwork:
             await links.new_veth(
                 host.route,
                 veth,
-                mac=_host_mac(primary),
-                mtu=host.mtu,
-                master=host.bridge,
+                mac=host_mac(primary),
+                mtu=host.bridge.mtu,
+                master=host.bridge.index,
                 group=POD_GROUP,
                 peer=POD_INTERFACE,
                 peer_mac=mac_of(primary),
@@ -183,6 +188,7 @@ class BuiltinNetwork:
             for ip, network in zip(lease.ips, self._networks, strict=True):
                 await links.add_address(pod, index, ip_interface(f"{ip}/{network.prefixlen}"))
                 await links.add_default_route(pod, index, gateway_of(network))
+        host.bridge.expected.add(veth)
 
     async def _shape(self, lease: Lease, bandwidth: Bandwidth) -> None:
         """Limit what the pod receives where the host sends it, and what it sends where the host receives it: in the
@@ -194,7 +200,7 @@ class BuiltinNetwork:
         if shape := bandwidth.ingress:
             await links.limit_rate(route, veth, shape.rate, shape.burst, shape.queue)
         if shape := bandwidth.egress:
-            await links.new_ifb(route, lease.links[1], self._host.mtu)
+            await links.new_ifb(route, lease.links[1], self._host.bridge.mtu, POD_GROUP)
             ifb = await links.index_of(route, lease.links[1])
             await links.limit_rate(route, ifb, shape.rate, shape.burst, shape.queue)
             await links.redirect_received(route, veth, ifb)
@@ -207,14 +213,17 @@ class BuiltinNetwork:
         lease = self._leases.get(sandbox_id)
         if lease is None:
             return
-        if ports := self._ports.pop(sandbox_id, None):
-            await self._thread.run(self._host.remove_ports(ports))
-        else:
-            await self._thread.run(asyncio.sleep(0))  # an attach that was cancelled may still be at it
+        await self._thread.run(self._disconnect(lease, self._ports.pop(sandbox_id, [])))
         await self._remover.remove(lease.links)
         await self._store.delete(sandbox_id)
         if self._leases.pop(sandbox_id, None) is not None:
             self._free(lease.ips)
+
+    async def _disconnect(self, lease: Lease, ports: Sequence[HostPort]) -> None:
+        """The kernel's part before the links go; after an attach that was cancelled and may still have been at it."""
+        self._host.bridge.expected.difference_update(lease.links)
+        if ports:
+            await self._host.remove_ports(ports)
 
     async def check(self) -> Readiness:
         """Measure bridge, forwarding and table, and mend them if need be."""
@@ -226,19 +235,23 @@ class BuiltinNetwork:
             return Readiness(False, NOT_READY, f"pod network {self._config.bridge}: {links.why(error)}")
         if self._host.obstacle:
             return Readiness(True, FORWARDING_DROPPED, self._host.obstacle)
+        if lost := self._host.bridge.lost:
+            ids = ", ".join(sorted(name[2:] for name in lost)[:SHOWN])
+            return Readiness(True, LINKS_LOST, f"somebody deleted links of {len(lost)} pods, which must be made anew: {ids}")
         return Readiness(True)
 
     async def sweep(self, live_sandbox_ids: set[str]) -> None:
-        """Undo leases of sandboxes that are no more, and delete ports of the bridge that no lease names."""
+        """Undo leases of sandboxes that are no more, and delete ports of the bridge that are of crisp's making and that no
+        lease names."""
         for sandbox_id in self._leases.keys() - live_sandbox_ids:
             log.info("removing the network of a sandbox that is no more", sandbox=sandbox_id)
             await self._undo(sandbox_id)
-        ports = await self._thread.run(links.ports_of(self._host.route, self._host.bridge))
+        ports = await self._thread.run(bridge.pod_ports(self._host.route, self._host.bridge.index))
         known = {name for lease in self._leases.values() for name in lease.links}
-        stray = [link.name for link in ports if link.kind == "veth" and link.name not in known]
+        stray = [link.name for link in ports if link.name not in known]
         if stray:
             log.info("removing links that no sandbox explains", links=stray)
-            await self._remover.remove([*stray, *(ifb_of(name) for name in stray if name.startswith("cr"))])
+            await self._remover.remove([*stray, *map(ifb_of, stray)])
 
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
         """Nothing: its subnets are those of its configuration, on a node that no cluster gives any."""
@@ -249,10 +262,10 @@ class BuiltinNetwork:
         await self._thread.run(self._host.destroy())
 
 
-def _host_mac(pod: Address) -> str:
-    """A MAC for the host's end: unlike the pod's, and fixed, so that nobody renames it or waits for it to
-    settle."""
-    return "06" + mac_of(pod)[2:]
+async def _that_exist(names: Iterable[str]) -> set[str]:
+    """Of links of the daemon's namespace; an earlier daemon may have died before it made them."""
+    there = {name for _, name in socket.if_nameindex()}
+    return there.intersection(names)
 
 
 def _enter_pod() -> socket.socket:

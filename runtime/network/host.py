@@ -9,35 +9,25 @@ import contextlib
 import errno
 import glob
 import os
-import socket
 from collections.abc import AsyncIterator, Collection, Sequence
-from ipaddress import ip_interface
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from proto.errors import Code, CrispError
-from runtime.network import links
+from runtime.network import bridge, links
+from runtime.network.bridge import Bridge
 from runtime.network.config import Network, NetworkConfig
 from runtime.network.conntrack import forget_udp
-from runtime.network.leases import mac_of
-from runtime.network.links import Interface, Link
 from runtime.network.nft_table import Table
 from runtime.network.nftables import HostPort, hush, load, ruleset
+from runtime.network.sysctls import SYSCTLS, read_sysctl, set_sysctl
 
 if TYPE_CHECKING:
     from pyroute2.iproute.linux import AsyncIPRoute
 
 log = structlog.get_logger(__name__)
-
-DEFAULT_MTU: Final = 1500
-SYSCTLS: Final = "/proc/sys/net"
-
-
-def gateway_of(network: Network) -> Interface:
-    """The bridge's address in a pod subnet."""
-    return ip_interface(f"{network.network_address + 1}/{network.prefixlen}")
 
 
 def usable_networks(config: NetworkConfig) -> tuple[Network, ...]:
@@ -58,19 +48,13 @@ class SharedHost:
         """What the table's maps should hold."""
         self.route: AsyncIPRoute = links.open_route()
         self._table = Table(config.table)
-        self._bridge = 0
+        self.bridge = Bridge(config, networks, self.route)
         self._rules: tuple[int, int] | None = None
         """Handle and number of rules of the table that was loaded last."""
         self._generation = 0
         """At which the table was last found complete."""
-        self.mtu = DEFAULT_MTU
         self.obstacle = ""
         """What of the host's own rules keeps pods from the outside world; empty if nothing is known to."""
-
-    @property
-    def bridge(self) -> int:
-        """The bridge's index."""
-        return self._bridge
 
     async def close(self) -> None:
         """Close the sockets."""
@@ -82,72 +66,12 @@ class SharedHost:
         self._ports = set(ports)
 
     async def ensure(self, *, thorough: bool = True) -> None:
-        """Make or mend what is missing. If all is well, it costs two netlink requests and reading two sysctls; one
-        less if not `thorough`, which then takes the bridge's state for granted, though not its existence."""
-        if thorough or not links.exists(self._config.bridge, self._bridge):
-            await self._ensure_bridge()
+        """Make or mend what is missing. If all is well, it costs a few netlink requests and reading a few sysctls; one
+        request and two sysctls if not `thorough`, which takes the bridge's state for granted, though not its existence."""
+        if thorough or not self.bridge.exists():
+            await self.bridge.ensure()
         self._ensure_forwarding()
         await self._ensure_table()
-
-    async def _ensure_bridge(self) -> None:
-        link = await links.link_at(self.route, self._bridge) if self._bridge else None
-        if link is not None and link.up and link.name == self._config.bridge:
-            return
-        self.mtu = await self._uplink_mtu()
-        link = await links.find_link(self.route, self._config.bridge)
-        if link is None:
-            await self._refuse_overlap()
-            mac = mac_of(gateway_of(self._networks[0]).ip)
-            await links.new_bridge(self.route, self._config.bridge, mac, self.mtu)
-            link = await links.find_link(self.route, self._config.bridge)
-        if link is None or link.kind != "bridge":
-            raise CrispError(
-                Code.FAILED_PRECONDITION,
-                f"interface {self._config.bridge} exists and is not a bridge: configure another name in network.bridge",
-            )
-        await self._set_up_bridge(link)
-
-    async def _set_up_bridge(self, link: Link) -> None:
-        name = link.name
-        for network in self._networks:
-            if network.version == 6:
-                set_sysctl(f"ipv6/conf/{name}/disable_ipv6", "0")
-                set_sysctl(f"ipv6/conf/{name}/accept_ra", "0")
-                # Without a link-local address the kernel asks for no neighbours on behalf of others:
-                # detection would hold up what is forwarded to the first pod for two seconds.
-                set_sysctl(f"ipv6/conf/{name}/accept_dad", "0")
-            else:
-                # Lets the node's own 127.0.0.1 reach host ports; the table's chain `guard` keeps pods from
-                # abusing it.
-                set_sysctl(f"ipv4/conf/{name}/route_localnet", "1")
-        await links.set_up(self.route, link.index, mtu=self.mtu)
-        for network in self._networks:
-            await links.add_address(self.route, link.index, gateway_of(network))
-        self._bridge = link.index
-
-    async def _uplink_mtu(self) -> int:
-        """The MTU of the interface with the default route, so that pods' packets fit it."""
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for route in await links.list_routes(self.route, family):
-                if route.destination.prefixlen == 0 and route.link:
-                    uplink = await links.link_at(self.route, route.link)
-                    if uplink is not None and uplink.mtu:
-                        return uplink.mtu
-        return DEFAULT_MTU
-
-    async def _refuse_overlap(self) -> None:
-        """Do not take addresses away from a network that the host already reaches."""
-        for network in self._networks:
-            family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-            for route in await links.list_routes(self.route, family):
-                theirs = route.destination
-                if theirs.prefixlen >= network.prefixlen and int(theirs.network_address) in range(
-                    int(network.network_address), int(network.broadcast_address) + 1
-                ):
-                    raise CrispError(
-                        Code.FAILED_PRECONDITION,
-                        f"pod subnet {network} overlaps the host's route to {theirs}: configure other network.subnets",
-                    )
 
     def _ensure_forwarding(self) -> None:
         for network in self._networks:
@@ -233,28 +157,19 @@ class SharedHost:
         """Remove the bridge and the table. Forwarding stays on: others may rely on it by now."""
         await _remove_shared(self.route, self._table, self._config)
         self._rules = None
-        self._bridge = 0
+        self.bridge.index = 0
 
 
 async def _remove_shared(route: AsyncIPRoute, table: Table, config: NetworkConfig) -> None:
+    await bridge.remove(route, config)
     await table.delete()
-    if await _own_bridge(route, config) is not None:
-        await links.delete_link(route, config.bridge)
-
-
-async def _own_bridge(route: AsyncIPRoute, config: NetworkConfig) -> Link | None:
-    """The bridge, if crisp made it: an administrator's own, which `network.bridge` may name, has another address."""
-    link = await links.find_link(route, config.bridge)
-    return link if link is not None and link.mac == mac_of(gateway_of(config.networks()[0]).ip) else None
 
 
 async def shared_traces(config: NetworkConfig) -> list[str]:
     """What of the bridge, its ports and the table is there, whether a daemon runs or not."""
     found = []
     async with _looking(config) as (route, table):
-        bridge = await _own_bridge(route, config)
-        ports = await links.ports_of(route, bridge.index) if bridge is not None else []
-        found = [f"interface {link.name}" for link in (*ports, *([bridge] if bridge is not None else []))]
+        found = await bridge.traces(route, config)
         if await table.handle() is not None:
             found.append(f"nftables table inet {config.table}")
     return found
@@ -278,25 +193,3 @@ async def _looking(config: NetworkConfig) -> AsyncIterator[tuple[AsyncIPRoute, T
     finally:
         route.close()
         table.close()
-
-
-def read_sysctl(key: str) -> str:
-    """A value below net, empty if the kernel has no such key."""
-    with contextlib.suppress(FileNotFoundError), open(f"{SYSCTLS}/{key}", encoding="ascii") as file:
-        return file.read().strip()
-    return ""
-
-
-def set_sysctl(key: str, value: str) -> None:
-    """Set a value below net unless it is that already, as /proc/sys may be read-only. Raises
-    FAILED_PRECONDITION."""
-    if read_sysctl(key) == value:
-        return
-    try:
-        with open(f"{SYSCTLS}/{key}", "w", encoding="ascii") as file:
-            file.write(value)
-    except OSError as error:
-        name = f"net.{key.replace('/', '.')}"
-        raise CrispError(
-            Code.FAILED_PRECONDITION, f"cannot set sysctl {name}={value}: {os.strerror(error.errno or 0)}"
-        ) from None

@@ -6,6 +6,7 @@ whatever a crash leaves in the kernel has a lease that names it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -22,6 +23,23 @@ LINK_ID_DIGITS: Final = 11
 characters."""
 
 
+POD_GROUP: Final = 0x6372
+"""The link group of the bridge's ports that lead to pods, and of what shapes them."""
+
+SMALLEST_REMOVAL_GROUP: Final = 0x10000
+"""Links that are being deleted are in groups from here on; those below are what administrators name in
+/etc/iproute2/group."""
+
+_LINK_NAME: Final = re.compile(r"c[ri][0-9a-f]{11}")
+
+
+def bears_mark(name: str, kind: str, group: int) -> bool:
+    """Whether a link is one that crisp has made for a pod, by its name, kind and group. All others are somebody else's,
+    whatever they are connected to."""
+    ours = group == POD_GROUP or group >= SMALLEST_REMOVAL_GROUP
+    return bool(_LINK_NAME.fullmatch(name)) and ours and kind == ("veth" if name[1] == "r" else "ifb")
+
+
 def veth_name(sandbox_id: str) -> str:
     """The host's end of a sandbox's veth pair."""
     return f"cr{sandbox_id[:LINK_ID_DIGITS]}"
@@ -35,6 +53,16 @@ def ifb_name(sandbox_id: str) -> str:
 def ifb_of(veth: str) -> str:
     """The shaping device that belongs to a veth of this name."""
     return f"ci{veth[2:]}"
+
+
+OWN_MAC: Final = "02:c5:"
+"""How the addresses of pods and of crisp's bridges begin."""
+
+
+def host_mac(pod: Address) -> str:
+    """A MAC for the host's end of a pod's veth pair: fixed, so that nobody waits for it to settle, and higher than any
+    card's, as a bridge without an address of its own takes the lowest of its ports'."""
+    return "fe:c5:" + mac_of(pod)[len(OWN_MAC) :]
 
 
 def mac_of(address: Address) -> str:

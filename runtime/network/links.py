@@ -11,12 +11,13 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
 from typing import Any, Final
 
 from pyroute2.iproute.linux import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from runtime.network.leases import bears_mark
 from runtime.network.netns import open_netns, run_in_netns
 
 Interface = IPv4Interface | IPv6Interface
@@ -34,7 +35,7 @@ IFA_F_NODAD: Final = 0x02
 RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL = 254, 1, 2
 TC_H_INGRESS: Final = 0xFFFF0000
 ETH_P_ALL: Final = 0x0003
-SIOCGIFINDEX, SIOCSIFFLAGS = 0x8933, 0x8914
+SIOCGIFINDEX, SIOCGIFMTU, SIOCSIFFLAGS = 0x8933, 0x8921, 0x8914
 U32_MAX: Final = 0xFFFFFFFF
 
 
@@ -73,6 +74,7 @@ class Link:
     mac: str
     master: int
     """Index of the bridge it is a port of, or 0."""
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def _link(message: Any) -> Link:
         mtu=message.get("mtu") or 0,
         mac=message.get("address") or "",
         master=message.get("master") or 0,
+        group=message.get("group") or 0,
     )
 
 
@@ -186,9 +189,9 @@ async def new_veth(
     )
 
 
-async def new_ifb(route: AsyncIPRoute, name: str, mtu: int) -> None:
+async def new_ifb(route: AsyncIPRoute, name: str, mtu: int, group: int) -> None:
     """Make an intermediate functional block: a device through which incoming traffic is shaped as if it went out."""
-    await route.link("add", kind="ifb", ifname=name, mtu=mtu, state="up")
+    await route.link("add", kind="ifb", ifname=name, mtu=mtu, group=group, state="up")
 
 
 async def set_hairpin(route: AsyncIPRoute, name: str) -> None:
@@ -197,9 +200,10 @@ async def set_hairpin(route: AsyncIPRoute, name: str) -> None:
     await route.brport("set", index=socket.if_nametoindex(name), mode=1)
 
 
-async def set_up(route: AsyncIPRoute, index: int, *, mtu: int = 0) -> None:
-    """Bring a link up; change its MTU too, unless 0."""
-    await route.link("set", index=index, state="up", **({"mtu": mtu} if mtu else {}))
+async def set_up(route: AsyncIPRoute, index: int, *, mtu: int = 0, master: int = 0) -> None:
+    """Bring a link up; change its MTU and its bridge too, unless 0."""
+    changes = {name: value for name, value in (("mtu", mtu), ("master", master)) if value}
+    await route.link("set", index=index, state="up", **changes)
 
 
 async def set_up_loopback(netns_path: str) -> None:
@@ -221,32 +225,67 @@ async def delete_link(route: AsyncIPRoute, name: str) -> None:
             raise
 
 
-async def delete_links(route: AsyncIPRoute, names: list[str], group: int) -> None:
-    """Delete links in one go, by gathering them in a `group` that nobody else uses; those that are gone do not matter."""
-    found = 0
+async def delete_links(route: AsyncIPRoute, names: list[str], group: int) -> dict[str, Exception]:
+    """Delete pods' links in one go, by gathering them in a `group` that nobody else uses; returns what was not, and why.
+
+    Those that are gone do not matter, and those of another's making that only have the name are left alone.
+    """
+    failures: dict[str, Exception] = {}
+    gathered = []
     for name in names:
         try:
-            await route.link("set", ifname=name, group=group)
-            found += 1
-        except NetlinkError as error:
-            if error.code != errno.ENODEV:
-                raise
-    if found:
+            link = await find_link(route, name)
+            if link is None or not bears_mark(link.name, link.kind, link.group):
+                continue
+            await route.link("set", index=link.index, group=group)
+            gathered.append(name)
+        except REFUSED as error:
+            if getattr(error, "code", None) != errno.ENODEV:
+                failures[name] = error
+    if gathered:
         try:
             await route.link("del", group=group)
-        except NetlinkError as error:
-            if error.code != errno.ENODEV:
-                raise
+        except REFUSED:  # one of them, or the kernel lacks this: each for itself, then
+            for name in gathered:
+                try:
+                    await delete_link(route, name)
+                except REFUSED as error:
+                    failures[name] = error
+    return failures
 
 
-async def add_address(route: AsyncIPRoute, index: int, interface: Interface) -> None:
-    """Give a link an address, usable at once: no duplicate address detection, since the lease table says it is ours."""
-    options: dict[str, Any] = {}
+async def add_address(route: AsyncIPRoute, index: int, interface: Interface, *, mark: int = 0) -> None:
+    """Give a link an address, usable at once: no duplicate address detection, since the lease table says it is ours.
+
+    `mark` is what `marked_addresses` finds it by (IFA_PROTO, since Linux 5.18).
+    """
+    options: dict[str, Any] = {"proto": mark} if mark else {}
     if interface.version == 6:
         options["flags"] = IFA_F_NODAD
     elif interface.network.prefixlen < 31:
         options["broadcast"] = str(interface.network.broadcast_address)
     await route.addr("replace", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **options)
+
+
+async def addresses_of(route: AsyncIPRoute, index: int) -> dict[Interface, int]:
+    """The addresses of a link, each with its mark or 0."""
+    return {
+        ip_interface((message.get("local") or message.get("address"), message["prefixlen"])): message.get("proto") or 0
+        async for message in await route.addr("dump", index=index)
+        if message["index"] == index
+    }
+
+
+async def delete_address(route: AsyncIPRoute, index: int, interface: Interface) -> None:
+    """Take an address from a link."""
+    await route.addr("del", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen)
+
+
+async def add_connected_route(route: AsyncIPRoute, index: int, interface: Interface) -> None:
+    """The route to its neighbours that an address comes with."""
+    family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
+    source = {"prefsrc": str(interface.ip), "scope": "link"} if interface.version == 4 else {}
+    await route.route("replace", family=int(family), dst=str(interface.network), oif=index, proto="kernel", **source)
 
 
 async def add_default_route(route: AsyncIPRoute, index: int, gateway: Interface) -> None:
@@ -300,6 +339,17 @@ def set_up_inside(fileno: int, name: str) -> None:
     """Bring a link up in the namespace that a socket belongs to. Raises OSError, ENODEV."""
     request = struct.pack("16sH14x", name.encode(), IFF_UP | IFF_RUNNING)
     fcntl.ioctl(fileno, SIOCSIFFLAGS, request)
+
+
+def mtu_at(index: int) -> int:
+    """MTU of a link of this thread's namespace, 0 if there is none."""
+    try:
+        request = struct.pack("16s24x", socket.if_indextoname(index).encode())
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+            (mtu,) = struct.unpack_from("=i", fcntl.ioctl(control, SIOCGIFMTU, request), 16)
+    except OSError:
+        return 0
+    return int(mtu)
 
 
 def exists(name: str, index: int) -> bool:

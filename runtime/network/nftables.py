@@ -22,15 +22,12 @@ from typing import Final
 
 from proto.errors import Code, CrispError, invalid
 from runtime.network.config import Network, NetworkConfig
-from runtime.network.leases import Lease
+from runtime.network.leases import POD_GROUP, Lease
 
 Address = IPv4Address | IPv6Address
 
 NFT_SECONDS: Final = 30.0
 """How long the nft program may take to load the table."""
-
-POD_GROUP: Final = 0x6372
-"""The link group of the bridge's ports that lead to pods."""
 
 PROTOCOLS: Final = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": 132}
 MAPS: Final = ("ports4_at", "ports4", "ports6_at", "ports6")

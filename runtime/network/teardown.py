@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from runtime.network import links
+from runtime.network.leases import SMALLEST_REMOVAL_GROUP
 from runtime.network.netlink_thread import NetlinkThread
 
 MAX_LINKS: Final = 64
 """Per request; the kernel's lock on all networking is held for as long as one takes."""
-
-_SMALLEST_GROUP: Final = 0x10000
-"""Groups below are those that administrators name in /etc/iproute2/group."""
 
 
 class LinkRemover:
@@ -43,26 +41,20 @@ class LinkRemover:
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:MAX_LINKS], self._waiting[MAX_LINKS:]
-                names = [name for wanted, _ in batch for name in wanted]
-                try:
-                    await self._thread.run(self._delete(names))
-                except links.REFUSED as error:
-                    outcome: Exception | None = error
-                else:
-                    outcome = None
-                for _, done in batch:
+                failures = await self._thread.run(self._delete([name for wanted, _ in batch for name in wanted]))
+                for wanted, done in batch:
                     if done.done():
                         continue
-                    if outcome is None:
-                        done.set_result(None)
+                    if error := next((failures[name] for name in wanted if name in failures), None):
+                        done.set_exception(error)
                     else:
-                        done.set_exception(outcome)
+                        done.set_result(None)
         finally:
             self._task = None
 
-    async def _delete(self, names: list[str]) -> None:
-        group = secrets.randbelow(0x7FFFFFFF - _SMALLEST_GROUP) + _SMALLEST_GROUP
-        await links.delete_links(self._route, names, group)
+    async def _delete(self, names: list[str]) -> dict[str, Exception]:
+        group = secrets.randbelow(0x7FFFFFFF - SMALLEST_REMOVAL_GROUP) + SMALLEST_REMOVAL_GROUP
+        return await links.delete_links(self._route, names, group)
 
     async def close(self) -> None:
         """Finish what was asked for, then let go of the thread."""

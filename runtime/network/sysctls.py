@@ -1,0 +1,33 @@
+"""Sysctls below net, of this thread's network namespace."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import Final
+
+from proto.errors import Code, CrispError
+
+SYSCTLS: Final = "/proc/sys/net"
+
+
+def read_sysctl(key: str) -> str:
+    """A value below net, empty if the kernel has no such key."""
+    with contextlib.suppress(FileNotFoundError), open(f"{SYSCTLS}/{key}", encoding="ascii") as file:
+        return file.read().strip()
+    return ""
+
+
+def set_sysctl(key: str, value: str) -> None:
+    """Set a value below net unless it is that already, as /proc/sys may be read-only. Raises
+    FAILED_PRECONDITION."""
+    if read_sysctl(key) == value:
+        return
+    try:
+        with open(f"{SYSCTLS}/{key}", "w", encoding="ascii") as file:
+            file.write(value)
+    except OSError as error:
+        name = f"net.{key.replace('/', '.')}"
+        raise CrispError(
+            Code.FAILED_PRECONDITION, f"cannot set sysctl {name}={value}: {os.strerror(error.errno or 0)}"
+        ) from None

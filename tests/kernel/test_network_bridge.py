@@ -1,0 +1,212 @@
+"""The builtin network's bridge: whose it is, what belongs to others on it, and that it is mended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from proto.errors import Code, CrispError
+from runtime.network import host as network_host
+from runtime.network.builtin import BuiltinNetwork
+from runtime.network.config import NetworkConfig
+from runtime.network.leases import veth_name
+from runtime.network.seam import PortMapping
+from tests.kernel.netlab import Netns, ask
+from tests.kernel.network_lab import Lab, links, request
+
+pytestmark = pytest.mark.root
+
+FOREIGN = NetworkConfig(bridge="br-lan")
+
+
+@asynccontextmanager
+async def builtin(lab: Lab, config: NetworkConfig | None = None) -> Any:
+    network = BuiltinNetwork(config or NetworkConfig(), lab.leases)
+    try:
+        await network.start()
+        yield network
+    finally:
+        await network.close()
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with ExitStack() as stack:
+        yield Lab(stack)
+
+
+def shown(netns: Netns, link: str) -> dict[str, Any]:
+    return dict(json.loads(netns.sh(f"ip -j -d link show {link}"))[0])
+
+
+def test_a_bridge_of_somebody_else_stays_as_it_is(lab: Lab) -> None:
+    """With a neighbour's veth on it, named as nothing of crisp's and as something of crisp's."""
+    lab.host.sh(
+        "ip link add br-lan type bridge mcast_snooping 1; ip link set br-lan mtu 1450 up;"
+        "ip addr add 198.51.100.1/24 dev br-lan; sysctl -qw net.ipv6.conf.br-lan.accept_ra=2;"
+        "for n in vm1 cr0123456789a ci0123456789a; do ip link add $n type veth peer name p-$n;"
+        "ip link set $n master br-lan up; done"
+    )
+    before, theirs = shown(lab.host, "br-lan"), links(lab.host)
+    pod = lab.pod()
+    lab.serve(pod, 8080)
+    asked = request(pod, PortMapping("tcp", 8080, 80), annotations={"kubernetes.io/egress-bandwidth": "1G"})
+
+    async def body() -> None:
+        async with builtin(lab, FOREIGN) as network:
+            await network.sweep(set())
+            await network.attach(asked)
+            await network.sweep({asked.sandbox_id})
+            assert ask(lab.outside, "192.0.2.2", 80)
+            assert ask(lab.host, "127.0.0.1", 80)
+        async with builtin(lab, FOREIGN) as network:
+            await network.sweep({asked.sandbox_id})
+            assert (await network.check()).ready
+            assert theirs < links(lab.host)
+            found = await network_host.shared_traces(FOREIGN)
+            assert [trace for trace in found if "vm1" in trace or trace == "interface br-lan"] == []
+            assert "address 10.201.0.1/16 of br-lan" in found
+            await network.destroy()
+        await network_host.remove_shared(FOREIGN)
+        assert await network_host.shared_traces(FOREIGN) == []
+
+    lab.run(body)
+    after = shown(lab.host, "br-lan")
+    assert links(lab.host) == theirs
+    for key in ("address", "mtu", "flags", "operstate"):
+        assert after[key] == before[key], key
+    assert after["linkinfo"]["info_data"]["mcast_snooping"] == 1
+    assert "10.201" not in lab.host.sh("ip addr show br-lan")
+    assert "198.51.100.1/24" in lab.host.sh("ip addr show br-lan")
+    assert lab.host.sh("sysctl -n net.ipv6.conf.br-lan.accept_ra net.ipv4.conf.br-lan.route_localnet").split() == ["2", "0"]
+
+
+def test_foreign_links_on_crisps_own_bridge_are_not_deleted(lab: Lab) -> None:
+    async def body() -> None:
+        async with builtin(lab) as network:
+            lab.host.sh("ip link add vm1 type veth peer name vm1p; ip link set vm1 master crisp0 up")
+            await network.sweep(set())
+            assert {"vm1", "vm1p"} <= links(lab.host)
+            await network.destroy()
+            assert links(lab.host) == {"vm1", "vm1p"}
+
+    lab.run(body)
+
+
+def test_an_attach_that_finds_its_name_taken_does_not_delete_who_has_it(lab: Lab) -> None:
+    asked = request(lab.pod())
+    name = veth_name(asked.sandbox_id)
+    lab.host.sh(f"ip link add {name} type veth peer name other")
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            with pytest.raises(CrispError, match="cannot connect sandbox"):
+                await network.attach(asked)
+            assert links(lab.host) == {"crisp0", name, "other"}
+            assert lab.leases.documents == {}
+
+    lab.run(body)
+
+
+DAMAGES = {
+    "addresses": "ip addr flush dev crisp0",
+    "down": "ip link set crisp0 down",
+    "down and up": "ip link set crisp0 down; ip link set crisp0 up",
+    "deleted": "ip link del crisp0",
+    "made anew": "ip link del crisp0; ip link add crisp0 address 02:c5:0a:c9:00:01 type bridge; ip link set crisp0 up",
+    "routes": "ip route flush dev crisp0; ip -6 route flush dev crisp0",
+    "ports off": "ip link set {veth} nomaster",
+    "ports down": "ip link set {veth} down",
+    "forwarding": "sysctl -qw net.ipv4.conf.crisp0.forwarding=0 net.ipv6.conf.crisp0.forwarding=0",
+    "ipv6": "sysctl -qw net.ipv6.conf.crisp0.disable_ipv6=1",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_the_bridge_is_mended(lab: Lab, damage: str) -> None:
+    pod, other = lab.pod(), lab.pod()
+    lab.serve(pod, 8080)
+    lab.serve(lab.outside, 80)
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            first = request(pod, PortMapping("tcp", 8080, 80))
+            result = await network.attach(first)
+            await network.attach(request(other))
+            lab.host.sh(damage.format(veth=veth_name(first.sandbox_id)))
+            assert (await network.check()).message == ""
+            for address in result.ips:
+                assert ask(other, address, 8080), "from pod to pod"
+                assert ask(lab.host, address, 8080), "from the node"
+            for address in ("192.0.2.2", "2001:db8::2"):
+                assert ask(lab.outside, address, 80), "from outside"
+                assert ask(pod, address, 80), "hairpin"
+            assert ask(pod, "192.0.2.1", 80) == "192.0.2.2"
+            assert ask(pod, "2001:db8::1", 80) == "2001:db8::2"
+
+    lab.run(body)
+
+
+def test_a_pods_link_that_was_deleted_is_told(lab: Lab) -> None:
+    first, second = request(lab.pod()), request(lab.pod())
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            for each in (first, second):
+                await network.attach(each)
+            lab.host.sh(f"ip link del {veth_name(first.sandbox_id)}")
+            told = await network.check()
+            assert (told.ready, told.reason) == (True, "PodLinksLost")
+            assert first.sandbox_id[:11] in told.message
+            assert second.sandbox_id[:11] not in told.message
+            await network.detach(first)
+            assert (await network.check()).message == ""
+
+    lab.run(body)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_route_that_contains_the_subnet_is_an_overlap(lab: Lab, family: int) -> None:
+    theirs = "10.0.0.0/8" if family == 4 else "fd00::/8"
+    via = "192.0.2.1" if family == 4 else "2001:db8::1"
+    pod = lab.pod()
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.destroy()
+            lab.host.sh(f"ip -{family} route add {theirs} via {via}")
+            told = await network.check()
+            assert not told.ready
+            assert f"overlaps the host's route to {theirs}" in told.message
+            with pytest.raises(CrispError) as caught:
+                await network.attach(request(pod))
+            assert caught.value.code is Code.FAILED_PRECONDITION
+        async with builtin(lab, NetworkConfig(direct=(theirs,))) as network:  # the cluster's own, says the administrator
+            assert (await network.check()).ready
+
+    lab.run(body)
+
+
+def test_halves_of_the_default_route_are_no_overlap(lab: Lab) -> None:
+    lab.host.sh("ip route add 0.0.0.0/1 via 192.0.2.1; ip route add 128.0.0.0/1 via 192.0.2.1")
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            assert (await network.check()).ready
+
+    lab.run(body)
+
+
+def test_an_overlap_with_a_bridge_of_somebody_else(lab: Lab) -> None:
+    lab.host.sh("ip link add br-lan type bridge; ip link set br-lan up; ip route add 10.201.0.0/20 via 192.0.2.1")
+
+    async def body() -> None:
+        async with builtin(lab, FOREIGN) as network:
+            told = await network.check()
+            assert "overlaps the host's route to 10.201.0.0/20" in told.message
+
+    lab.run(body)
