@@ -122,7 +122,8 @@ def ruleset(config: NetworkConfig, networks: Iterable[Network], ports: Iterable[
     postrouting = "\n".join(f"        {line}" for line in lines)
     # Before connection tracking: a reply to 127.0.0.1 does not carry that address yet, so what does is
     # forged. Without this, route_localnet on the bridge would let pods reach the host's loopback services
-    # (CVE-2020-8558).
+    # (CVE-2020-8558). A neighbour on the uplink that routes 127/8 to the node is sent to no host port either: who
+    # binds one to 127.0.0.1 means the node itself.
     return f"""\
 table inet {config.table} {{}}
 delete table inet {config.table}
@@ -140,6 +141,8 @@ table inet {config.table} {{
     }}
     chain prerouting {{
         type nat hook prerouting priority dstnat; policy accept;
+        iifname != "lo" ip daddr 127.0.0.0/8 return
+        iifname != "lo" ip6 daddr ::1 return
         meta l4proto {{ tcp, udp, sctp }} jump ports
     }}
     chain output {{

@@ -171,6 +171,29 @@ def test_host_ip_limits_a_host_port_to_one_address(lab: Lab) -> None:
     lab.run(body)
 
 
+def test_a_host_port_of_the_nodes_loopback_is_out_of_the_neighbours_reach(lab: Lab) -> None:
+    pod = lab.pod()
+    lab.serve(pod, 8080)
+    lab.outside.sh(
+        "ip addr del 127.0.0.1/8 dev lo; sysctl -qw net.ipv4.conf.uplink.route_localnet=1;"
+        "ip route add 127.0.0.0/8 via 192.0.2.2 src 192.0.2.1"
+    )
+    # As a node has it whose administrator, or kube-proxy, is generous.
+    lab.host.sh("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.uplink.rp_filter=0")
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(request(pod, PortMapping("tcp", 8080, 81, "127.0.0.1"), PortMapping("tcp", 8080, 82)))
+            assert ask(lab.host, "127.0.0.1", 81)
+            assert ask(lab.host, "127.0.0.1", 82)
+            assert ask(lab.outside, "192.0.2.2", 82)
+            for port in (81, 82):
+                with pytest.raises(OSError):
+                    ask(lab.outside, "127.0.0.1", port, seconds=0.5)
+
+    lab.run(body)
+
+
 def test_a_host_port_in_use_is_refused_and_nothing_remains(lab: Lab) -> None:
     first, second = lab.pod(), lab.pod()
 
