@@ -254,6 +254,48 @@ async def test_garbage_collection_names_what_is_in_use(setup: Setup) -> None:
         assert "CNI_CONTAINERID" not in setup.plugin.environment("GC")
 
 
+async def test_no_garbage_collection_where_nothing_was_attached(setup: Setup) -> None:
+    """Another runtime's pods are in the same network."""
+    setup.write(cniVersion="1.1.0")
+    other = FakePlugin(setup.tmp, "other")
+    config = {"bin_dirs": (setup.plugin.bin_dir, other.bin_dir), "max_conf_num": 0, "gc_seconds": 1.0}
+    asked = setup.request()
+    async with setup.network(**config) as network:
+        await network.sweep(set())
+        await network.attach(asked)
+        # Of a network that this state never used, named last: by the time this one is collected, the other was passed over.
+        setup.write("00-other.conflist", [{"type": "other"}], name="other", cniVersion="1.1.0")
+        await until(lambda: len(network._default.networks) == 2)
+        before = setup.plugin.calls().count("GC")
+        await until(lambda: setup.plugin.calls().count("GC") >= before + 2)
+        assert other.calls() == []
+        await network.detach(asked)
+    async with setup.network(**config) as network:  # what it once used is still its own to clean
+        before = setup.plugin.calls().count("GC")
+        await network.sweep(set())
+        await until(lambda: setup.plugin.calls().count("GC") > before)
+        assert other.calls() == []
+        await network.destroy()
+    assert not (setup.tmp / "locks").exists()
+
+
+async def test_a_new_state_collects_no_garbage(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup.write(cniVersion="1.1.0")
+    collected = asyncio.Event()
+    collect = CniNetwork._collect_garbage
+
+    async def witnessed(network: CniNetwork) -> None:
+        await collect(network)
+        collected.set()
+
+    monkeypatch.setattr(CniNetwork, "_collect_garbage", witnessed)
+    async with setup.network() as network:
+        await network.sweep(set())
+        async with asyncio.timeout(10):
+            await collected.wait()
+        assert setup.plugin.calls() == []
+
+
 async def test_disabled_check_and_gc(setup: Setup) -> None:
     setup.write(cniVersion="1.1.0", disableCheck=True, disableGC=True)
     async with setup.network() as network:

@@ -25,6 +25,7 @@ from runtime.network.cni import chain, protocol
 from runtime.network.cni.attachments import Attachment, Record
 from runtime.network.cni.capabilities import arguments, capabilities
 from runtime.network.cni.directory import Directory
+from runtime.network.cni.known_networks import KnownNetworks
 from runtime.network.cni.plugins import Plugins
 from runtime.network.cni.readiness import Statuses
 from runtime.network.cni.stragglers import Stragglers
@@ -65,6 +66,7 @@ class CniNetwork:
         self._template = Template(Path(config.conf_template) if config.conf_template else None, self._default)
         self._statuses = Statuses(self._plugins, config.status_seconds)
         self._stragglers = Stragglers(state)
+        self._known = KnownNetworks(state)
         self._records: dict[str, Record] = {}
         self._thread = NetlinkThread("loopback")
         self._running = 0
@@ -84,6 +86,7 @@ class CniNetwork:
                 self._records[sandbox_id] = Record.parse(document)
             except (KeyError, TypeError, ValueError) as error:
                 log.error("record of CNI attachments cannot be read", sandbox=sandbox_id, error=str(error))
+        self._known.load(attachment.network.name for record in self._records.values() for attachment in record.attachments)
         await self.set_pod_cidrs(self._pod_cidrs)
         for directory in (self._default, *self._handlers.values()):
             directory.watch(self._changed)
@@ -154,6 +157,7 @@ class CniNetwork:
             await self._thread.run(links.set_up_loopback(record.netns))
             with self._stragglers.guard(sandbox_id) as held:
                 for attachment in record.attachments:
+                    self._known.note(attachment.network.name)
                     target = protocol.Target(sandbox_id, record.netns, attachment.interface, record.arguments)
                     attachment.result = await chain.add(
                         self._plugins, attachment.network, target, attachment.capabilities, (held,)
@@ -294,7 +298,8 @@ class CniNetwork:
                 log.warning("a pod's network is not as it was made", sandbox=sandbox_id, reason=error.message)
 
     async def _collect_garbage(self) -> None:
-        """GC: "the runtime must not call it while an ADD or DEL is under way" for the same network."""
+        """GC: "the runtime must not call it while an ADD or DEL is under way" for the same network. Networks to which this
+        state has attached nothing are others', and all that is in use there."""
         while True:
             await self._collecting.acquire()
             if not self._running:
@@ -304,6 +309,8 @@ class CniNetwork:
         try:
             directories = (self._default, *self._handlers.values())
             for network in {network.name: network for d in directories for network in d.networks}.values():
+                if network.name not in self._known:
+                    continue
                 valid = [
                     (sandbox_id, attachment.interface)
                     for sandbox_id, record in self._records.items()
@@ -319,6 +326,7 @@ class CniNetwork:
         """Detach every sandbox; what the plugins share is theirs."""
         for sandbox_id, record in list(self._records.items()):
             await self._undo(sandbox_id, record)
+        self._known.remove()
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self._stragglers.directory)
 
