@@ -47,7 +47,10 @@ class RuntimeService(ObservationRpcs):
 
     async def Status(self, request: cri.StatusRequest) -> cri.StatusResponse:
         """Conditions, handlers, features."""
-        return await node_status.status(self._node, verbose=request.verbose)
+        reply = await node_status.status(self._node, verbose=request.verbose)
+        if request.verbose and self._streaming.certificate:
+            reply.info["streamingCertificate"] = self._streaming.certificate
+        return reply
 
     async def RuntimeConfig(self, request: cri.RuntimeConfigRequest) -> cri.RuntimeConfigResponse:
         """The cgroup driver."""

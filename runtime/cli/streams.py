@@ -26,7 +26,7 @@ def exec_(socket_path: str, container: str, command: tuple[str, ...], stdin: boo
     with errors(), Client(socket_path) as client:
         request = cri.ExecRequest(container_id=container, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
         url = client.runtime.Exec(request).url
-        code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty)))
+        code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty), certificate=_certificate(client)))
     raise SystemExit(code)
 
 
@@ -45,7 +45,7 @@ def attach(socket_path: str, container: str, stdin: bool) -> None:
         tty = '"terminal": true' in client.runtime.ContainerStatus(verbose).info["info"]
         request = cri.AttachRequest(container_id=container, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
         url = client.runtime.Attach(request).url
-        code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty)))
+        code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty), certificate=_certificate(client)))
     raise SystemExit(code)
 
 
@@ -62,15 +62,23 @@ def port_forward(socket_path: str, pod: str, ports: tuple[str, ...], address: st
     pairs = [_ports(text) for text in ports]
     with errors(), Client(socket_path) as client:
         request = cri.PortForwardRequest(pod_sandbox_id=pod, port=[remote for _, remote in pairs])
-        url = client.runtime.PortForward(request).url
+        url, trusted = client.runtime.PortForward(request).url, _certificate(client)
 
         def listening(local: int, remote: int) -> None:
             click.echo(f"{address}:{local} -> {remote}")
 
         try:
-            asyncio.run(forward_ports(url, pairs, address=address, on_listening=listening))
+            asyncio.run(forward_ports(url, pairs, address=address, certificate=trusted, on_listening=listening))
         except KeyboardInterrupt:
             return
+
+
+def _certificate(client: Client) -> str:
+    """The one that the daemon shows to streaming clients, as it says on its own socket; empty without TLS."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    info = client.runtime.Status(cri.StatusRequest(verbose=True)).info
+    return str(info.get("streamingCertificate", ""))
 
 
 def _ports(text: str) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -35,19 +36,22 @@ from runtime.streaming.spdy_session import SpdySession
 CONNECT_SECONDS: Final = 30.0
 
 
-async def connect(url: str, protocols: Sequence[str], tls: ssl.SSLContext | None = None) -> tuple[SpdySession, str]:
+async def connect(url: str, protocols: Sequence[str], certificate: str = "") -> tuple[SpdySession, str]:
     """Open a session; returns it with the protocol that was agreed on.
 
-    `tls` is for https URLs, by default with the system's certificate authorities. Raises UNAVAILABLE, or what the server
-    refused with.
+    With an https URL the server must show the certificate with the SHA-256 `certificate` (hexadecimal), as the daemon
+    has said over its socket, whoever signed it and for what name; without that, one of the system's authorities must vouch
+    for it. Raises UNAVAILABLE, or what the server refused with.
     """
     parts = urlsplit(url)
-    secure = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+    secure = _tls(certificate) if parts.scheme == "https" else None
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: Connection(lambda _: None), parts.hostname or "", parts.port or (443 if secure else 80), ssl=secure
             )
+            if certificate and secure is not None:
+                _check_certificate(connection, parts.netloc, certificate)
             protocol, rest = await unless_lost(connection.lost, _upgrade(connection, parts.path, parts.netloc, protocols))
     except (OSError, TimeoutError, ConnectionLostError) as error:
         raise CrispError(Code.UNAVAILABLE, f"cannot connect to {parts.netloc}: {error or 'no answer'}") from None
@@ -55,6 +59,21 @@ async def connect(url: str, protocols: Sequence[str], tls: ssl.SSLContext | None
     connection.data_received(rest)
     connection.resume_reading()
     return session, protocol
+
+
+def _tls(certificate: str) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if certificate:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # the certificate itself is known: see _check_certificate
+    return context
+
+
+def _check_certificate(connection: Connection, host: str, wanted: str) -> None:
+    shown = hashlib.sha256(connection.peer_certificate()).hexdigest()
+    if shown != wanted:
+        connection.abort()
+        raise CrispError(Code.UNAVAILABLE, f"{host} shows another certificate than the daemon's: {shown}, not {wanted}")
 
 
 async def _upgrade(connection: Connection, path: str, host: str, protocols: Sequence[str]) -> tuple[str, bytes]:
@@ -98,13 +117,15 @@ def _refused(events: Sequence[Any]) -> CrispError:
 # -- exec and attach -------------------------------------------------------------------------------------------------
 
 
-async def run_command(url: str, options: StreamOptions, *, stdin: int = 0, stdout: int = 1, stderr: int = 2) -> int:
+async def run_command(
+    url: str, options: StreamOptions, *, certificate: str = "", stdin: int = 0, stdout: int = 1, stderr: int = 2
+) -> int:
     """Join this program's own streams with an exec's or attach's; returns the exit code.
 
     With a terminal on both sides it is raw for as long as this takes, and its size is followed. Raises the failure that the
     server reports, or UNAVAILABLE if the connection is lost.
     """
-    session, protocol = await connect(url, SPDY_PROTOCOLS)
+    session, protocol = await connect(url, SPDY_PROTOCOLS, certificate)
     watcher = asyncio.create_task(session.watch())
     try:
         return await _joined(session, protocol, options, (stdin, stdout, stderr))
@@ -241,6 +262,7 @@ async def forward_ports(
     ports: Sequence[tuple[int, int]],
     *,
     address: str = "127.0.0.1",
+    certificate: str = "",
     on_listening: Callable[[int, int], None] = lambda _local, _remote: None,
     on_error: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
 ) -> None:
@@ -248,7 +270,7 @@ async def forward_ports(
 
     `ports` are pairs of local port (0: any) and port in the pod. Raises UNAVAILABLE when the connection is lost.
     """
-    session, _ = await connect(url, (portforward.PROTOCOL,))
+    session, _ = await connect(url, (portforward.PROTOCOL,), certificate)
     watcher = asyncio.create_task(session.watch())
     requests = itertools.count()
     loop = asyncio.get_running_loop()

@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import select
 import socket
+import ssl
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -32,7 +34,20 @@ LINGER_SECONDS: Final = 5.0
 HANGUP_SECONDS: Final = 1.0
 """How often a connection that is not being read is checked for a peer that has left."""
 
-KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 60, 15, 4
+KEEPALIVE_IDLE_SECONDS, KEEPALIVE_INTERVAL_SECONDS, KEEPALIVE_PROBES = 10, 5, 3
+"""A peer that has vanished without a word is gone after 25 s."""
+
+LOOK_SECONDS: Final = 5.0
+"""How often a connection is looked at whose peer may have vanished with bytes on their way to it: keep-alive rests then."""
+
+UNANSWERED_SECONDS: Final = 20.0
+"""How long such bytes, sent again and again, may stay without an acknowledgement.
+
+TCP_USER_TIMEOUT would do this, but it also ends peers that are there and do not read (`kubectl exec … | less`).
+"""
+
+TCP_INFO_RETRANSMITS, TCP_INFO_PROBES, TCP_INFO_UNACKED, TCP_INFO_LAST_ACK = 2, 3, 24, 56
+"""Offsets in `struct tcp_info`."""
 
 
 class ConnectionLostError(Exception):
@@ -101,6 +116,9 @@ class Connection(asyncio.Protocol):
         self._lost = asyncio.Event()
         self._finishing = False
         self._hangup_check: asyncio.TimerHandle | None = None
+        self._vanished_check: asyncio.TimerHandle | None = None
+        self.silent = True
+        """Whether nothing has come yet."""
         self.last_activity = 0.0
         """In the event loop's time."""
 
@@ -115,6 +133,11 @@ class Connection(asyncio.Protocol):
         name = self._transport.get_extra_info("peername") if self._transport else None
         return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
 
+    def peer_certificate(self) -> bytes:
+        """What the peer showed in the TLS handshake, in DER; empty if nothing."""
+        tls = self._transport.get_extra_info("ssl_object") if self._transport else None
+        return (tls.getpeercert(binary_form=True) or b"") if tls is not None else b""
+
     # -- asyncio.Protocol
     # --------------------------------------------------------------------------------------------
 
@@ -124,10 +147,12 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         _keep_alive(transport.get_extra_info("socket"))
         self.last_activity = asyncio.get_running_loop().time()
+        self._check_vanished()
         self._on_open(self)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""
+        self.silent = False
         self.last_activity = asyncio.get_running_loop().time()
         if self._finishing:
             return
@@ -146,6 +171,8 @@ class Connection(asyncio.Protocol):
         self._lost.set()
         self._may_write.set()
         self._stop_hangup_check()
+        if self._vanished_check is not None:
+            self._vanished_check.cancel()
 
     def pause_writing(self) -> None:
         """More than HIGH_WATER waits to be sent."""
@@ -170,7 +197,7 @@ class Connection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send bytes; nothing happens when the connection is over."""
-        if self._transport is None or self._lost.is_set() or self._finishing:
+        if self._transport is None or self._lost.is_set() or self._finishing or self._transport.is_closing():
             return
         self.last_activity = asyncio.get_running_loop().time()
         self._transport.write(data)
@@ -179,8 +206,11 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     async def drain(self) -> None:
-        """Return when more may be written. Raises ConnectionLostError."""
-        if not self._may_write.is_set():
+        """Return when more may be written. Raises ConnectionLostError.
+
+        All who wait are woken at once, and the first of them may write so much that the others have to wait again.
+        """
+        while not self._may_write.is_set():
             await self._may_write.wait()
         if self._lost.is_set():
             raise ConnectionLostError
@@ -213,6 +243,19 @@ class Connection(asyncio.Protocol):
         else:
             self._hangup_check = asyncio.get_running_loop().call_later(HANGUP_SECONDS, self._check_hangup)
 
+    def _check_vanished(self) -> None:
+        """Close if nobody acknowledges what the kernel sends again and again. A peer that is there and takes nothing
+        acknowledges at least that."""
+        self._vanished_check = None
+        connection = self._transport.get_extra_info("socket") if self._transport else None
+        if connection is None or connection.fileno() < 0 or connection.family == socket.AF_UNIX:
+            return
+        if _unanswered(connection):
+            log.info("streaming client has vanished: closed", peer=self.peer)
+            self.abort()
+        else:
+            self._vanished_check = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._check_vanished)
+
     def _stop_hangup_check(self) -> None:
         if self._hangup_check is not None:
             self._hangup_check.cancel()
@@ -233,11 +276,36 @@ class Connection(asyncio.Protocol):
             self._finishing = True
             self.resume_reading()
             if self._transport.can_write_eof():
-                self._transport.write_eof()
-                with contextlib.suppress(TimeoutError):
+                with contextlib.suppress(
+                    TimeoutError, OSError
+                ):  # OSError: the peer has reset it, which asyncio is to see yet
+                    self._transport.write_eof()
                     async with asyncio.timeout(LINGER_SECONDS):
                         await self._lost.wait()
         self._transport.close()
+
+    def hold(self) -> None:
+        """Read nothing until `start_tls`, so that no byte of the handshake is taken for the peer's."""
+        assert self._transport is not None
+        self._transport.pause_reading()
+
+    async def start_tls(self, context: ssl.SSLContext, seconds: float) -> None:
+        """As the server, turn the connection into a TLS one; the handshake may take `seconds`. Raises
+        ConnectionLostError."""
+        plain = self._transport
+        assert plain is not None
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                plain, self, context, server_side=True, ssl_handshake_timeout=seconds
+            )
+        except OSError:
+            self._lost.set()
+            raise ConnectionLostError from None
+        if transport is None or plain.is_closing():
+            self._lost.set()
+            raise ConnectionLostError
+        self._transport = transport
+        transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
 
     def abort(self) -> None:
         """Close at once."""
@@ -252,7 +320,7 @@ class Connection(asyncio.Protocol):
 
 
 def _keep_alive(connection: socket.socket | None) -> None:
-    """Notice, within two minutes, that a peer's machine is gone."""
+    """Have the kernel notice that a peer's machine is gone."""
     if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -260,3 +328,18 @@ def _keep_alive(connection: socket.socket | None) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_SECONDS)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _unanswered(connection: socket.socket) -> bool:
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+    except OSError:
+        return False
+    if len(info) < TCP_INFO_LAST_ACK + 4:
+        return False
+    again = info[TCP_INFO_RETRANSMITS] if _u32(info, TCP_INFO_UNACKED) else info[TCP_INFO_PROBES]
+    return again > 1 and _u32(info, TCP_INFO_LAST_ACK) >= UNANSWERED_SECONDS * 1000
+
+
+def _u32(data: bytes, offset: int) -> int:
+    return int.from_bytes(data[offset : offset + 4], sys.byteorder)

@@ -29,8 +29,8 @@ from runtime.streaming.websocket_session import WebSocketSession
 log = structlog.get_logger(__name__)
 
 PROTOCOL: Final = "portforward.k8s.io"
-MAX_CONNECTIONS: Final = 256
-"""At once in one session."""
+MAX_CONNECTIONS: Final = 1024
+"""At once in one session; a browser or a load test opens hundreds. Each has a descriptor here and two streams."""
 
 Dial = Callable[[int], Awaitable[socket.socket]]
 

@@ -27,7 +27,12 @@ DRAIN_EXCESS_BYTES: Final = 1024 * 1024
 """After the process's exit: how much others may still write until they are not listened to any more."""
 
 
-_HANGUPS: Final = frozenset((errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ETIMEDOUT))
+_HANGUPS: Final = frozenset(
+    (
+        *(errno.EPIPE, errno.EIO, errno.ECONNRESET, errno.ETIMEDOUT, errno.ECONNABORTED, errno.ENOTCONN),
+        *(errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET),
+    )
+)
 """The other end of a pipe, terminal or socket is gone."""
 
 

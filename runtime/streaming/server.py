@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -45,7 +47,14 @@ REQUEST_SECONDS: Final = 30.0
 """How long a client may take to send its request."""
 
 MAX_CONNECTIONS: Final = 4096
-"""At once; more are closed as they come."""
+"""Sessions at once; more are closed as they come."""
+
+MAX_STRANGERS: Final = 1024
+"""Connections at once that have not shown a token yet, as anybody on the node can open: for one more, the oldest that has
+said nothing is closed. As many clients may come with tokens at the same moment (tokens.py), and each speaks at once."""
+
+TELL_SECONDS: Final = 10.0
+"""How often at most the log says that there are too many."""
 
 BACKLOG: Final = 1024
 
@@ -105,21 +114,30 @@ class StreamingServer:
         self._tokens: Tokens[Ticket] = Tokens()
         self._server: asyncio.Server | None = None
         self._sessions: dict[asyncio.Task[None], Connection] = {}
+        """All connections, in the order in which they came."""
+        self._strangers: dict[asyncio.Task[None], Connection] = {}
+        """Those of them without a token."""
+        self._told_at = -TELL_SECONDS
+        self._tls: ssl.SSLContext | None = None
+        self.certificate = ""
+        """SHA-256 of the certificate that clients are shown, in hexadecimal digits; empty without TLS."""
         self._base_url = ""
 
     async def start(self) -> None:
         """Listen. Raises FAILED_PRECONDITION if the address or the certificate cannot be used."""
         config = self._config
         try:
+            self._tls = _tls(config)
+            if config.tls_certificate:
+                self.certificate = await asyncio.to_thread(_fingerprint, config.tls_certificate)
             self._server = await asyncio.get_running_loop().create_server(
                 lambda: Connection(self._accept),
                 config.address,
                 config.port,
-                ssl=_tls(config),
                 backlog=BACKLOG,
                 reuse_address=True,
             )
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, ValueError) as error:
             raise CrispError(
                 Code.FAILED_PRECONDITION, f"cannot serve streams on {config.address} port {config.port}: {error}"
             ) from None
@@ -160,16 +178,36 @@ class StreamingServer:
     # -- for the clients ---------------------------------------------------------------------------------------------
 
     def _accept(self, connection: Connection) -> None:
-        if len(self._sessions) >= MAX_CONNECTIONS:
+        if len(self._sessions) - len(self._strangers) >= MAX_CONNECTIONS:
+            self._tell("too many streaming sessions: closing those that come", MAX_CONNECTIONS)
             connection.abort()
             return
+        if len(self._strangers) >= MAX_STRANGERS:
+            self._tell("too many streaming clients without a request: closing the oldest", MAX_STRANGERS)
+            silent = (task for task, other in self._strangers.items() if other.silent)
+            oldest = next(silent, next(iter(self._strangers)))
+            self._strangers.pop(oldest).abort()
+        if self._tls is not None:
+            connection.hold()
         task = asyncio.create_task(self._serve(connection))
-        self._sessions[task] = connection
-        task.add_done_callback(self._sessions.pop)
+        self._sessions[task] = self._strangers[task] = connection
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._sessions.pop(task, None)
+        self._strangers.pop(task, None)
+
+    def _tell(self, message: str, limit: int) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._told_at >= TELL_SECONDS:
+            self._told_at = now
+            log.warning(message, limit=limit)
 
     async def _serve(self, connection: Connection) -> None:
         idle = asyncio.create_task(self._end_when_idle(connection))
         try:
+            if self._tls is not None:
+                await connection.start_tls(self._tls, REQUEST_SECONDS)
             request = await _receive_request(connection)
             if request is not None:
                 await self._answer(connection, request)
@@ -195,7 +233,10 @@ class StreamingServer:
         ticket = self._tokens.redeem(request.token)
         if ticket is None or ticket.verb != request.verb:
             await _reject(connection, Rejection(HTTPStatus.NOT_FOUND, "the token is unknown, used up or expired"))
-        elif isinstance(ticket, ForwardTicket):
+            return
+        if (task := asyncio.current_task()) is not None:
+            self._strangers.pop(task, None)
+        if isinstance(ticket, ForwardTicket):
             await self._forward(connection, request, ticket)
         else:
             await self._command(connection, request, ticket)
@@ -324,6 +365,13 @@ def _tls(config: StreamingConfig) -> ssl.SSLContext | None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(config.tls_certificate, config.tls_key)
     return context
+
+
+def _fingerprint(path: str) -> str:
+    """Of the first certificate of a file. Raises OSError or ValueError."""
+    text = Path(path).read_text(encoding="ascii", errors="replace")
+    begin, end = text.index(ssl.PEM_HEADER), text.index(ssl.PEM_FOOTER) + len(ssl.PEM_FOOTER)
+    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(text[begin:end])).hexdigest()
 
 
 async def _receive_request(connection: Connection) -> UpgradeRequest | None:

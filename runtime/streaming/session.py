@@ -17,6 +17,9 @@ from runtime.streaming.connection import ConnectionLostError, Wire
 STREAM_BYTES: Final = 256 * 1024
 """What may wait for the reader of one stream before the connection is not read any further."""
 
+SESSION_BYTES: Final = 16 * 1024 * 1024
+"""What may wait for the readers of all streams together."""
+
 
 class StreamResetError(Exception):
     """The peer gave the stream up."""
@@ -118,6 +121,9 @@ class Session:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._full: set[Stream] = set()
+        self._waiting: dict[Stream, int] = {}
+        self._total = 0
+        self._held = False
         self.streams: dict[int, Stream] = {}
 
     @property
@@ -137,13 +143,19 @@ class Session:
 
     def on_buffered(self, stream: Stream, count: int) -> None:
         """A stream holds so many bytes for its reader."""
+        self._total += count - self._waiting.pop(stream, 0)
+        if count:
+            self._waiting[stream] = count
         if count >= STREAM_BYTES:
             self._full.add(stream)
-            self._wire.pause_reading()
-        elif stream in self._full and count <= STREAM_BYTES // 2:
+        elif count <= STREAM_BYTES // 2:
             self._full.discard(stream)
-            if not self._full:
-                self._wire.resume_reading()
+        if self._full or self._total >= SESSION_BYTES:
+            self._held = True
+            self._wire.pause_reading()
+        elif self._held and self._total <= SESSION_BYTES // 2:
+            self._held = False
+            self._wire.resume_reading()
 
     def on_consumed(self, stream: Stream, count: int) -> None:
         """So many bytes of a stream were used up."""

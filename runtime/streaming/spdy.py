@@ -30,7 +30,7 @@ VERSION: Final = 3
 MAX_CONTROL_BYTES: Final = 32 * 1024
 """Payload of a control frame. The specification asks for 8192 at least (2.2.1)."""
 
-MAX_STREAMS: Final = 1000
+MAX_STREAMS: Final = 2200
 """Open at once on one connection; more are refused."""
 
 WINDOW_UPDATE_BYTES: Final = 32 * 1024

@@ -88,7 +88,8 @@ class SpdyClient:
         **tls: Any,
     ) -> Self:
         parts = urlsplit(url)
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, **tls)
+        place = () if "sock" in tls else (parts.hostname, parts.port)
+        reader, writer = await asyncio.open_connection(*place, **tls)
         lines = [f"{method} {parts.path} HTTP/1.1", f"Host: {parts.netloc}", "User-Agent: test"]
         lines += ["Content-Length: 0"] if method == "POST" else []
         lines += ["Connection: Upgrade", "Upgrade: SPDY/3.1"]

@@ -6,13 +6,16 @@ import asyncio
 import os
 import pty
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from proto.errors import Code, CrispError
 from runtime.streaming import client
+from runtime.streaming.config import StreamingConfig
 from runtime.streaming.remote_command import StreamOptions
 from runtime.streaming.server import StreamingServer
 from tests.unit.streaming.local_processes import LocalBackend
@@ -55,6 +58,50 @@ async def test_output_and_exit_code(server: StreamingServer, pipes: Pipes) -> No
     options = StreamOptions(tty=False, stdin=False, stdout=True, stderr=True)
     assert await run(server, pipes, "sh", "-c", "echo out; echo err >&2; exit 7", options=options) == 7
     assert pipes.output() == (b"out\n", b"err\n")
+
+
+@pytest.fixture
+async def tls_server(backend: LocalBackend, tmp_path: Path) -> AsyncIterator[StreamingServer]:
+    """With a certificate of a cluster: no authority of this machine knows it, and it is for another name."""
+    paths = {"tls_certificate": str(tmp_path / "cert.pem"), "tls_key": str(tmp_path / "key.pem")}
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=node"
+    made = subprocess.run(
+        [*command.split(), "-keyout", paths["tls_key"], "-out", paths["tls_certificate"]], capture_output=True
+    )
+    if made.returncode != 0:
+        pytest.skip("no openssl program to make a certificate with")
+    server = StreamingServer(StreamingConfig(**paths), backend)
+    await server.start()
+    yield server
+    await server.stop()
+
+
+async def test_tls_with_the_certificate_that_the_daemon_has_told_of(
+    tls_server: StreamingServer, pipes: Pipes, port: int
+) -> None:
+    def address() -> str:
+        return tls_server.exec_url("c", ["echo", "hello"], tty=False, stdin=False, stdout=True, stderr=False)
+
+    options = StreamOptions(False, False, True, False)
+    told = tls_server.certificate
+    assert await client.run_command(address(), options, certificate=told, **pipes.fds()) == 0
+    for trusted, reason in (("", "certificate verify failed"), ("0" * 64, "shows another certificate than the daemon's")):
+        with pytest.raises(CrispError, match=reason):
+            await client.run_command(address(), options, certificate=trusted, **pipes.fds())
+    assert pipes.output() == (b"hello\n", b"")
+    listening: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    url = tls_server.port_forward_url("p")
+    task = asyncio.create_task(
+        client.forward_ports(url, [(0, port)], certificate=told, on_listening=lambda local, _: listening.set_result(local))
+    )
+    async with asyncio.timeout(SECONDS):
+        reader, writer = await asyncio.open_connection("127.0.0.1", await listening)
+        writer.write(b"hi")
+        assert await reader.readexactly(2) == b"hi"
+    writer.close()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 async def test_input_until_its_end(server: StreamingServer, pipes: Pipes) -> None:

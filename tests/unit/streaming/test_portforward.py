@@ -227,3 +227,41 @@ async def test_spdy_inside_websocket(server: StreamingServer, port: int) -> None
         assert await data.all() == payload + b"|end"
         await ws.close()
         await reading
+
+
+async def test_many_downloads_at_once_through_one_port_forward(server: StreamingServer) -> None:
+    """More streams wait for the client than may write together: each has to wait again after the others."""
+    payload = os.urandom(MIB) * 2
+
+    async def send(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(payload)
+        await writer.drain()
+        writer.close()
+
+    served = await asyncio.start_server(send, "127.0.0.1", 0)
+    number = served.sockets[0].getsockname()[1]
+    async with served, await SpdyClient.connect(server.port_forward_url("p"), PROTOCOL) as client:
+
+        async def download(request: int) -> None:
+            data, error = await pair(client, number, request)
+            data.keep = False
+            assert await error.all() == b""
+            async with asyncio.timeout(SECONDS):
+                await data.ended.wait()
+            assert data.count == len(payload)
+
+        await asyncio.gather(*(download(request) for request in range(100)))
+
+
+async def test_hundreds_of_connections_at_once(server: StreamingServer, port: int) -> None:
+    async with await SpdyClient.connect(server.port_forward_url("p"), PROTOCOL) as client:
+        opened = []
+        for request in range(400):
+            data, _ = await pair(client, port, request)
+            await data.write(b"hello")
+            opened.append(data)
+        for data in opened:
+            await data.until(b"hello")
+        for data in opened:
+            await data.end()
+            assert await data.all() == b"hello|end"

@@ -12,9 +12,11 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import structlog
 
 from proto.errors import Code, CrispError
 from runtime.streaming import server as module
@@ -28,6 +30,19 @@ MIB = 1024 * 1024
 
 def url(server: StreamingServer, *cmd: str, stdin: bool = False) -> str:
     return server.exec_url("c", cmd, tty=False, stdin=stdin, stdout=True, stderr=False)
+
+
+def certificate(directory: Path) -> tuple[dict[str, Any], ssl.SSLContext]:
+    """The server's options, and what a client needs to trust it."""
+    path, key = str(directory / "cert.pem"), str(directory / "key.pem")
+    made = subprocess.run(
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1 "
+        f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {path}".split(),
+        capture_output=True,
+    )
+    if made.returncode != 0:
+        pytest.skip("no openssl program to make a certificate with")
+    return {"tls_certificate": path, "tls_key": key}, ssl.create_default_context(cafile=path)
 
 
 @pytest.fixture
@@ -98,6 +113,63 @@ async def test_a_silent_client_is_let_go(server: StreamingServer, monkeypatch: p
 
 
 @pytest.mark.usefixtures("bystander")
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+async def test_idle_connections_keep_nobody_out(
+    backend: LocalBackend, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    """Of a local user, who needs no token to connect; the oldest that has said nothing goes first."""
+    monkeypatch.setattr(module, "MAX_STRANGERS", 20)
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 40)
+    options, context = {}, None
+    if tls:
+        options, context = certificate(tmp_path)
+    server = StreamingServer(StreamingConfig(**options), backend)
+    await server.start()
+    idle = []
+    try:
+        parts = urlsplit(url(server, "true"))
+        async with await SpdyClient.connect(url(server, "cat", stdin=True), ssl=context) as session:
+            streams = await session.command("error", "stdin", "stdout")
+            with structlog.testing.capture_logs() as logs:
+                idle = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(100)]
+                async with await SpdyClient.connect(url(server, "true"), ssl=context) as client:
+                    streams_of_client = await client.command("error", "stdout")
+                    assert exit_code(await status_of(streams_of_client["error"])) == 0
+            lines = [line for line in logs if "without a request" in line["event"]]
+            assert [line["limit"] for line in lines] == [20]
+            async with asyncio.timeout(SECONDS):
+                for reader, _ in idle[:79]:
+                    with suppress(ConnectionError):
+                        assert await reader.read() == b""
+            await streams["stdin"].write(b"on", end=True)
+            assert await streams["stdout"].all() == b"on"
+    finally:
+        for _, writer in idle:
+            writer.close()
+        await server.stop()
+
+
+async def test_who_has_said_something_outlasts_the_silent(server: StreamingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_STRANGERS", 3)
+    parts = urlsplit(url(server, "true"))
+    talker_reader, talker = await asyncio.open_connection(parts.hostname, parts.port)
+    talker.write(b"GET /exec/")
+    await talker.drain()
+    async with asyncio.timeout(SECONDS):
+        while not any(not connection.silent for connection in server._strangers.values()):
+            await asyncio.sleep(0)
+    silent = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(5)]
+    async with asyncio.timeout(SECONDS):
+        with suppress(ConnectionError):
+            assert await silent[0][0].read() == b""
+    talker.write(b"unknown HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n")
+    async with asyncio.timeout(SECONDS):
+        assert (await talker_reader.read()).startswith(b"HTTP/1.1 404 ")
+    for _, writer in [*silent, (talker_reader, talker)]:
+        writer.close()
+
+
+@pytest.mark.usefixtures("bystander")
 @pytest.mark.parametrize(
     "bytes_after",
     [struct.pack("!II", 0x80030001, 0xFFFFFF), struct.pack("!II", 0, 5), b"\xff" * 64],
@@ -157,21 +229,14 @@ async def test_idle_sessions_are_closed(backend: LocalBackend) -> None:
 
 
 async def test_tls(backend: LocalBackend, tmp_path: Path) -> None:
-    certificate, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
-    made = subprocess.run(
-        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=127.0.0.1 "
-        f"-addext subjectAltName=IP:127.0.0.1 -keyout {key} -out {certificate}".split(),
-        capture_output=True,
-    )
-    if made.returncode != 0:
-        pytest.skip("no openssl program to make a certificate with")
-    server = StreamingServer(StreamingConfig(tls_certificate=certificate, tls_key=key), backend)
+    options, context = certificate(tmp_path)
+    server = StreamingServer(StreamingConfig(**options), backend)
     await server.start()
     try:
         address = url(server, "cat", stdin=True)
         assert address.startswith("https://127.0.0.1:")
         payload = os.urandom(4 * MIB)
-        async with await SpdyClient.connect(address, ssl=ssl.create_default_context(cafile=certificate)) as client:
+        async with await SpdyClient.connect(address, ssl=context) as client:
             streams = await client.command("error", "stdin", "stdout")
             sender = asyncio.create_task(streams["stdin"].write(payload, end=True))
             assert await streams["stdout"].all() == payload
