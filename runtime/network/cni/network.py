@@ -25,7 +25,6 @@ from runtime.network.cni import chain, protocol
 from runtime.network.cni.attachments import Attachment, Record
 from runtime.network.cni.capabilities import arguments, capabilities
 from runtime.network.cni.directory import Directory
-from runtime.network.cni.known_networks import KnownNetworks
 from runtime.network.cni.plugins import Plugins
 from runtime.network.cni.readiness import Statuses
 from runtime.network.cni.stragglers import Stragglers
@@ -66,7 +65,9 @@ class CniNetwork:
         self._template = Template(Path(config.conf_template) if config.conf_template else None, self._default)
         self._statuses = Statuses(self._plugins, config.status_seconds)
         self._stragglers = Stragglers(state)
-        self._known = KnownNetworks(state)
+        self._used: set[str] = set()
+        """Networks to which this state has attached pods. Others' pods may be in the same networks, with the same plugins,
+        until this runtime takes over: garbage collection in its name would take their addresses away."""
         self._records: dict[str, Record] = {}
         self._thread = NetlinkThread("loopback")
         self._running = 0
@@ -86,7 +87,7 @@ class CniNetwork:
                 self._records[sandbox_id] = Record.parse(document)
             except (KeyError, TypeError, ValueError) as error:
                 log.error("record of CNI attachments cannot be read", sandbox=sandbox_id, error=str(error))
-        self._known.load(attachment.network.name for record in self._records.values() for attachment in record.attachments)
+        self._used.update(attachment.network.name for record in self._records.values() for attachment in record.attachments)
         await self.set_pod_cidrs(self._pod_cidrs)
         for directory in (self._default, *self._handlers.values()):
             directory.watch(self._changed)
@@ -157,7 +158,7 @@ class CniNetwork:
             await self._thread.run(links.set_up_loopback(record.netns))
             with self._stragglers.guard(sandbox_id) as held:
                 for attachment in record.attachments:
-                    self._known.note(attachment.network.name)
+                    self._used.add(attachment.network.name)
                     target = protocol.Target(sandbox_id, record.netns, attachment.interface, record.arguments)
                     attachment.result = await chain.add(
                         self._plugins, attachment.network, target, attachment.capabilities, (held,)
@@ -309,7 +310,7 @@ class CniNetwork:
         try:
             directories = (self._default, *self._handlers.values())
             for network in {network.name: network for d in directories for network in d.networks}.values():
-                if network.name not in self._known:
+                if network.name not in self._used:
                     continue
                 valid = [
                     (sandbox_id, attachment.interface)
@@ -326,7 +327,6 @@ class CniNetwork:
         """Detach every sandbox; what the plugins share is theirs."""
         for sandbox_id, record in list(self._records.items()):
             await self._undo(sandbox_id, record)
-        self._known.remove()
         with contextlib.suppress(FileNotFoundError):
             os.rmdir(self._stragglers.directory)
 
