@@ -32,7 +32,7 @@ from runtime.api.stream_sources import StreamSources
 from runtime.host import handler_probe, host, systemd
 from runtime.lifecycle import ContainerState
 from runtime.network.config import HandlerNetworks
-from runtime.oci import apparmor_loader
+from runtime.oci import apparmor_loader, seccomp
 from runtime.paths import Paths
 from runtime.pods.events import EventBus
 from runtime.pods.node import Node, new_executor
@@ -80,6 +80,7 @@ async def serve(config: Config, ready: Callable[[Node], None], load: Callable[[]
 
 async def start(config: Config, stack: AsyncExitStack) -> Node:
     """Start everything; `stack` ends it."""
+    seccomp.check(config.containers.seccomp_profile)
     paths = Paths(config.root, config.state)
     stack.callback(os.close, lock(paths.lock))
     fork_server = await ForkServer.start(FORK_JOBS)

@@ -15,6 +15,7 @@ import structlog
 from proto.errors import CrispError
 from runtime.config import logs
 from runtime.host import handler_probe, systemd
+from runtime.oci import seccomp
 
 if TYPE_CHECKING:
     from runtime.config.settings import Config
@@ -46,6 +47,7 @@ async def reload(node: Node, load: Callable[[], Config]) -> None:
     wanted = load()
     changed = list(differences(node.config, wanted))
     logs.check(wanted.log)
+    seccomp.check(wanted.containers.seccomp_profile)
     if any(_among(key, PROBED) for key in changed):
         node.handlers = await handler_probe.find(wanted, node.paths, node.host, node.fork_server)
     node.config = dataclasses.replace(node.config, log=wanted.log, containers=wanted.containers, runtimes=wanted.runtimes)

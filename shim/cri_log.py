@@ -5,8 +5,8 @@
 
 The format is the kubelet's (kubernetes, pkg/kubelet/kuberuntime/logs: RFC3339Nano, stream, tag, content). `P` marks a
 piece whose line goes on, `F` the end of a line. A line longer than `max_line` bytes is split; a line that arrives in
-several reads is not: its beginning waits here for its end. What is left when the stream ends is written as `F`, as
-containerd does: a reader that joins pieces would otherwise wait for ever.
+several reads is not: its beginning waits here for its end. What is left when the stream ends has no newline, so it is `P`,
+as in containerd and CRI-O: the kubelet adds one to every `F` and to nothing else.
 
 Speed comes from treating a read as a whole: one time stamp, one `replace` for all of its lines.
 """
@@ -68,7 +68,7 @@ class Formatter:
     def finish(self, now: int) -> bytes:
         """The log line of what was left without a newline, if anything was."""
         rest, self._rest = self._rest, b""
-        return self._clock.stamp(now) + b" " + self._name + b" F " + rest + b"\n" if rest else b""
+        return self._clock.stamp(now) + b" " + self._name + b" P " + rest + b"\n" if rest else b""
 
     def _has_long_line(self, data: bytes, end: int) -> bool:
         """Jump from newline to newline, as far as a line may reach: a few steps for thousands of lines."""
@@ -90,7 +90,7 @@ class Formatter:
         )
 
     def _shed(self, stamp: bytes) -> bytes:
-        """Write the full pieces of a line whose end is not here; keep at least a byte for its `F`."""
+        """Write the full pieces of a line whose end is not here; keep at least a byte for its end."""
         size = self._max_line
         count = (len(self._rest) - 1) // size
         head, self._rest = self._rest[: count * size], self._rest[count * size :]

@@ -90,7 +90,7 @@ class ContainersConfig:
     shm_size: int = 64 * 1024 * 1024
     """Bytes of a pod's /dev/shm."""
     seccomp_profile: str = ""
-    """File of the RuntimeDefault profile; empty: the one that ships with crisp."""
+    """File of the RuntimeDefault profile: JSON as docker and Podman have it, or as crisp's own is; empty: crisp's own."""
     default_runtime: str = "auto"
     """Handler for pods that name none; auto: crun where it works, else runc."""
     ulimits: tuple[str, ...] = ()

@@ -12,11 +12,12 @@ from typing import Any, Final
 
 from proto import api_pb2 as cri
 from proto.errors import failed_precondition, invalid
+from runtime.oci import seccomp_json
 
 DEFAULT_PROFILE: Final = Path(__file__).with_name("seccomp_default.toml")
 
 PROFILE_BYTES: Final = 1024 * 1024
-"""Bound of a Localhost profile."""
+"""Bound of a profile's file."""
 
 ARCHITECTURES: Final = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
@@ -28,28 +29,52 @@ ARCHITECTURES: Final = {
 
 COMPARISONS: Final = {"below": "SCMP_CMP_LT", "equal": "SCMP_CMP_EQ", "above": "SCMP_CMP_GT"}
 
-KNOWN_KEYS: Final = frozenset(
-    (
-        "defaultAction",
-        "defaultErrnoRet",
-        "architectures",
-        "archMap",
-        "flags",
-        "listenerPath",
-        "listenerMetadata",
-        "syscalls",
-    )
-)
 
-
-@functools.cache
-def _load(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+def check(profile: str) -> None:
+    """Raise INVALID_ARGUMENT if the file that the configuration names as RuntimeDefault cannot be one."""
+    if profile:
+        runtime_default(frozenset(), Path(profile))
 
 
 def runtime_default(capabilities: frozenset[str], profile: Path = DEFAULT_PROFILE) -> dict[str, Any]:
-    """The default profile for a container with these capabilities, on this machine."""
-    document = _load(profile)
+    """The default profile for a container with these capabilities, on this machine.
+
+    The file is crisp's own format (seccomp_default.toml), or JSON as docker's, Podman's and CRI-O's.
+    """
+    place = f"seccomp profile {profile}"
+    data = _read(profile)
+    if data.lstrip().startswith(b"{"):
+        return seccomp_json.profile(_json(data, place), place, capabilities)
+    try:
+        return _of_groups(_toml(data), capabilities)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise invalid(f"{place} is neither JSON nor crisp's own format: {error!r}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(PROFILE_BYTES + 1)
+    except OSError as error:
+        raise invalid(f"seccomp profile {path}: {error.strerror}") from None
+    if len(data) > PROFILE_BYTES:
+        raise invalid(f"seccomp profile {path} is larger than {PROFILE_BYTES} bytes")
+    return data
+
+
+def _json(data: bytes, place: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise invalid(f"{place} is not JSON: {error}") from None
+
+
+@functools.lru_cache(4)
+def _toml(data: bytes) -> dict[str, Any]:
+    return tomllib.loads(data.decode("utf-8"))
+
+
+def _of_groups(document: dict[str, Any], capabilities: frozenset[str]) -> dict[str, Any]:
     machine = platform.machine()
     syscalls: list[dict[str, Any]] = []
     for group in document["group"]:
@@ -87,30 +112,15 @@ def _conditions(group: dict[str, Any]) -> list[dict[str, Any]]:
     return []
 
 
-def localhost(reference: str) -> dict[str, Any]:
-    """A profile file of the node.
+def localhost(reference: str, capabilities: frozenset[str]) -> dict[str, Any]:
+    """A profile file of the node, in JSON.
 
     Raises INVALID_ARGUMENT for a path that is not absolute or a file that is no OCI seccomp profile.
     """
     if not os.path.isabs(reference):
         raise invalid(f"seccomp profile {reference!r}: the path must be absolute")
-    try:
-        with open(reference, "rb") as file:
-            data = file.read(PROFILE_BYTES + 1)
-    except OSError as error:
-        raise invalid(f"seccomp profile {reference}: {error.strerror}") from None
-    if len(data) > PROFILE_BYTES:
-        raise invalid(f"seccomp profile {reference} is larger than {PROFILE_BYTES} bytes")
-    try:
-        document = json.loads(data)
-    except ValueError as error:
-        raise invalid(f"seccomp profile {reference} is not JSON: {error}") from None
-    if not isinstance(document, dict) or not isinstance(document.get("defaultAction"), str):
-        raise invalid(f"seccomp profile {reference} has no defaultAction")
-    if unknown := set(document) - KNOWN_KEYS:
-        raise invalid(f"seccomp profile {reference}: unknown keys {', '.join(sorted(unknown))}")
-    document.pop("archMap", None)  # Docker's way to write architectures; the OCI runtimes do not read it
-    return document
+    place = f"seccomp profile {reference}"
+    return seccomp_json.profile(_json(_read(Path(reference)), place), place, capabilities)
 
 
 def select(
@@ -143,4 +153,6 @@ def select(
     if not available:
         name = cri.SecurityProfile.ProfileType.Name(kind)
         raise failed_precondition(f"the kernel has no seccomp filters, and the profile {name} was asked for")
-    return localhost(reference) if kind == cri.SecurityProfile.Localhost else runtime_default(capabilities, profile)
+    if kind == cri.SecurityProfile.Localhost:
+        return localhost(reference, capabilities)
+    return runtime_default(capabilities, profile)
