@@ -132,7 +132,9 @@ class ContainerRecord:
     restored_from: str = ""
     """Where the checkpoint lay of which it is made; it has no process before its start. Empty: made of an image."""
     image_name: str = ""
-    """What the checkpoint calls its image; the request names the checkpoint."""
+    """As status shows it: a stored tag, or what a checkpoint calls its image; empty in records of versions before 0.1."""
+    image_ref: str = ""
+    """repository@digest, or the image's id; empty as image_name."""
 
     @property
     def state(self) -> ContainerState:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from proto.errors import invalid
 from runtime.config.ulimits import Ulimit
 from runtime.oci.hooks import STAGES
-from runtime.oci.json_fields import read_document
+from runtime.oci.json_fields import of_this_node, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +28,12 @@ KEYS: Final = frozenset(("ociVersion", "process", "root", "hostname", "mounts", 
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read and check the file; INVALID_ARGUMENT names it. Blocks."""
-    document = read_document(path)
+    """Read and check the file; FAILED_PRECONDITION names it. Blocks."""
+    with of_this_node("the base specification"):
+        return _checked(read_document(path), path)
+
+
+def _checked(document: Any, path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("ociVersion"), str):
         raise invalid(f"{path} is no OCI configuration: ociVersion is missing")
     if unknown := set(document) - KEYS:

@@ -13,7 +13,7 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from proto.errors import CrispError, invalid
+from proto.errors import CrispError, failed_precondition, invalid
 from runtime.oci import cdi_spec, mounts
 from runtime.oci.cdi_spec import KIND, NAME
 
@@ -53,7 +53,8 @@ def requested(config: cri.ContainerConfig) -> list[str]:
 def find(directories: Sequence[Path], names: Iterable[str]) -> list[Edits]:
     """The edits that these devices stand for; a file's common edits come before its first device's. Blocks.
 
-    INVALID_ARGUMENT names a device that no file has, and the files that could not be read.
+    INVALID_ARGUMENT names a device that no file has, and the files that could not be read; FAILED_PRECONDITION one that two
+    files of a directory have.
     """
     known, problems = _scan(directories)
     found: list[Edits] = []
@@ -65,7 +66,7 @@ def find(directories: Sequence[Path], names: Iterable[str]) -> list[Edits]:
             hint = f"; files that are broken: {'; '.join(problems)}" if problems else ""
             raise invalid(f"CDI device {name} is not defined in {places}{hint}")
         if device.conflict:
-            raise invalid(f"CDI device {name} is defined by both {device.conflict} and {device.file.path}")
+            raise failed_precondition(f"CDI device {name} is defined by both {device.conflict} and {device.file.path}")
         if device.file.path not in seen:
             seen.add(device.file.path)
             found.append(device.file.edits)
@@ -101,7 +102,7 @@ def apply(spec: dict[str, Any], edits: Sequence[Edits], owner: int) -> None:
     """Change an OCI configuration as the devices want it.
 
     `owner` is the container's user id as far as the request has it: nodes that name none belong to it ("uid defaults to
-    the container's user if it is not root", SPEC.md). INVALID_ARGUMENT names a device node that the host lacks.
+    the container's user if it is not root", SPEC.md). FAILED_PRECONDITION names a device node that the host lacks.
     """
     if not edits:
         return
@@ -136,10 +137,10 @@ def _node(wanted: DeviceNode, owner: int) -> dict[str, Any]:
         try:
             found = os.stat(wanted.host_path)
         except OSError as error:
-            raise invalid(f"CDI device node {wanted.host_path}: {error.strerror}") from None
+            raise failed_precondition(f"CDI device node {wanted.host_path}: {error.strerror}") from None
         on_host = TYPES.get(stat.S_IFMT(found.st_mode))
         if on_host is None or kind not in ("", on_host):
-            raise invalid(f"CDI device node {wanted.host_path} is not of the type {kind or 'b, c or p'}")
+            raise failed_precondition(f"CDI device node {wanted.host_path} is not of the type {kind or 'b, c or p'}")
         kind, major, minor = on_host, os.major(found.st_rdev), os.minor(found.st_rdev)
         mode = stat.S_IMODE(found.st_mode) if mode is None else mode
     node = {"path": wanted.path, "type": kind, "uid": owner if wanted.uid is None else wanted.uid, "gid": wanted.gid or 0}

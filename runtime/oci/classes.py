@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from proto.errors import failed_precondition, invalid
-from runtime.oci.json_fields import Fields, read_document
+from runtime.oci.json_fields import Fields, of_this_node, read_document
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,15 +59,16 @@ def block_io(name: str, path: str) -> dict[str, Any]:
     if not path:
         message = f"block I/O class {name!r} was asked for, but containers.blockio_config_file is not set on this node"
         raise failed_precondition(message)
-    fields = Fields(read_document(Path(path)), path)
-    classes = fields.inner("Classes")
-    fields.finish()
-    members = classes.objects(name) if classes is not None else []
-    if classes is None or not members:
-        raise failed_precondition(f"block I/O class {name!r} is not in {path}")
     found: dict[str, Any] = {}
-    for member in members:
-        _add(found, member)
+    with of_this_node("block I/O classes"):
+        fields = Fields(read_document(Path(path)), path)
+        classes = fields.inner("Classes")
+        fields.finish()
+        members = classes.objects(name) if classes is not None else []
+        for member in members:
+            _add(found, member)
+    if not members:
+        raise failed_precondition(f"block I/O class {name!r} is not in {path}")
     return found
 
 

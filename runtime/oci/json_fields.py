@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from proto.errors import invalid
+from proto.errors import Code, CrispError, failed_precondition, invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 T = TypeVar("T")
@@ -35,6 +37,17 @@ def read_document(path: Path) -> Any:
         return yaml.safe_load(data)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise invalid(f"{path} is not YAML: {error}") from None
+
+
+@contextmanager
+def of_this_node(what: str) -> Iterator[None]:
+    """FAILED_PRECONDITION in place of INVALID_ARGUMENT: who asks for a container has not written the node's files."""
+    try:
+        yield
+    except CrispError as error:
+        if error.code is not Code.INVALID_ARGUMENT:
+            raise
+        raise failed_precondition(f"{what} of this node: {error.message}") from error
 
 
 class Fields:
@@ -112,6 +125,10 @@ class Fields:
         """An array of objects."""
         values = self._get(key, list, "an array") or []
         return [Fields(value, f"{self.place}: {key}[{index}]") for index, value in enumerate(values)]
+
+    def has(self, key: str) -> bool:
+        """Whether it is there."""
+        return self._document.get(key) is not None
 
     def finish(self) -> None:
         """Nothing else may be in it."""

@@ -76,12 +76,14 @@ def _cpu(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
 
 
 def _memory(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
+    """A memory limit without one for swap means no swap, as with containerd and CRI-O, unless `unified` says another."""
     memory: dict[str, Any] = {}
-    if asked.memory_limit_in_bytes:
-        memory["limit"] = asked.memory_limit_in_bytes
-    if asked.memory_swap_limit_in_bytes:
-        if host.has_swap_accounting:
-            memory["swap"] = asked.memory_swap_limit_in_bytes
-        elif asked.memory_swap_limit_in_bytes != asked.memory_limit_in_bytes:
-            withheld("swap limits: the kernel does not account swap")
+    limit, swap = asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes
+    if limit:
+        memory["limit"] = limit
+    if host.has_swap_accounting:
+        if swap or (limit and "memory.swap.max" not in asked.unified):
+            memory["swap"] = swap or limit
+    elif swap and swap != limit:
+        withheld("swap limits: the kernel does not account swap")
     return memory

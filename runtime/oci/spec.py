@@ -194,7 +194,7 @@ def _linux(inputs: Inputs, options: cri.NamespaceOption, mounted: list[dict[str,
     if inputs.files.rdt is not None:
         linux["intelRdt"] = inputs.files.rdt
     if (mapped := user_namespaces.mapping(inputs.sandbox)) is not None:
-        linux["uidMappings"] = linux["gidMappings"] = mapped.oci()
+        linux["uidMappings"], linux["gidMappings"] = mapped.uids.oci(), mapped.gids.oci()
     return linux
 
 

@@ -1,7 +1,7 @@
 """User namespaces of pods (hostUsers: false): what the kubelet asks for, checked, in the forms that others need.
 
-The mapping is one line, the same for uids and gids, and maps the container's root: that is what the kubelet sends, and what
-an idmapped mount of a whole image can express.
+One line maps the uids and one the gids, from 0 inside: that is what the kubelet sends, and what an idmapped mount of a whole
+image can express.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Mapping:
+class Range:
     """Ids from 0 on inside are ids from `host` on outside."""
 
     host: int
@@ -34,6 +34,14 @@ class Mapping:
         return [[0, self.host, self.count]]
 
 
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """Of the users and of the groups of a pod."""
+
+    uids: Range
+    gids: Range
+
+
 def mapping(config: cri.PodSandboxConfig) -> Mapping | None:
     """The mapping of a pod; None if it uses the node's users. INVALID_ARGUMENT for what cannot be."""
     options = config.linux.security_context.namespace_options
@@ -46,13 +54,10 @@ def mapping(config: cri.PodSandboxConfig) -> Mapping | None:
         return None
     if asked.mode != cri.POD:
         raise invalid(f"user namespace: mode {cri.NamespaceMode.Name(asked.mode)} is neither POD nor NODE")
-    uids, gids = _single(asked.uids, "uid"), _single(asked.gids, "gid")
-    if uids != gids:
-        raise invalid("user namespace: uids and gids must have the same mapping")
-    return uids
+    return Mapping(_single(asked.uids, "uid"), _single(asked.gids, "gid"))
 
 
-def _single(lines: Sequence[cri.IDMapping], kind: str) -> Mapping:
+def _single(lines: Sequence[cri.IDMapping], kind: str) -> Range:
     if len(lines) != 1:
         raise invalid(f"user namespace: exactly one {kind} mapping is supported, not {len(lines)}")
     [line] = lines
@@ -60,7 +65,7 @@ def _single(lines: Sequence[cri.IDMapping], kind: str) -> Mapping:
         raise invalid(f"user namespace: the {kind} mapping must begin at 0 in the container, not at {line.container_id}")
     if line.length == 0:
         raise invalid(f"user namespace: the {kind} mapping is empty")
-    return Mapping(line.host_id, line.length)
+    return Range(line.host_id, line.length)
 
 
 def check(config: cri.PodSandboxConfig, handler: Handler) -> None:

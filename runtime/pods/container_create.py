@@ -25,6 +25,7 @@ from runtime.pods import (
     container_remove,
     container_spec,
     container_watch,
+    image_names,
     image_volumes,
     layer_usage,
     restore,
@@ -140,11 +141,14 @@ def _register(
     """Enter the container in memory; from here on the sandbox cannot go without it."""
     if sandbox.record.state is not SandboxState.READY:
         raise failed_precondition(f"sandbox {sandbox.record.id} is {sandbox.record.state.value}, not ready")
+    shown = image_names.names(image, config.image.user_specified_image or config.image.image)
     record = ContainerRecord(
         id=container_id,
         sandbox_id=sandbox.record.id,
         config=config,
         image_id=image.id,
+        image_name=shown.name,
+        image_ref=shown.reference,
         log_path=_log_path(node, sandbox, config, container_id),
         created_at=CLOCK.now(),
         handler=node.handlers.get(sandbox.record.handler).name,
@@ -185,8 +189,9 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     # Overlay shows the upper directory's owner and mode as those of `/`.
     mode, uid, gid = node.images.root_owner(image)
     mapped = user_namespaces.mapping(container.sandbox.record.config)
-    shift = mapped.host if mapped is not None else 0
-    os.chown(layer / "upper", uid + shift, gid + shift)
+    if mapped is not None:
+        uid, gid = uid + mapped.uids.host, gid + mapped.gids.host
+    os.chown(layer / "upper", uid, gid)
     (layer / "upper").chmod(mode)
     (bundle / "rootfs").mkdir(exist_ok=True)
     described = image if checkpoint is None else restore.described(checkpoint)

@@ -37,8 +37,7 @@ def status(container: Container) -> cri.ContainerStatus:
         finished_at=record.finished_at,
         exit_code=record.exit_code,
         image=_image(container),
-        # PullImageResponse.image_ref, Image.id and these two must be the same text, or images in use are collected.
-        image_ref=record.image_id,
+        image_ref=record.image_ref or record.image_id,
         image_id=record.image_id,
         reason=record.reason,
         message=record.message,
@@ -59,7 +58,7 @@ def status(container: Container) -> cri.ContainerStatus:
 
 
 def _image(container: Container) -> cri.ImageSpec:
-    """As the client named it."""
+    """What the client said, with the name that is stored here."""
     spec = cri.ImageSpec()
     spec.CopyFrom(container.record.config.image)
     spec.image = container.record.image_name or spec.user_specified_image or spec.image
@@ -99,6 +98,7 @@ def item(container: Container) -> cri.Container:
             pod_sandbox_id=record.sandbox_id,
             metadata=record.config.metadata,
             image=_image(container),
+            # PullImageResponse.image_ref, Image.id and these two must be the same text, or images in use are collected.
             image_ref=record.image_id,
             image_id=record.image_id,
             created_at=record.created_at,

@@ -139,8 +139,8 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
     arguments: dict[str, Any] = {
         "directory": str(directory),
         "kinds": kinds if mapped is None else ["user", *kinds],
-        "uids": mapped.shim() if mapped is not None else [],
-        "gids": mapped.shim() if mapped is not None else [],
+        "uids": mapped.uids.shim() if mapped is not None else [],
+        "gids": mapped.gids.shim() if mapped is not None else [],
         "hostname": record.config.hostname if "uts" in kinds else "",
         "sysctls": {
             name: value for name, value in _sysctls(node, record.config, options).items() if not is_of_interface(name)
@@ -172,7 +172,7 @@ def _sysctls(node: Node, config: cri.PodSandboxConfig, options: cri.NamespaceOpt
         defaults["net.ipv4.ip_unprivileged_port_start"] = "0"
     if node.config.containers.enable_unprivileged_icmp:
         mapped = user_namespaces.mapping(config)
-        defaults["net.ipv4.ping_group_range"] = f"0 {mapped.count - 1 if mapped is not None else 2147483647}"
+        defaults["net.ipv4.ping_group_range"] = f"0 {mapped.gids.count - 1 if mapped is not None else 2147483647}"
     return {**defaults, **asked}
 
 

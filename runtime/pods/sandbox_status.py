@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf import json_format
 
@@ -11,6 +11,7 @@ from proto import api_pb2 as cri
 from proto.errors import not_found
 from runtime.filters import labels_match
 from runtime.lifecycle import ContainerState, SandboxState
+from runtime.oci import user_namespaces
 from runtime.pods import container_status
 from runtime.records import CLOCK
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.host.handlers import Handlers
     from runtime.paths import Paths
     from runtime.pods.objects import Sandbox
+    from runtime.records import SandboxRecord
 
 STATES: Final = {SandboxState.READY: cri.SANDBOX_READY, SandboxState.STOPPED: cri.SANDBOX_NOTREADY}
 
@@ -59,7 +61,7 @@ def response(sandbox: Sandbox, info: dict[str, str]) -> cri.PodSandboxStatusResp
 
 
 def verbose(sandbox: Sandbox, paths: Paths, handlers: Handlers) -> dict[str, str]:
-    """For people: `crictl inspectp`."""
+    """For people and their scripts: `crictl inspectp`, with the fields that containerd and CRI-O have too."""
     record = sandbox.record
     return {
         "info": json.dumps(
@@ -67,7 +69,8 @@ def verbose(sandbox: Sandbox, paths: Paths, handlers: Handlers) -> dict[str, str
                 "sandboxID": record.id,
                 "directory": str(paths.sandbox(record.id)),
                 "cgroupParent": record.cgroup_parent,
-                "pid": record.pause_pid,
+                "pid": _pid(sandbox),
+                "runtimeSpec": _runtime_spec(record, paths),
                 "network": record.network,
                 "message": record.message,
                 "resources": json_format.MessageToDict(record.resources, preserving_proto_field_name=True),
@@ -76,6 +79,37 @@ def verbose(sandbox: Sandbox, paths: Paths, handlers: Handlers) -> dict[str, str
             }
         )
     }
+
+
+def _pid(sandbox: Sandbox) -> int:
+    """A process in the sandbox's namespaces: `nsenter --target PID --net` is what it is asked for. 0 if none runs.
+
+    A sandbox needs no process of its own: the init of a container is in the same network, IPC and UTS namespaces.
+    """
+    running = (c.record.pid for c in sandbox.containers.values() if c.record.state is ContainerState.RUNNING)
+    return sandbox.record.pause_pid or next((pid for pid in running if pid), 0)
+
+
+def _runtime_spec(record: SandboxRecord, paths: Paths) -> dict[str, Any]:
+    """What an OCI configuration would say of the sandbox; it has no root and no process."""
+    options = record.config.linux.security_context.namespace_options
+    pinned = {"network": "net", "uts": "uts"} if options.network != cri.NODE else {}
+    pinned |= {"ipc": "ipc"} if options.ipc != cri.NODE else {}
+    mapped = user_namespaces.mapping(record.config)
+    pinned |= {"user": "user"} if mapped is not None else {}
+    pinned |= {"pid": "pid"} if record.pause_pid else {}
+    spec: dict[str, Any] = {
+        "hostname": record.hostname(),
+        "annotations": dict(record.config.annotations),
+        "linux": {
+            "namespaces": [{"type": kind, "path": str(paths.namespace(record.id, name))} for kind, name in pinned.items()],
+            "cgroupsPath": record.cgroup,
+            "sysctl": dict(record.config.linux.sysctls),
+        },
+    }
+    if mapped is not None:
+        spec["linux"] |= {"uidMappings": mapped.uids.oci(), "gidMappings": mapped.gids.oci()}
+    return spec
 
 
 def item(sandbox: Sandbox) -> cri.PodSandbox:

@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from proto import api_pb2 as cri
-from proto.errors import Code, CrispError, failed_precondition
+from proto.errors import Code, CrispError
 from runtime import limits
 from runtime.oci import selinux
 from runtime.oci.resources import withheld
@@ -45,19 +45,13 @@ def pod_label(node: Node, record: SandboxRecord) -> str:
 def labels_of(node: Node, container: Container) -> Labels | None:
     """Labels of a container; None where SELinux is off.
 
-    A level alone is not refused there: clients send one to every node, as Kubernetes' own tests of volumes do. A type,
-    role or user asks for a policy, and is FAILED_PRECONDITION.
+    Where it is off, options say nothing, as with containerd and CRI-O: clients send them to every node.
     """
     context, sandbox = container.record.config.linux.security_context, container.sandbox.record
     if not enabled(node):
-        options = context.selinux_options
-        if options.type or options.role or options.user:
-            wanted = ":".join(part or "*" for part in (options.user, options.role, options.type))
-            raise failed_precondition(
-                f"SELinux options {wanted} were asked for, but SELinux is off on this host, or in containers.enable_selinux"
-            )
-        if options.level:
-            withheld("SELinux labels: SELinux is off on this host, or containers.enable_selinux is false")
+        for kind in ("user", "role", "type", "level"):
+            if getattr(context.selinux_options, kind):
+                withheld(f"SELinux {kind}s: SELinux is off on this host, or containers.enable_selinux is false")
         return None
     asked = cri.SELinuxOption()
     asked.CopyFrom(sandbox.config.linux.security_context.selinux_options)

@@ -103,7 +103,13 @@ def test_container_runs_as_its_image_says(kubelet: Kubelet, app: str) -> None:
     assert container.wait().exit_code == 0
     assert container.output() == "entry cmd\n"
     shown = container.status()
-    assert shown.image.image == app
+    [digest] = status(kubelet, app).image.repo_digests
+    assert (shown.image.image, shown.image_ref, shown.image_id) == (app, digest, image.image)
+    by_digest = cri.ImageSpec(image=image.image, user_specified_image=digest)
+    named = pod.create(config=cri.ContainerConfig(image=by_digest)).status()
+    assert (named.image.image, named.image.user_specified_image, named.image_ref) == (app, digest, digest)
+    [listed] = kubelet.runtime.ListContainers(cri.ListContainersRequest(filter={"id": named.id})).containers
+    assert (listed.image_ref, listed.image_id) == (image.image, image.image), "the kubelet compares these with its images"
     assert shown.stop_signal == cri.SIGNAL_SIGINT
     assert (shown.user.linux.uid, shown.user.linux.gid) == (1000, 1000)
     other = pod.run("/bin/sh", "-c", "pwd; echo $COLOUR; cat file", config=cri.ContainerConfig(image=image))

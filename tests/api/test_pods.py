@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
@@ -190,3 +192,28 @@ def test_removal_takes_the_containers_with_it(kubelet: Kubelet) -> None:
     pod.remove()
     listed = {c.id for c in kubelet.runtime.ListContainers(cri.ListContainersRequest()).containers}
     assert not listed & {running.id, ended.id}
+
+
+def test_verbose_status_is_what_scripts_read(kubelet: Kubelet) -> None:
+    """`crictl inspectp`: the namespaces with their paths, and a process in them, though no sandbox has one of its own."""
+    config = kubelet.pod_config()
+    config.linux.sysctls["net.ipv4.ip_local_port_range"] = "2000 3000"
+    pod = kubelet.pod(config)
+
+    def info() -> dict[str, Any]:
+        reply = kubelet.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id, verbose=True))
+        found: dict[str, Any] = json.loads(reply.info["info"])
+        return found
+
+    spec = info()["runtimeSpec"]
+    paths = {namespace["type"]: namespace["path"] for namespace in spec["linux"]["namespaces"]}
+    assert set(paths) == {"network", "ipc", "uts"}
+    assert spec["linux"]["sysctl"] == {"net.ipv4.ip_local_port_range": "2000 3000"}
+    assert spec["hostname"] == config.hostname
+    assert info()["pid"] == 0
+    container = pod.run("/bin/sleep", "1000")
+    pid = info()["pid"]
+    for name, path in (("net", paths["network"]), ("ipc", paths["ipc"]), ("uts", paths["uts"])):
+        assert os.stat(f"/proc/{pid}/ns/{name}").st_ino == os.stat(path).st_ino
+    container.stop()
+    assert info()["pid"] == 0

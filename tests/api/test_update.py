@@ -54,6 +54,20 @@ def test_both_ways_and_across_a_restart(kubelet: Kubelet) -> None:
 
 
 @pytest.mark.controllers("memory")
+def test_a_memory_limit_alone_means_no_swap(kubelet: Kubelet) -> None:
+    container = sleeper(kubelet, memory_limit_in_bytes=64 * MIB)
+    directory = group_of(container).directory("memory")
+    v1, v2 = Path(directory, "memory.memsw.limit_in_bytes"), Path(directory, "memory.swap.max")
+    if not v1.exists() and not v2.exists():
+        pytest.skip("the kernel does not account swap here")
+    for limit in (64 * MIB, 128 * MIB, 32 * MIB):
+        if limit != 64 * MIB:
+            update(container, memory_limit_in_bytes=limit)
+        assert limits(container).memory == limit
+        assert (int(v1.read_text()) == limit) if v1.exists() else (v2.read_text() == "0\n")
+
+
+@pytest.mark.controllers("memory")
 def test_refused_values_leave_the_old_ones(kubelet: Kubelet) -> None:
     container = sleeper(kubelet, memory_limit_in_bytes=64 * MIB, cpu_shares=256)
     before, shown = limits(container), container.status().resources

@@ -54,6 +54,21 @@ def test_root_inside_is_nobody_outside(kubelet: Kubelet, tmp_path: Path) -> None
     assert container.exec("/bin/sh", "-c", "echo x > /dev/shm/x").exit_code == 0
 
 
+def test_groups_may_be_mapped_otherwise_than_users(kubelet: Kubelet) -> None:
+    config = kubelet.pod_config()
+    options = config.linux.security_context.namespace_options.userns_options
+    options.mode = cri.POD
+    options.uids.add(host_id=HOST_ID, container_id=0, length=COUNT)
+    options.gids.add(host_id=HOST_ID + 2 * COUNT, container_id=0, length=COUNT // 2)
+    container = kubelet.pod(config, handler="crun").run("/bin/sleep", "100")
+    assert container.sh("cat /proc/self/uid_map").split() == ["0", str(HOST_ID), str(COUNT)]
+    assert container.sh("cat /proc/self/gid_map").split() == ["0", str(HOST_ID + 2 * COUNT), str(COUNT // 2)]
+    assert container.sh("stat -c %u:%g /bin/busybox /").split() == ["0:0"] * 2
+    container.sh("touch /new; chown 7:8 /new")
+    made = (kubelet.daemon.root / "containers" / container.id / "upper" / "new").stat()
+    assert (made.st_uid, made.st_gid) == (HOST_ID + 7, HOST_ID + 2 * COUNT + 8)
+
+
 def test_network_works(kubelet: Kubelet) -> None:
     kubelet.need_handler("crun", user_namespaces=True)
     pod = kubelet.pod(pod_config(kubelet), handler="crun")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from proto.errors import CrispError
+from proto.errors import Code, CrispError
 from runtime.oci import hooks
 
 
@@ -39,7 +39,12 @@ def test_conditions(when: dict[str, Any], matches: bool) -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (document({"always": True}, version="0.1.0"), "version"),
+        (document({"always": True}, version="2.0.0"), "version '2.0.0' is neither"),
+        ({"hook": "/h", "stages": ["prestart"], "cmds": ["("]}, "regular expression"),
+        ({"hook": "h", "stages": ["prestart"], "cmds": ["x"]}, "not absolute"),
+        ({"hook": "/h", "stages": ["never"]}, "stages"),
+        ({"hook": "/h", "stage": [], "cmds": ["x"]}, "stage"),
+        ({"hook": "/h", "stages": ["prestart"], "cdms": ["x"]}, "unknown cdms"),
         (document({"always": True}, stages=["never"]), "stages"),
         (document({"always": True}, stages=[]), "stages"),
         (document({"always": True}, hook={"path": "relative"}), "not absolute"),
@@ -54,6 +59,28 @@ def test_broken_files_say_where(broken: Any, message: str) -> None:
         hooks.parse(broken, "/d/f.json")
 
 
+@pytest.mark.parametrize(
+    ("conditions", "matches"),
+    [
+        ({"cmds": ["/nginx$"]}, True),
+        ({"cmd": ["/nginx$"]}, True),
+        ({"cmds": ["^apache"]}, False),
+        ({"cmds": ["^apache"], "hasbindmounts": True}, True),
+        ({"annotations": ["^yes$"]}, True),
+        ({"annotation": ["^no$"]}, False),
+        ({"hasbindmount": False}, False),
+        ({}, False),
+    ],
+)
+def test_old_files_need_one_condition_that_holds(conditions: dict[str, Any], matches: bool) -> None:
+    """oci-hooks(5), version 0.1.0: the files that carry no version."""
+    for version in ({}, {"version": "0.1.0"}):
+        old = {"hook": "/bin/hook", "arguments": ["a"], "stages": ["prestart", "poststop"], **conditions, **version}
+        file = hooks.parse(old, "/d/f.json")
+        assert (file.hook, file.stages) == ({"path": "/bin/hook", "args": ["/bin/hook", "a"]}, ("prestart", "poststop"))
+        assert file.when.match({"io.x": "yes"}, "/usr/bin/nginx", bind_mounts=True) is matches
+
+
 def test_order_and_overriding(tmp_path: Path) -> None:
     for directory, name, path in (("a", "20.json", "/a20"), ("a", "10.json", "/a10"), ("b", "20.json", "/b20")):
         (tmp_path / directory).mkdir(exist_ok=True)
@@ -66,5 +93,6 @@ def test_order_and_overriding(tmp_path: Path) -> None:
     assert [hook["path"] for hook in spec["hooks"]["prestart"]] == ["/first", "/a10", "/b20"]
     assert spec["hooks"]["prestart"][1] == {"path": "/a10", "args": ["h", "x"], "timeout": 5}
     (tmp_path / "b" / "30.json").write_text("{")
-    with pytest.raises(CrispError, match=r"30\.json is not JSON"):
+    with pytest.raises(CrispError, match=r"OCI hooks of this node: .*30\.json is not JSON") as refused:
         hooks.load([tmp_path / "b"])
+    assert refused.value.code is Code.FAILED_PRECONDITION

@@ -154,6 +154,13 @@ def test_resources() -> None:
     able = host(hierarchies=Hierarchies(Mode.V2, {"memory": "/x", "hugetlb": "/x"}, "/x"), has_swap_accounting=True)
     full = resources.build(asked, able)
     assert full["memory"] == {"limit": 1 << 20, "swap": 1 << 20}
+    for asked, given in (
+        ({"memory_limit_in_bytes": 5}, {"limit": 5, "swap": 5}),
+        ({"memory_limit_in_bytes": 5, "memory_swap_limit_in_bytes": 9}, {"limit": 5, "swap": 9}),
+        ({"memory_limit_in_bytes": -1}, {"limit": -1, "swap": -1}),
+        ({"memory_limit_in_bytes": 5, "unified": {"memory.swap.max": "7"}}, {"limit": 5}),
+    ):
+        assert resources.build(cri.LinuxContainerResources(**asked), able)["memory"] == given
     assert full["hugepageLimits"] == [{"pageSize": "2MB", "limit": 0}]
     assert full["unified"] == {"memory.high": "1"}
 
