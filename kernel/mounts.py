@@ -103,26 +103,36 @@ def below(directory: str | bytes, entries: list[Mount] | None = None) -> list[Mo
 def holding(path: str | bytes, entries: list[Mount] | None = None) -> Mount:
     """The mount in which `path` lies; symlinks are not followed, so pass a real path.
 
-    Its `propagation` is what a HostToContainer or Bidirectional volume at `path` depends on.
+    Its `propagation` is what a HostToContainer or Bidirectional volume at `path` depends on. The path itself is not touched:
+    the table is walked as the kernel walks, from mount to mount, so that what a later mount on a parent hides is not found.
     """
     wanted = os.fsencode(path)
     found = mountinfo() if entries is None else entries
-    best: Mount | None = None
-    for entry in found:
-        prefix = entry.mount_point.rstrip(b"/")
-        inside = wanted == entry.mount_point or wanted.startswith(prefix + b"/")
-        # A later mount on the same point hides the earlier one.
-        if inside and (best is None or len(entry.mount_point) >= len(best.mount_point)):
-            best = entry
-    if best is None:
+    on_the_way = [entry for entry in found if _covers(entry.mount_point, wanted)]
+    known = {entry.mount_id for entry in found}
+    # In a changed root nothing may be mounted at `/` itself: then the outermost mounts that are seen are the beginning.
+    here = min(
+        (entry for entry in on_the_way if entry.parent_id not in known or entry.parent_id == entry.mount_id),
+        key=lambda entry: len(entry.mount_point),
+        default=None,
+    )
+    if here is None:
         raise OSError(errno.ENOENT, "no mount holds this path", os.fsdecode(wanted))
-    return best
+    while True:
+        inner = [entry for entry in on_the_way if entry.parent_id == here.mount_id and entry is not here]
+        if not inner:
+            return here
+        here = min(inner, key=lambda entry: len(entry.mount_point))
+
+
+def _covers(mount_point: bytes, path: bytes) -> bool:
+    return path == mount_point or path.startswith(mount_point.rstrip(b"/") + b"/")
 
 
 def is_mount_point(path: str | bytes) -> bool:
-    """Whether something is mounted exactly at `path`."""
+    """Whether something is mounted exactly at `path`, and not hidden by a later mount on a parent."""
     wanted = os.fsencode(path)
-    return any(entry.mount_point == wanted for entry in mountinfo())
+    return holding(wanted).mount_point == wanted
 
 
 def bind(source: str | bytes, target: str | bytes, readonly: bool = False, recursive: bool = False) -> None:

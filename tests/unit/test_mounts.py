@@ -16,7 +16,7 @@ TEXT = rb"""22 27 0:21 / /proc rw,relatime - proc proc rw
 30 27 0:33 /sub\040dir /mnt/with\040space\011tab rw,nosuid shared:5 master:2 propagate_from:1 - tmpfs none rw,size=4k
 31 27 0:34 / /mnt/slave ro master:7 - overlay overlay rw,lowerdir=/a:/b
 32 27 0:35 / /mnt/unb rw unbindable - tmpfs back\134slash rw
-33 27 0:36 / /mnt/slave rw - tmpfs over rw
+33 31 0:36 / /mnt/slave rw - tmpfs over rw
 """
 
 
@@ -41,6 +41,20 @@ def test_holding_takes_the_innermost_and_the_latest() -> None:
     assert mounts.holding("/mnt/slavery", found).mount_id == 27
     assert mounts.holding("/proc", found).mount_id == 22
     assert mounts.holding("/", found).mount_id == 27
+
+
+def test_what_a_later_mount_on_a_parent_hides_is_not_found() -> None:
+    hidden = mounts.parse(TEXT + b"40 27 0:40 / /mnt rw shared:9 - tmpfs hider rw\n41 40 0:41 / /mnt/slave/y rw - tmpfs inner rw\n")
+    assert mounts.holding("/mnt/slave/x", hidden).mount_id == 40
+    assert mounts.holding("/mnt/slave/y", hidden).mount_id == 41
+    assert mounts.holding("/mnt/with space\ttab", hidden).propagation == "shared"
+
+
+def test_a_changed_root_that_is_no_mount() -> None:
+    found = mounts.parse(b"50 3 0:3 / /proc rw - proc proc rw\n51 50 0:4 / /proc/sys ro - proc proc rw\n")
+    assert mounts.holding("/proc/sys/net", found).mount_id == 51
+    with pytest.raises(FileNotFoundError):
+        mounts.holding("/etc", found)
 
 
 def test_below_is_in_the_order_of_unmounting() -> None:
