@@ -44,7 +44,8 @@ def test_holding_takes_the_innermost_and_the_latest() -> None:
 
 
 def test_what_a_later_mount_on_a_parent_hides_is_not_found() -> None:
-    hidden = mounts.parse(TEXT + b"40 27 0:40 / /mnt rw shared:9 - tmpfs hider rw\n41 40 0:41 / /mnt/slave/y rw - tmpfs inner rw\n")
+    later = b"40 27 0:40 / /mnt rw shared:9 - tmpfs hider rw\n41 40 0:41 / /mnt/slave/y rw - tmpfs inner rw\n"
+    hidden = mounts.parse(TEXT + later)
     assert mounts.holding("/mnt/slave/x", hidden).mount_id == 40
     assert mounts.holding("/mnt/slave/y", hidden).mount_id == 41
     assert mounts.holding("/mnt/with space\ttab", hidden).propagation == "shared"
