@@ -40,8 +40,8 @@ def _runtime_ready(node: Node) -> cri.RuntimeCondition:
         reason, message = "RootNotWritable", f"{node.paths.root} cannot be written"
     elif free < LOW_DISK_BYTES:
         reason, message = "DiskFull", f"{node.paths.root} has only {free} bytes left"
-    elif node.store.failure:
-        reason, message = "StateNotWritable", node.store.failure
+    elif problem := node.store.problem:
+        reason, message = "StateNotWritable", problem
     return cri.RuntimeCondition(type="RuntimeReady", status=not reason, reason=reason, message=message)
 
 

@@ -60,6 +60,9 @@ LOG_BYTES: Final = 8 << 20
 ROOM_BYTES: Final = 1 << 20
 """With less free space nothing new is begun."""
 
+STALLED_SECONDS: Final = 10.0
+"""A write that takes longer waits for a disk that does not answer."""
+
 _UPSERT: Final = "INSERT INTO {}(key, value) VALUES(?, ?) ON CONFLICT(key) DO UPDATE SET value = excluded.value"
 
 
@@ -125,6 +128,8 @@ class Store:
         self._connection = self._first_open()
         self.failure = ""
         """Why the last write failed; empty if it did not."""
+        self._closed = False  # a damaged database could not be made anew
+        self._begun = 0.0  # since when the writer is at what it writes, on the monotonic clock
         self._queue: SimpleQueue[_Change | None] = SimpleQueue()
         self.sandboxes, self.containers, self.images, self.leases, self.settings = (
             Table(name, self._rows, self._submit) for name in TABLES
@@ -208,8 +213,20 @@ class Store:
         return iter(self._connection.execute(f"SELECT key, value FROM {table} ORDER BY rowid").fetchall())  # noqa: S608
 
     def _submit(self, change: _Change) -> asyncio.Future[None]:
+        # From here on nobody can cancel it: who gives up waiting cancels his own future, and not what the writer answers.
+        change.done.set_running_or_notify_cancel()
         self._queue.put(change)
         return asyncio.wrap_future(change.done)
+
+    @property
+    def problem(self) -> str:
+        """Why nothing can be recorded at present; empty if all is well."""
+        if not self._writer.is_alive():
+            return f"the writer of {self._path} has ended: restart crisp"
+        begun = self._begun
+        if begun and (waited := time.monotonic() - begun) > STALLED_SECONDS:
+            return f"{self._path} has been waiting {waited:.0f} s for the disk"
+        return self.failure
 
     def _write(self) -> None:
         while (first := self._queue.get()) is not None:
@@ -220,33 +237,50 @@ class Store:
                     self._queue.put(None)
                     break
                 batch.append(following)
-            self._commit(batch)
+            self._begun = time.monotonic()
+            try:
+                self._commit(batch)
+            except Exception as error:
+                # A defect, or a database that cannot be made anew. All pods need this thread.
+                log.error("the database's writer has failed", error=repr(error))
+                self._refuse(batch, error)
+            self._begun = 0.0
+
+    def _refuse(self, batch: list[_Change], error: Exception) -> None:
+        """Tell everybody who waits, and whose change is not committed, of a failure."""
+        self.failure = f"cannot write {self._path}: {error}"
+        failure = CrispError(Code.RESOURCE_EXHAUSTED, self.failure)
+        for change in batch:
+            if not change.done.done():
+                change.done.set_exception(failure)
 
     def _commit(self, batch: list[_Change]) -> None:
         """Apply a batch in one transaction; a failure (a full disk) reaches everybody who waits."""
-        before = self._connection.total_changes
         try:
+            if self._closed:
+                self._connection, self._closed = self._open(), False
+            before = self._connection.total_changes
             try:
                 self._apply(batch)
             except sqlite3.DatabaseError as error:
                 if not _damaged(error):
                     raise
                 self._connection.close()
+                self._closed = True
                 self._set_aside(error)
-                self._connection = self._open()
+                self._connection, self._closed = self._open(), False
                 before = self._connection.total_changes
                 self._apply(batch)
         except (sqlite3.Error, OSError) as error:
-            self.failure = f"cannot write {self._path}: {error}"
-            failure = CrispError(Code.RESOURCE_EXHAUSTED, self.failure)
-            for change in batch:
-                change.done.set_exception(failure)
+            self._refuse(batch, error)
             return
         if self._connection.total_changes > before:  # deleting what is not there writes nothing
             self.failure = ""
         for change in batch:
-            self._copy(change)
-            change.done.set_result(None)
+            try:
+                self._copy(change)
+            finally:  # it is committed, whatever became of the copy
+                change.done.set_result(None)
 
     def _apply(self, batch: list[_Change]) -> None:
         execute = self._connection.execute

@@ -6,13 +6,16 @@ import asyncio
 import json
 import os
 import sqlite3
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from proto.errors import Code, CrispError
 from runtime.paths import Paths
+from runtime.store import database
 from runtime.store.database import TABLES, Store
 from runtime.store.record_copies import Copies
 
@@ -48,6 +51,93 @@ async def test_failure_reaches_who_waits(tmp_path: Path) -> None:
     assert "leases" in store.failure
     await store.images.put("a", 1)
     assert store.failure == ""
+    store.close()
+
+
+class SlowCopies:
+    """Copies that wait until they may go on, or fail."""
+
+    def __init__(self) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.error: Exception | None = None
+
+    def put(self, *_: object) -> None:
+        self.reached.set()
+        assert self.go_on.wait(30)
+        if self.error is not None:
+            raise self.error
+
+    def delete(self, *_: object) -> None:
+        return
+
+    def mend(self, *_: object) -> None:
+        return
+
+    def all(self) -> list[Any]:
+        return []
+
+
+async def test_who_gives_up_waiting_does_not_end_the_writer(tmp_path: Path) -> None:
+    """At every moment: as it waits in the queue, and as it is being written."""
+    copies: Any = SlowCopies()
+    store = Store(tmp_path / "state.db", copies)
+    writing, waiting = (asyncio.ensure_future(store.images.put(key, 1)) for key in ("writing", "waiting"))
+    assert await asyncio.to_thread(copies.reached.wait, 30)
+    for task in (writing, waiting):
+        task.cancel()
+    await asyncio.gather(writing, waiting, return_exceptions=True)
+    copies.go_on.set()
+    await asyncio.wait_for(store.images.put("later", 1), 30)
+    assert dict(store.images.items()) == {"writing": 1, "waiting": 1, "later": 1}
+    assert store.problem == ""
+    store.close()
+
+
+async def test_the_writer_survives_what_nobody_has_foreseen(tmp_path: Path) -> None:
+    copies: Any = SlowCopies()
+    copies.go_on.set()
+    store = Store(tmp_path / "state.db", copies)
+    copies.error = RuntimeError("a defect")
+    with capture_logs() as logs:
+        await asyncio.gather(*(store.images.put(str(n), n) for n in range(50)), return_exceptions=True)
+    assert {entry["event"] for entry in logs} == {"the database's writer has failed"}
+    copies.error = None
+    await asyncio.wait_for(store.images.put("later", 1), 30)
+    assert store.problem == ""
+    store.close()
+
+
+async def test_a_database_that_cannot_be_made_anew_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "state.db")
+    await store.images.put("a", 1)
+
+    def damaged(_: object) -> None:
+        raise database._corrupt("a bad page")
+
+    def refused() -> sqlite3.Connection:
+        raise CrispError(Code.FAILED_PRECONDITION, "no disk")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "_apply", damaged)
+        broken.setattr(store, "_open", refused)
+        for _ in range(2):
+            with pytest.raises(CrispError, match="no disk"):
+                await asyncio.wait_for(store.images.put("b", 1), 30)
+        assert "no disk" in store.problem
+    await asyncio.wait_for(store.images.put("c", 1), 30)
+    assert store.problem == ""
+    store.close()
+
+
+async def test_a_stalled_write_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "STALLED_SECONDS", 0.0)
+    copies: Any = SlowCopies()
+    store = Store(tmp_path / "state.db", copies)
+    task = asyncio.ensure_future(store.images.put("a", 1))
+    assert await asyncio.to_thread(copies.reached.wait, 30)
+    assert "for the disk" in store.problem
+    copies.go_on.set()
+    await task
     store.close()
 
 
