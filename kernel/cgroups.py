@@ -200,23 +200,43 @@ class Group:
 
 def walk(directory: str) -> Iterator[str]:
     """The directories at and below `directory`, children before parents."""
-    try:
-        with os.scandir(directory) as entries:
-            names = [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in names:
-        yield from walk(name)
-    yield directory
+    found, waiting = [], [directory]
+    while waiting:  # not by recursion: a container that has groups of its own decides over their depth
+        path = waiting.pop()
+        try:
+            with os.scandir(path) as entries:
+                waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        found.append(path)
+    yield from reversed(found)
 
 
 def tree_procs(directory: str) -> set[int]:
     """The processes in `directory` and below."""
     found: set[int] = set()
     for path in walk(directory):
-        found.update(int(pid) for pid in _read(os.path.join(path, "cgroup.procs")).split())
+        found.update(_procs(path))
     # A process of another pid namespace that we cannot see is listed as 0.
     found.discard(0)
+    return found
+
+
+def _procs(directory: str) -> set[int]:
+    """The processes in one directory.
+
+    cgroup.procs of a threaded group cannot be read (cgroup-v2.rst, "Threads"): it has threads, maybe without their process.
+    """
+    try:
+        return {int(pid) for pid in _read(os.path.join(directory, "cgroup.procs")).split()}
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    found = set()
+    for thread in _read(os.path.join(directory, "cgroup.threads")).split():
+        for line in _read(f"/proc/{int(thread)}/status").splitlines():
+            if line.startswith(b"Tgid:"):
+                found.add(int(line.split()[1]))
     return found
 
 
@@ -232,7 +252,9 @@ def kill_tree(directory: str) -> bool:
         return True
     try:
         write(os.path.join(directory, "cgroup.kill"), "1")
-    except FileNotFoundError:  # v1, or v2 before Linux 5.14
+    except OSError as error:  # v1, or v2 before Linux 5.14; or a group that its processes have made a threaded one
+        if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP):
+            raise
         _freeze(directory, True)
         for pid in tree_procs(directory):
             try:

@@ -7,6 +7,8 @@ import os
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from kernel import mounts, process_files
 from kernel.cgroup_details import read_details
 from proto import api_pb2 as cri
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from runtime.pods.node import Node
     from runtime.pods.objects import Container, Sandbox
     from runtime.statistics.stats import Stats
+
+log = structlog.get_logger(__name__)
 
 CHUNK: Final = 32
 """Sandboxes that are read at once; between two chunks other calls have their turn."""
@@ -50,7 +54,13 @@ class PodMetrics:
         """Runs in the pool."""
         networks = network_counters(self._node, sandboxes)
         system = self._file_system()
-        return [self._pod(s, networks.get(s.record.id, []), layers, system) for s in sandboxes]
+        found = []
+        for sandbox in sandboxes:
+            try:
+                found.append(self._pod(sandbox, networks.get(sandbox.record.id, []), layers, system))
+            except OSError as error:  # no pod can make the list of all fail
+                log.warning("a pod's metrics cannot be read", sandbox=sandbox.record.id, error=str(error))
+        return found
 
     def _pod(
         self, sandbox: Sandbox, network: list[Interface], layers: dict[str, Counted], system: FileSystem

@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import structlog
+
 from kernel import cgroups, net_counters
 from kernel.cgroup_stats import Memory, Pressure, Reader, Usage, read_usage
 from kernel.cgroups import Mode
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from runtime.pods.node import Node
     from runtime.pods.objects import Container, Sandbox
     from runtime.records import ContainerRecord, SandboxRecord
+
+log = structlog.get_logger(__name__)
 
 RATE_SECONDS: Final = (0.1, 120.0)
 """Between two looks that give a rate: sooner the last rate is told again, later there is none."""
@@ -240,9 +244,8 @@ class Stats:
         found = []
         for sandbox in sandboxes:
             message = cri.PodSandboxStats(attributes=_sandbox_attributes(sandbox.record))
-            if sandbox.record.state is SandboxState.READY:
-                with self._files as files:
-                    reading = read_pod(self._node, sandbox, files.read)
+            reading = self._reading(sandbox) if sandbox.record.state is SandboxState.READY else None
+            if reading is not None:
                 self._fill_pod(message.linux, sandbox, reading, networks.get(sandbox.record.id))
                 for container, at, usage in reading.containers:
                     record = container.record
@@ -251,6 +254,15 @@ class Stats:
             found.append(message)
         self._forget()
         return found
+
+    def _reading(self, sandbox: Sandbox) -> PodReading | None:
+        """None if it cannot be read: no pod can make the list of all fail."""
+        try:
+            with self._files as files:
+                return read_pod(self._node, sandbox, files.read)
+        except OSError as error:
+            log.warning("a pod's statistics cannot be read", sandbox=sandbox.record.id, error=str(error))
+            return None
 
     def _fill_pod(
         self, linux: cri.LinuxPodSandboxStats, sandbox: Sandbox, reading: PodReading, network: list[Interface] | None

@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from kernel import cgroup_stats, cgroups
+from kernel.cgroups import Mode
 from proto import api_pb2 as cri
 from tests.harness.kubelet import Container, Kubelet, Pod, wait_until
 
@@ -130,6 +131,21 @@ def test_pod_is_the_sum(kubelet: Kubelet) -> None:
     assert [s.attributes.id for part in parts for s in part.pod_sandbox_stats] == [pod.id]
     pod.stop()
     assert not pod_stats(pod).HasField("linux")
+
+
+@pytest.mark.skipif(cgroups.detect().mode is not Mode.V2, reason="statistics of this host are cgroup v1's")
+def test_a_threaded_group_in_one_container_disturbs_no_list(kubelet: Kubelet) -> None:
+    threaded, other = kubelet.pod().run("/bin/sleep", "100"), kubelet.pod().run("/bin/sleep", "100")
+    inner = Path(group_of(threaded).directory()) / "t"
+    inner.mkdir()
+    (inner / "cgroup.type").write_text("threaded")
+    pods = kubelet.runtime.ListPodSandboxStats(cri.ListPodSandboxStatsRequest()).stats
+    counts = {pod.attributes.id: pod.linux.process.process_count.value for pod in pods}
+    assert counts == {threaded.pod.id: 1, other.pod.id: 1}
+    metrics = kubelet.runtime.ListPodSandboxMetrics(cri.ListPodSandboxMetricsRequest()).pod_metrics
+    assert {pod.pod_sandbox_id for pod in metrics} == set(counts)
+    threaded.stop()
+    assert threaded.status().state == cri.CONTAINER_EXITED
 
 
 def test_host_network_is_not_counted_as_the_pods(kubelet: Kubelet) -> None:
