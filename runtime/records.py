@@ -9,29 +9,43 @@ from __future__ import annotations
 import base64
 import socket
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from proto import api_pb2 as cri
 from runtime.lifecycle import ContainerState, SandboxState
 
+PODS_IN_ORDER: Final = 4096
+"""Of how many pods the last moment is known; many times as many as a node has."""
+
 
 class _Clock:
-    """Creation times: nanoseconds since the epoch that strictly increase, also when the clock is set back.
+    """Moments in nanoseconds since the epoch: the wall clock's, but for what the kubelet orders by them.
 
-    The kubelet decides by them which of two sandboxes or containers of a pod is newer.
+    Within one pod creation times and events strictly increase, also when the clock is set back: the kubelet decides by them
+    which of two sandboxes, or of two attempts of a container, is newer. Nothing else is moved by that: start and end of a
+    container decide for how long the kubelet backs off.
     """
 
     def __init__(self) -> None:
-        self._last = 0
+        self._last: OrderedDict[str, int] = OrderedDict()
 
     def now(self) -> int:
-        self._last = max(self._last + 1, time.time_ns())
-        return self._last
+        """By the wall clock."""
+        return time.time_ns()
 
-    def seen(self, moment: int) -> None:
+    def next_of(self, pod: str) -> int:
+        """Now, or just after the last moment that was told of the pod with this uid."""
+        moment = max(self._last.get(pod, 0) + 1, time.time_ns())
+        self.seen(pod, moment)
+        return moment
+
+    def seen(self, pod: str, moment: int) -> None:
         """A record from an earlier life of the daemon has this time: stay above it."""
-        self._last = max(self._last, moment)
+        self._last[pod] = max(self._last.pop(pod, 0), moment)
+        while len(self._last) > PODS_IN_ORDER:
+            self._last.popitem(last=False)
 
 
 CLOCK = _Clock()

@@ -122,7 +122,7 @@ def _load(node: Node) -> set[str]:
             log.error("sandbox record cannot be read", sandbox=key, error=str(error))
             unreadable.add(key)
             continue
-        CLOCK.seen(record.created_at)
+        CLOCK.seen(record.config.metadata.uid, record.created_at)
         node.sandboxes[key] = Sandbox(record)
     for key, document in node.store.containers.items():
         try:
@@ -132,7 +132,7 @@ def _load(node: Node) -> set[str]:
             log.error("container record cannot be read", container=key, error=str(error))
             unreadable.add(key)
             continue
-        CLOCK.seen(container.created_at)
+        CLOCK.seen(sandbox.record.config.metadata.uid, container.created_at)
         node.containers[key] = sandbox.containers[key] = Container(container, sandbox)
     for key, value in node.store.settings.items():
         if key == "pod_cidr":
@@ -164,7 +164,7 @@ async def _container(node: Node, container: Container) -> None:
     if container.shim is not None:
         started_at = container.shim.hello["started_at"]
         if started_at and not record.started_at:
-            record.started_at, record.pid = max(started_at, record.created_at + 1), container.shim.hello["pid"]
+            record.started_at, record.pid = started_at, container.shim.hello["pid"]
             await node.store.containers.note(record.id, record.document())
         container_watch.watch(node, container)
         if record.restored_from and started_at:

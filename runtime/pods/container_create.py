@@ -150,7 +150,7 @@ def _register(
         image_name=shown.name,
         image_ref=shown.reference,
         log_path=_log_path(node, sandbox, config, container_id),
-        created_at=CLOCK.now(),
+        created_at=CLOCK.next_of(sandbox.record.config.metadata.uid),
         handler=node.handlers.get(sandbox.record.handler).name,
         cgroup=cgroups.container_path(
             sandbox.record.cgroup_parent, container_id, node.host.systemd_cgroups, node.config.metrics.group_prefix

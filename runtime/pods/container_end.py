@@ -32,12 +32,12 @@ async def settle(node: Node, container: Container, exit_record: ExitRecord) -> N
     record = container.record
     if not record.finished_at:
         if exit_record.started_at and not record.started_at:
-            record.started_at = max(exit_record.started_at, record.created_at + 1)  # as StartContainer has it
+            record.started_at = exit_record.started_at
         if record.started_at:
             node.events.container_started(container)
         record.exit_code = exit_record.exit_code
         record.reason, record.message = _reason(exit_record)
-        record.finished_at = max(exit_record.finished_at, record.started_at + 1, record.created_at + 1)
+        record.finished_at = max(exit_record.finished_at, record.started_at)
         node.events.container_stopped(container)  # in one step with finished_at: no status may show the end before its event
         await node.store.containers.note(record.id, record.document())
     container.exited.set()
@@ -73,7 +73,7 @@ async def lost(node: Node, container: Container, why: str) -> None:
         record.exit_code = LOST_EXIT_CODE
         record.reason = "Error"
         record.message = f"the container was ended because {why}; its exit code is not known"
-        record.finished_at = max(CLOCK.now(), record.started_at + 1)
+        record.finished_at = max(CLOCK.now(), record.started_at)
         node.events.container_stopped(container)  # in one step with finished_at: no status may show the end before its event
         await node.store.containers.note(record.id, record.document())
     container.exited.set()

@@ -48,7 +48,7 @@ async def start(node: Node, reference: str) -> None:
             if record.restored_from:
                 raise await restore.explained(node, container, error) from error
             raise
-        record.started_at = max(started_at, record.created_at + 1)
+        record.started_at = started_at
         node.events.container_started(container)
         if record.restored_from:
             await restore.finish(node, container)

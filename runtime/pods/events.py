@@ -132,7 +132,7 @@ def _message(kind: cri.ContainerEventType, subject: str, sandbox: Sandbox) -> cr
     return cri.ContainerEventResponse(
         container_id=subject,
         container_event_type=kind,
-        created_at=CLOCK.now(),
+        created_at=CLOCK.next_of(sandbox.record.config.metadata.uid),
         # Also of a sandbox that is gone: the kubelet ignores events without it.
         pod_sandbox_status=sandbox_status.status(sandbox),
         containers_statuses=map(container_status.status, listed),

@@ -71,7 +71,8 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
                 continue
             return _existing(known, request)
     node.store.require_room()
-    record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=CLOCK.now())
+    created_at = CLOCK.next_of(request.config.metadata.uid)
+    record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=created_at)
     record.cgroup_parent = request.config.linux.cgroup_parent
     record.overhead, record.resources = request.config.linux.overhead, request.config.linux.resources
     if not record.cgroup_parent:

@@ -56,7 +56,7 @@ def response(sandbox: Sandbox, info: dict[str, str]) -> cri.PodSandboxStatusResp
         status=status(sandbox),
         info=info,
         containers_statuses=map(container_status.status, listed),
-        timestamp=CLOCK.now(),
+        timestamp=CLOCK.next_of(sandbox.record.config.metadata.uid),
     )
 
 

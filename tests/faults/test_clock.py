@@ -26,7 +26,7 @@ YEAR = 365 * 24 * 3600
 JUMPS = (0, YEAR, -10 * YEAR, 0)
 
 STAMPS = {
-    "runtime/records.py": "creation times, which strictly increase",
+    "runtime/records.py": "creation times and events, which strictly increase within a pod",
     "runtime/pods/layer_usage.py": "timestamps of statistics",
     "runtime/statistics/stats.py": "timestamps of statistics",
     "runtime/api/rpc_images.py": "timestamps of statistics",
@@ -64,7 +64,8 @@ class Moved:
         self.offset = daemon.directory / "offset"
         self.set(0)
         hook = ROOT / "tests/harness/moved_clock"
-        daemon.start(PYTHONPATH=str(hook), CRISP_TEST_CLOCK=str(self.offset))
+        self.environment = {"PYTHONPATH": str(hook), "CRISP_TEST_CLOCK": str(self.offset)}
+        daemon.start(**self.environment)
         assert daemon.client is not None
         request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
         self.kubelet = Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
@@ -84,34 +85,63 @@ def moved(rootfs: Path) -> Iterator[Moved]:
 
 
 @pytest.mark.root
-def test_order_of_times(moved: Moved) -> None:
+def test_order_within_a_pod(moved: Moved) -> None:
+    """However the clock jumps: a pod's sandboxes, a container's attempts and all that is told of them are in order."""
     kubelet = moved.kubelet
     events: list[cri.ContainerEventResponse] = []
     stream = kubelet.runtime.GetContainerEvents(cri.GetEventsRequest())
     listener = threading.Thread(target=collect, args=(stream, events))
     listener.start()
-    created, stamps = [], []
-    for jump in JUMPS:
+    sandboxes, containers, stamps = [], [], []
+    config = kubelet.pod_config()
+    for attempt, jump in enumerate(JUMPS):
         moved.set(jump)
-        pod = kubelet.pod()
-        created.append(pod.status().created_at)
-        running = pod.run("/bin/sleep", "100")
-        moved.set(jump - YEAR)
-        ended = pod.shell("exit 3").status()
-        running.stop()
-        for status in (running.status(), ended):
-            assert status.created_at < status.started_at < status.finished_at
-            created.append(status.created_at)
+        config.metadata.attempt = attempt
+        pod = kubelet.pod(config)
+        sandboxes.append(pod.status().created_at)
+        for again in range(2):
+            wanted = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="c", attempt=2 * attempt + again))
+            moved.set(jump - again * YEAR)
+            status = pod.shell("exit 3", wanted).status()
+            assert 0 < status.started_at <= status.finished_at
+            containers.append(status.created_at)
         reply = kubelet.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod.id))
         stamps.append(reply.timestamp)
+        if attempt % 2:
+            moved.kubelet.daemon.kill()
+            moved.kubelet.daemon.start(**moved.environment)
         pod.remove()
     stream.cancel()
     listener.join()
-    assert created == sorted(set(created))
+    assert sandboxes == sorted(set(sandboxes))
+    assert containers == sorted(set(containers))
     assert stamps == sorted(set(stamps))
     told = [event.created_at for event in events]
     assert told == sorted(set(told))
-    assert len(told) >= len(JUMPS) * 8
+    assert told
+
+
+@pytest.mark.root
+def test_a_clock_that_was_once_ahead_moves_no_later_time(moved: Moved) -> None:
+    """Other pods, and starts and ends in the same one, are as the clock is now; a life is as long as it was."""
+    kubelet = moved.kubelet
+    moved.set(YEAR)
+    early = kubelet.pod()
+    early.shell("exit 0")
+    for restarted in (False, True):
+        moved.set(0)
+        if restarted:
+            kubelet.daemon.kill()
+            kubelet.daemon.start(**moved.environment)
+        before = time.time_ns()
+        late = kubelet.pod()
+        same, other = early.shell("sleep 0.3").status(), late.shell("sleep 0.3").status()
+        after = time.time_ns()
+        assert before <= late.status().created_at <= other.created_at <= other.started_at
+        for status in (same, other):
+            assert before <= status.started_at < status.finished_at <= after
+            assert status.finished_at - status.started_at >= 300_000_000
+        late.remove()
 
 
 def collect(stream: object, events: list[cri.ContainerEventResponse]) -> None:

@@ -75,7 +75,7 @@ def test_a_group_that_is_threaded_itself_is_killed(group: Path, process: subproc
 
 def test_a_deep_tree_is_walked_without_recursion(group: Path, process: subprocess.Popen[bytes]) -> None:
     deepest = group
-    for _ in range(1500):
+    for _ in range(1100):
         deepest /= "d"
         os.mkdir(deepest)
     put(deepest, process.pid)

@@ -45,7 +45,7 @@ async def test_events_carry_the_state_of_their_moment() -> None:
     container.record.started_at = 5
     bus.container_started(container)
     container.record.finished_at = 6
-    status_stamp = CLOCK.now()
+    status_stamp = CLOCK.next_of(sandbox.record.config.metadata.uid)
     bus.container_stopped(container)
     first, second, third = await listener
     assert [e.container_event_type for e in (first, second, third)] == [0, 1, 2]
