@@ -7,6 +7,7 @@ process is in it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,37 @@ def unpin(path: str) -> None:
         os.unlink(path)
     except FileNotFoundError:
         return
+
+
+def publish(pinned: str, place: str) -> None:
+    """Pin a pinned namespace at a second place too, over whatever is there, in a directory whose mounts reach those who have
+    mounted that directory: as iproute2 and other container runtimes do it for /var/run/netns."""
+    directory = os.path.realpath(os.path.dirname(place))
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    _share(directory)
+    unpin(place)
+    os.close(os.open(place, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
+    try:
+        mounts.bind(pinned, place)
+    except OSError:
+        os.unlink(place)
+        raise
+
+
+def _share(directory: str) -> None:
+    """Make it a shared mount of its own, unless it is one."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # nobody else may put a second mount over the first
+        try:
+            syscalls.mount("none", directory, flags=syscalls.MS_SHARED | syscalls.MS_REC)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            mounts.bind(directory, directory, recursive=True)
+            syscalls.mount("none", directory, flags=syscalls.MS_SHARED | syscalls.MS_REC)
+    finally:
+        os.close(fd)
 
 
 def is_pinned(path: str) -> bool:

@@ -19,12 +19,21 @@
     settings/<name>.json                copies of settings
     runtimes/<handler>/                 state of the OCI runtimes
     cni/                                locks of network plugins that run (runtime/network/cni/stragglers.py)
+/var/run/netns/crisp-<id>               a pod's network namespace again, where plugins' daemons and `ip netns` look for it
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+NETNS_DIRECTORY: Final = Path("/var/run/netns")
+"""Where iproute2 and all container runtimes pin network namespaces: daemons of plugins mount it into their pods."""
+
+DEFAULT_STATE: Final = Path("/run/crisp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +103,22 @@ class Paths:
     def namespace(self, sandbox_id: str, kind: str) -> Path:
         """File that a sandbox's namespace is pinned to; `kind` as in /proc/self/ns."""
         return self.sandbox(sandbox_id) / "ns" / kind
+
+    def netns(self, sandbox_id: str) -> Path:
+        """The same network namespace, as network plugins are told of it."""
+        return NETNS_DIRECTORY / f"{self._netns_prefix}{sandbox_id}"
+
+    def sandbox_of_netns(self, name: str) -> str:
+        """The id of the sandbox that a file among the network namespaces belongs to; empty if it is not this daemon's."""
+        match = re.fullmatch(f"{re.escape(self._netns_prefix)}([0-9a-f]{{64}})", name)
+        return match[1] if match else ""
+
+    @property
+    def _netns_prefix(self) -> str:
+        """Daemons with other directories must not take each other's for left-overs."""
+        if self.state == DEFAULT_STATE:
+            return "crisp-"
+        return f"crisp-{hashlib.sha256(str(self.state).encode()).hexdigest()[:8]}-"
 
     @property
     def runtimes(self) -> Path:

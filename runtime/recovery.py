@@ -29,6 +29,7 @@ from proto.errors import Code, CrispError
 from runtime.checkpoints import notes
 from runtime.host import cgroup_end
 from runtime.lifecycle import ContainerState, SandboxState
+from runtime.paths import NETNS_DIRECTORY
 from runtime.pods import (
     container_end,
     container_remove,
@@ -193,6 +194,15 @@ async def _sandbox(node: Node, sandbox: Sandbox) -> None:
         log.warning("sandbox is not ready any more", sandbox=record.id, missing=missing)
         record.message = f"{missing} is gone: the node was rebooted, or something removed it"
         await sandbox_stop.stop(node, record.id)
+    elif record.state is SandboxState.READY:
+        _publish(node, record.id)
+
+
+def _publish(node: Node, sandbox_id: str) -> None:
+    """Pin the pod's network namespace where plugins look for it: somebody may have removed it, or an old crisp made the pod."""
+    pinned, place = str(node.paths.namespace(sandbox_id, "net")), str(node.paths.netns(sandbox_id))
+    if namespaces.is_pinned(pinned) and not namespaces.is_pinned(place):
+        namespaces.publish(pinned, place)
 
 
 def _missing(node: Node, record: SandboxRecord) -> str:
@@ -219,6 +229,11 @@ def _sweep(node: Node, spared: set[str]) -> None:
                 log.info("swept", path=str(parent / name))
                 mounts.detach_all(str(parent / name))
                 removal.discard_tree(parent / name)
+    for name in _names(NETNS_DIRECTORY):
+        sandbox_id = node.paths.sandbox_of_netns(name)
+        if sandbox_id and sandbox_id not in known:
+            log.info("swept", path=str(NETNS_DIRECTORY / name))
+            namespaces.unpin(str(NETNS_DIRECTORY / name))
     pods = node.host.hierarchies.group(cgroups.parent_path(node.config.cgroup.parent))
     if node.host.systemd_cgroups:
         pods = node.host.hierarchies.group(cgroups.parent_path(pods.path.replace("/", "-") + ".slice"))

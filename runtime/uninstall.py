@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kernel import cgroups, lsm, mounts, removal
+from kernel import cgroups, lsm, mounts, namespaces, removal
 from proto.errors import Code, CrispError, failed_precondition
 from runtime import daemon, recovery
 from runtime.host import host, systemd
@@ -32,7 +32,7 @@ from runtime.network import host as network_host
 from runtime.network.cni import template
 from runtime.oci import apparmor_loader
 from runtime.oci.apparmor import DEFAULT_NAME
-from runtime.paths import Paths
+from runtime.paths import NETNS_DIRECTORY, Paths
 from runtime.pods import container_stop, sandbox_stop
 from runtime.shims.client import shim_alive
 from runtime.shims.fork_server import ForkServer
@@ -63,6 +63,7 @@ async def traces(config: Config, *, keep_data: bool) -> list[str]:
     """What there is to take away, one line each. Reads only."""
     found = [f"container {name}" for name in running(config)]
     found += [f"mount {os.fsdecode(mount.mount_point)}" for mount in mounts.below(os.path.realpath(config.state))]
+    found += [f"mount {NETNS_DIRECTORY / name}" for name in _namespaces(Paths(config.root, config.state))]
     found += await network_host.shared_traces(config.network)
     found += [f"cgroup {group.path}" for group in _groups(config) if group.exists()]
     if _profile_is_ours(config) and DEFAULT_NAME in lsm.apparmor_profiles():
@@ -90,12 +91,22 @@ async def uninstall(config: Config, *, end_pods: bool, keep_data: bool, grace_se
         if _profile_is_ours(config):
             await apparmor_loader.unload_default()
         _remove_groups(config)
+        for name in _namespaces(paths):
+            namespaces.unpin(str(NETNS_DIRECTORY / name))
         mounts.detach_all(str(config.state))
         for path in _files(config, keep_data=keep_data):
             _remove(path)
     for directory in (config.state, *(() if keep_data else (config.root,))):
         with contextlib.suppress(OSError):  # it holds what is not crisp's, or it is somebody's mount
             directory.rmdir()
+
+
+def _namespaces(paths: Paths) -> list[str]:
+    """Pods' network namespaces among those of the host."""
+    try:
+        return [name for name in os.listdir(NETNS_DIRECTORY) if paths.sandbox_of_netns(name)]
+    except OSError:
+        return []
 
 
 async def _end_pods(config: Config, paths: Paths, grace_seconds: int) -> None:

@@ -41,7 +41,7 @@ def create(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any
     """Create and pin; {"pinned": {kind: path}}. What was made before a failure is taken back.
 
     `args`: directory, kinds (of net, ipc, uts, user), hostname ("" leaves it), sysctls {name: value}, shm {path, size}
-    or null, uids and gids ([[inside, outside, size], ...]; with "user" in kinds).
+    or null, uids and gids ([[inside, outside, size], ...]; with "user" in kinds), netns (a second place to pin "net" at).
     """
     folder = os.path.join(args["directory"], "ns")
     os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -60,7 +60,12 @@ def create(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any
             for kind in kinds:
                 _pin(folder, kind, "self", pinned)
             _furnish(kinds, args, files)
+        if args.get("netns") and "net" in pinned:
+            namespaces.publish(pinned["net"], args["netns"])
     except BaseException:
+        if args.get("netns"):
+            with suppress(OSError):
+                namespaces.unpin(args["netns"])
         _take_back(pinned, shm)
         raise
     return {"pinned": pinned}

@@ -108,6 +108,7 @@ class BuiltinNetwork:
             detail={
                 "network": "builtin",
                 "bridge": self._config.bridge,
+                "hostInterfaces": [lease.links[0]],
                 "mac": mac_of(lease.ips[0]),
                 "mtu": self._host.bridge.mtu,
                 "gateways": [str(pool.gateway) for pool in self._pools],

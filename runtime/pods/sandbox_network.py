@@ -19,7 +19,7 @@ def request(paths: Paths, record: SandboxRecord) -> NetworkRequest:
     config, metadata = record.config, record.config.metadata
     return NetworkRequest(
         sandbox_id=record.id,
-        netns_path=str(paths.namespace(record.id, "net")),
+        netns_path=str(paths.netns(record.id)),
         pod_name=metadata.name,
         pod_namespace=metadata.namespace,
         pod_uid=metadata.uid,

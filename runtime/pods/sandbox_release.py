@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from kernel import cgroups, mounts, removal
+from kernel import cgroups, mounts, namespaces, removal
 from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
@@ -61,6 +61,7 @@ def _release_blocking(node: Node, sandbox: Sandbox) -> None:
     hierarchies = node.host.hierarchies
     cgroup_end.end(hierarchies.group(record.cgroup))
     record.pause_pid = 0
+    namespaces.unpin(str(node.paths.netns(record.id)))
     mounts.detach_all(str(directory))  # pinned namespaces and /dev/shm
     if record.owns_cgroup_parent:
         cgroup_end.end(hierarchies.group(cgroups.parent_path(record.cgroup_parent)))

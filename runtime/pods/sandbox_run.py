@@ -139,6 +139,7 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
     mapped = user_namespaces.mapping(record.config)
     arguments: dict[str, Any] = {
         "directory": str(directory),
+        "netns": str(node.paths.netns(record.id)) if "net" in kinds else "",
         "kinds": kinds if mapped is None else ["user", *kinds],
         "uids": mapped.uids.shim() if mapped is not None else [],
         "gids": mapped.gids.shim() if mapped is not None else [],

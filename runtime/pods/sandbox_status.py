@@ -93,16 +93,19 @@ def _pid(sandbox: Sandbox) -> int:
 def _runtime_spec(record: SandboxRecord, paths: Paths) -> dict[str, Any]:
     """What an OCI configuration would say of the sandbox; it has no root and no process."""
     options = record.config.linux.security_context.namespace_options
-    pinned = {"network": "net", "uts": "uts"} if options.network != cri.NODE else {}
-    pinned |= {"ipc": "ipc"} if options.ipc != cri.NODE else {}
+    pinned = ["uts"] if options.network != cri.NODE else []
+    pinned += ["ipc"] if options.ipc != cri.NODE else []
     mapped = user_namespaces.mapping(record.config)
-    pinned |= {"user": "user"} if mapped is not None else {}
-    pinned |= {"pid": "pid"} if record.pause_pid else {}
+    pinned += ["user"] if mapped is not None else []
+    pinned += ["pid"] if record.pause_pid else []
+    namespaces = [{"type": kind, "path": str(paths.namespace(record.id, kind))} for kind in pinned]
+    if options.network != cri.NODE:
+        namespaces.insert(0, {"type": "network", "path": str(paths.netns(record.id))})
     spec: dict[str, Any] = {
         "hostname": record.hostname(),
         "annotations": dict(record.config.annotations),
         "linux": {
-            "namespaces": [{"type": kind, "path": str(paths.namespace(record.id, name))} for kind, name in pinned.items()],
+            "namespaces": namespaces,
             "cgroupsPath": record.cgroup,
             "sysctl": dict(record.config.linux.sysctls),
         },

@@ -7,14 +7,17 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
+from runtime.paths import Paths
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet, wait_until
+from tests.kernel.fake_plugin import FakePlugin
 
 PLUGINS = Path("/usr/lib/cni")
 
@@ -115,6 +118,97 @@ def test_pods_in_the_nodes_network_meet_no_plugin(cni: Kubelet) -> None:
     assert container.sh("readlink /proc/self/ns/net").strip() == os.readlink("/proc/self/ns/net")
     assert container.sh("cat /etc/hosts")
     assert not (cni.daemon.directory / "ipam").exists()
+
+
+def shown(kubelet: Kubelet, sandbox_id: str) -> Any:
+    request = cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox_id, verbose=True)
+    return json.loads(kubelet.runtime.PodSandboxStatus(request).info["info"])
+
+
+def netns_of(kubelet: Kubelet, sandbox_id: str) -> Path:
+    namespaces = shown(kubelet, sandbox_id)["runtimeSpec"]["linux"]["namespaces"]
+    return Path(next(each["path"] for each in namespaces if each["type"] == "network"))
+
+
+def is_namespace(path: Path) -> bool:
+    return subprocess.run(["nsenter", f"--net={path}", "true"], capture_output=True).returncode == 0
+
+
+def ours(daemon: Daemon) -> set[Path]:
+    """The daemon's files among the host's network namespaces."""
+    prefix = Paths(daemon.root, daemon.state).netns("").name
+    return {path for path in Path("/var/run/netns").iterdir() if path.name.startswith(prefix)}
+
+
+def test_the_pods_namespace_is_among_the_hosts(kubelet: Kubelet) -> None:
+    pod = kubelet.pod()
+    path = netns_of(kubelet, pod.id)
+    assert path.parent == Path("/var/run/netns")
+    inside = subprocess.run(["ip", "netns", "exec", path.name, "ip", "-o", "address"], capture_output=True, text=True)
+    assert pod.status().network.ip in inside.stdout
+    [veth] = shown(kubelet, pod.id)["network"]["hostInterfaces"]
+    assert subprocess.run(["ip", "link", "show", veth], capture_output=True).returncode == 0
+    mounts = subprocess.run(["findmnt", "-no", "PROPAGATION", "/run/netns"], capture_output=True, text=True).stdout
+    assert "shared" in mounts or not mounts
+    subprocess.run(["ip", "netns", "delete", path.name], check=True)
+    kubelet.daemon.kill()
+    kubelet.daemon.start()
+    assert is_namespace(path), "pinned again"
+    assert pod.status().state == cri.SANDBOX_READY
+    pod.stop()
+    assert not path.exists()
+    host = kubelet.pod(network=cri.NODE)
+    assert ours(kubelet.daemon) == set()
+    host.remove()
+    pod.remove()
+
+
+def test_a_killed_daemon_leaves_no_namespace_among_the_hosts(kubelet: Kubelet) -> None:
+    kubelet.daemon.kill()
+    kubelet.daemon.start(failpoint="sandbox.namespaces")
+    with pytest.raises(grpc.RpcError):
+        kubelet.pod()
+    kubelet.daemon.wait_death()
+    [left] = ours(kubelet.daemon)
+    stray = Paths(kubelet.daemon.root, kubelet.daemon.state).netns("0" * 64)
+    stray.touch()
+    foreign = Path("/var/run/netns") / f"crisp-{'1' * 64}"  # of a daemon with other directories
+    subprocess.run(["ip", "netns", "add", foreign.name], check=True)
+    try:
+        kubelet.daemon.start()
+        wait_until(lambda: ours(kubelet.daemon) == set())
+        assert not left.exists()
+        assert is_namespace(foreign)
+    finally:
+        subprocess.run(["ip", "netns", "delete", foreign.name], check=True)
+
+
+def test_plugins_are_given_the_namespace_among_the_hosts(rootfs: Path, tmp_path: Path) -> None:
+    plugin = FakePlugin(tmp_path)
+    daemon = Daemon()
+    (daemon.directory / "net.d").mkdir()
+    (daemon.directory / "net.d" / "10-net.conflist").write_text(
+        '{"cniVersion": "1.0.0", "name": "net", "plugins": [{"type": "fake"}]}'
+    )
+    text = daemon.config.read_text().replace("[network.cni]\n", f'[network.cni]\nbin_dirs = ["{plugin.bin_dir}"]\n')
+    daemon.config.write_text(text)
+    plugin.behave(DEL=f'nsenter --net="$CNI_NETNS" true && touch {tmp_path}/entered')
+    daemon.start()
+    try:
+        assert daemon.client is not None
+        image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
+        kubelet = Kubelet(daemon, image.image_id)
+        pod = kubelet.pod()
+        told = plugin.environment("ADD")["CNI_NETNS"]
+        assert told == str(netns_of(kubelet, pod.id))
+        assert told.startswith("/var/run/netns/")
+        pod.remove()
+        assert (tmp_path / "entered").exists()
+    finally:
+        daemon.remove_all()
+        left = daemon.leftovers()
+        daemon.destroy()
+    assert left == []
 
 
 def test_sysctls_of_the_pods_interface(kubelet: Kubelet) -> None:

@@ -341,4 +341,11 @@ def _result(record: Record) -> NetworkResult:
         {"name": attachment.network.name, "interface": attachment.interface, "result": attachment.result}
         for attachment in record.attachments
     ]
-    return NetworkResult(ips=ips, interface=first.interface, detail={"network": "cni", "networks": networks})
+    outside = [
+        str(interface["name"])
+        for attachment in record.attachments
+        for interface in (attachment.result or {}).get("interfaces") or []
+        if not interface.get("sandbox") and interface.get("name")
+    ]
+    detail = {"network": "cni", "hostInterfaces": outside, "networks": networks}
+    return NetworkResult(ips=ips, interface=first.interface, detail=detail)
