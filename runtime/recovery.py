@@ -199,7 +199,7 @@ async def _sandbox(node: Node, sandbox: Sandbox) -> None:
 
 
 def _publish(node: Node, sandbox_id: str) -> None:
-    """Pin the pod's network namespace where plugins look for it: somebody may have removed it, or an old crisp made the pod."""
+    """Pin the pod's network namespace where plugins look: somebody may have removed it, or an old crisp made the pod."""
     pinned, place = str(node.paths.namespace(sandbox_id, "net")), str(node.paths.netns(sandbox_id))
     if namespaces.is_pinned(pinned) and not namespaces.is_pinned(place):
         namespaces.publish(pinned, place)

@@ -1,8 +1,9 @@
 """Which network a pod gets: CNI plugins, or the builtin one.
 
-With mode "auto" the builtin network serves until there is a CNI configuration that can be used, and CNI from then on:
-pods that are there keep the network they have. A configuration that is taken away again does not bring the builtin
-network back, as pods of one cluster must not end up in two networks; starting the daemon anew does.
+With mode "auto" the builtin network serves a node of which nothing tells that it belongs to a cluster (cluster.py), until
+there is a CNI configuration that can be used. From either on pods are the plugins', or wait for them; those that are there
+keep the network they have. A configuration that is taken away again does not bring the builtin network back, as pods of one
+cluster must not end up in two networks; starting the daemon anew does, on a node of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from typing import Any
 
 import structlog
 
+from proto.errors import CrispError
 from runtime.network.builtin import BuiltinNetwork
+from runtime.network.cluster import Cluster
 from runtime.network.cni.attachments import KIND
 from runtime.network.cni.network import CniNetwork
 from runtime.network.config import HandlerNetworks, NetworkConfig
@@ -38,6 +41,7 @@ class AutoNetwork:
         self._config = config
         self._cni_store, self._builtin_store = _Share(store, cni=True), _Share(store, cni=False)
         self._cni = CniNetwork(config.cni, self._cni_store, state, pod_cidrs, handlers)
+        self._cluster = Cluster(config.cluster_files, pod_cidrs)
         self._builtin: BuiltinNetwork | None = None
         self._starting = asyncio.Lock()
 
@@ -61,7 +65,7 @@ class AutoNetwork:
 
     def _serves_builtin(self, handler: str) -> bool:
         if self._config.mode == "auto":
-            return not self._cni.seen and not self._cni.serves(handler)
+            return not self._cni.seen and not self._cni.serves(handler) and not self._cluster.sign()
         return self._config.mode == "builtin"
 
     async def _started_builtin(self) -> BuiltinNetwork:
@@ -80,7 +84,10 @@ class AutoNetwork:
             return await (await self._started_builtin()).attach(request)
         if self._builtin is not None:
             await self._builtin.detach(request)
-        return await self._cni.attach(request)
+        try:
+            return await self._cni.attach(request)
+        except CrispError as error:
+            raise CrispError(error.code, self._explained(error.message)) from error
 
     async def detach(self, request: NetworkRequest) -> None:
         """Disconnect a sandbox from whichever network it has."""
@@ -91,7 +98,10 @@ class AutoNetwork:
     async def check(self) -> Readiness:
         """Of the network that the next pod gets."""
         if not self._serves_builtin(""):
-            return await self._cni.check()
+            if self._builtin is not None:
+                await self._builtin.check()  # pods from before are mended as long as they are there
+            told = await self._cni.check()
+            return told if told.ready else Readiness(False, told.reason, self._explained(told.message))
         readiness = await (await self._started_builtin()).check()
         if self._config.mode == "builtin":
             return readiness
@@ -101,6 +111,12 @@ class AutoNetwork:
             return Readiness(True, "CNIConfigIgnored", f"the builtin network serves until this is mended: {problems}")
         return readiness
 
+    def _explained(self, message: str) -> str:
+        """With the reason why the builtin network does not help out, where it could."""
+        if self._config.mode != "auto" or self._cni.seen or not (sign := self._cluster.sign()):
+            return message
+        return f'{message} (a cluster\'s network is expected: {sign}; network.mode = "builtin" is for a node without one)'
+
     async def sweep(self, live_sandbox_ids: set[str]) -> None:
         """Remove what belongs to no living sandbox."""
         await self._cni.sweep(live_sandbox_ids)
@@ -109,6 +125,7 @@ class AutoNetwork:
 
     async def set_pod_cidrs(self, cidrs: Sequence[str]) -> None:
         """For the plugins; the builtin network has subnets of its own."""
+        self._cluster.given(cidrs)
         if self._config.mode != "builtin":
             await self._cni.set_pod_cidrs(cidrs)
 

@@ -67,7 +67,21 @@ class NetworkConfig:
     """Pod networks. Two daemons on one host need a bridge, a table and subnets of their own each."""
 
     mode: str = "auto"
-    """builtin, cni, or auto: CNI as soon as there is a configuration for it, builtin until then."""
+    """builtin; cni; or auto: CNI where there is a configuration for it or a cluster's network is to be expected, builtin
+    on a node of its own."""
+    cluster_files: tuple[str, ...] = (
+        "/etc/kubernetes/kubelet.conf",
+        "/etc/kubernetes/bootstrap-kubelet.conf",
+        "/var/lib/kubelet/config.yaml",
+        "/var/lib/kubelet/instance-config.yaml",
+        "/var/lib/kubelet/kubeadm-flags.env",
+        "/usr/lib/systemd/system/kubelet.service",
+        "/lib/systemd/system/kubelet.service",
+        "/etc/systemd/system/kubelet.service",
+        "/etc/init.d/kubelet",
+    )
+    """With auto: files of kubeadm, the kubelet and its package. Where one exists, or once the kubelet hands over a pod
+    CIDR, pods wait for a CNI configuration. Empty: the pod CIDR alone tells."""
     cni: CniConfig = field(default_factory=CniConfig)
     bridge: str = "crisp0"
     """Interface name; the gateway of all pods."""
@@ -95,6 +109,8 @@ class NetworkConfig:
             if network.prefixlen > SMALLEST_PREFIX[network.version]:
                 raise invalid(f"subnets: {network} is too small, at least a /{SMALLEST_PREFIX[network.version]}")
         self.direct_networks()
+        if relative := [path for path in self.cluster_files if not path.startswith("/")]:
+            raise invalid(f"cluster_files: {relative[0]!r} is not an absolute path")
 
     def networks(self) -> tuple[Network, ...]:
         """The pod subnets."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import grpc
 import pytest
 
 from proto import api_pb2 as cri
+from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet
 
 pytestmark = pytest.mark.root
@@ -40,7 +42,17 @@ def test_runtime_config(kubelet: Kubelet) -> None:
     assert reply.linux.cgroup_driver == cri.CGROUPFS
 
 
-def test_pod_cidr(kubelet: Kubelet) -> None:
+@pytest.fixture
+def other_daemon() -> Iterator[Daemon]:
+    """One of a cluster's node, where no other test wants the builtin network."""
+    daemon = Daemon()
+    daemon.start()
+    yield daemon
+    daemon.destroy()
+
+
+def test_pod_cidr(other_daemon: Daemon) -> None:
+    kubelet = Kubelet(other_daemon, "")
     request = cri.UpdateRuntimeConfigRequest()
     request.runtime_config.network_config.pod_cidr = "10.7.0.0/24,fd07::/64"
     kubelet.runtime.UpdateRuntimeConfig(request)

@@ -33,7 +33,10 @@ class AutoLab(Lab):
     @asynccontextmanager
     async def network(self, mode: str = "auto", **options: Any) -> AsyncIterator[AutoNetwork]:
         cni = CniConfig(conf_dir=self.conf_dir, bin_dirs=(self.plugin.bin_dir,), plugin_seconds=10)
-        network = AutoNetwork(NetworkConfig(mode=mode, cni=cni), self.leases, self.tmp / "locks", **options)
+        files = (str(self.tmp / "kubeadm-flags.env"), str(self.tmp / "kubelet.conf"))
+        network = AutoNetwork(
+            NetworkConfig(mode=mode, cni=cni, cluster_files=files), self.leases, self.tmp / "locks", **options
+        )
         try:
             await network.start()
             yield network
@@ -114,6 +117,70 @@ def test_a_bad_configuration_is_a_remark_while_the_builtin_network_serves(lab: A
             told = await network.check()
             assert (told.ready, told.reason) == (True, "CNIConfigIgnored")
             assert f"the builtin network serves until this is mended: {lab.file}: not JSON" in told.message
+            assert await attached_by(network, request(lab.pod())) == "builtin"
+
+    lab.run(body)
+
+
+@pytest.mark.parametrize("sign", ["file", "pod CIDR"])
+def test_a_node_of_a_cluster_waits_for_its_plugin(lab: AutoLab, sign: str) -> None:
+    """As kubeadm has it: crisp is there first, then the kubelet, which asks for the status and would be given CoreDNS; the
+    plugin's configuration comes last."""
+    before, coredns, later = (request(lab.pod()) for _ in range(3))
+
+    async def first() -> None:
+        async with lab.network() as network:
+            assert (await network.check()).ready
+            assert await attached_by(network, before) == "builtin"
+            if sign == "file":
+                (lab.tmp / "kubeadm-flags.env").write_text("KUBELET_KUBEADM_ARGS=")
+            else:
+                await network.set_pod_cidrs(["10.244.0.0/24"])
+            told = await network.check()
+            assert (told.ready, told.reason) == (False, "NetworkPluginNotReady")
+            assert f"no usable CNI network configuration in {lab.conf_dir}" in told.message
+            assert 'network.mode = "builtin"' in told.message
+            with pytest.raises(CrispError, match="a cluster's network is expected"):
+                await network.attach(coredns)
+            lab.file.write_text(CONFLIST)
+            await follows(network)
+            assert await attached_by(network, coredns) == "cni"
+
+    async def restarted() -> None:
+        """A reboot: the kubelet's files are there, and the daemon knows the pod CIDR, before anything else happens."""
+        lab.file.unlink()
+        cidrs = ["10.244.0.0/24"] if sign == "pod CIDR" else []
+        async with lab.network(pod_cidrs=cidrs) as network:
+            await network.sweep({before.sandbox_id, coredns.sandbox_id})
+            assert not (await network.check()).ready
+            with pytest.raises(CrispError):
+                await network.attach(later)
+            for asked in (before, coredns):
+                await network.detach(asked)
+            assert later.sandbox_id not in lab.leases.documents
+
+    lab.run(first)
+    lab.run(restarted)
+
+
+def test_a_node_of_a_cluster_is_not_touched_by_the_builtin_network(lab: AutoLab) -> None:
+    (lab.tmp / "kubelet.conf").write_text("")
+
+    async def body() -> None:
+        async with lab.network() as network:
+            assert not (await network.check()).ready
+
+    lab.run(body)
+    assert links(lab.host) == set()
+    assert lab.host.sh("nft list ruleset") == ""
+
+
+def test_mode_builtin_is_what_the_administrator_says(lab: AutoLab) -> None:
+    (lab.tmp / "kubelet.conf").write_text("")
+
+    async def body() -> None:
+        async with lab.network("builtin", pod_cidrs=["10.244.0.0/24"]) as network:
+            assert (await network.check()).ready
             assert await attached_by(network, request(lab.pod())) == "builtin"
 
     lab.run(body)
