@@ -25,8 +25,8 @@ from typing import Final
 
 import structlog
 
-from proto.errors import Code, CrispError
-from runtime.network import bridge, links
+from proto.errors import Code, CrispError, invalid
+from runtime.network import bridge, links, pod_sysctls
 from runtime.network.bandwidth import Bandwidth, bandwidth_of
 from runtime.network.bridge import gateway_of
 from runtime.network.config import NetworkConfig
@@ -94,7 +94,12 @@ class BuiltinNetwork:
         if request.sandbox_id in self._leases:
             await self._undo(request.sandbox_id)
         bandwidth = bandwidth_of(request.annotations)
-        lease, ports = self._lease(request, bandwidth)
+        pools = self._pools
+        if pod_sysctls.concern_ipv6(request.sysctls) and await asyncio.to_thread(pod_sysctls.ipv6_is_off, request):
+            pools = [pool for pool in pools if pool.subnet.version == 4]
+            if not pools:
+                raise invalid("the pod switches IPv6 off by its sysctls, and the pod network has no other subnet")
+        lease, ports = self._lease(request, bandwidth, pools)
         try:
             await self._store.put(request.sandbox_id, lease.document())
             await self._thread.run(self._connect(request, lease, bandwidth, ports))
@@ -111,12 +116,12 @@ class BuiltinNetwork:
                 "hostInterfaces": [lease.links[0]],
                 "mac": mac_of(lease.ips[0]),
                 "mtu": self._host.bridge.mtu,
-                "gateways": [str(pool.gateway) for pool in self._pools],
+                "gateways": [str(pool.gateway) for pool in pools],
                 **lease.document(),
             },
         )
 
-    def _lease(self, request: NetworkRequest, bandwidth: Bandwidth) -> tuple[Lease, list[HostPort]]:
+    def _lease(self, request: NetworkRequest, bandwidth: Bandwidth, pools: Sequence[Pool]) -> tuple[Lease, list[HostPort]]:
         """Reserve what the sandbox gets, in memory. Raises FAILED_PRECONDITION if another sandbox has a host
         port."""
         links = [veth_name(request.sandbox_id)]
@@ -124,7 +129,7 @@ class BuiltinNetwork:
             links.append(ifb_name(request.sandbox_id))
         ips = []
         try:
-            for pool in self._pools:
+            for pool in pools:
                 ips.append(pool.take())
             lease = Lease(tuple(ips), tuple(links), request.port_mappings)
             ports = host_ports(lease)
@@ -158,7 +163,8 @@ class BuiltinNetwork:
         netns = open_netns(request.netns_path)
         try:
             await self._host.ensure(thorough=False)
-            await self._make_veth(lease, netns, run_in_netns(netns, _enter_pod))
+            inside = run_in_netns(netns, lambda: _enter_pod(request))
+            await self._make_veth(lease, netns, inside)
             await self._shape(lease, bandwidth)
             await self._host.add_ports(ports)
         except links.REFUSED as error:
@@ -186,7 +192,8 @@ class BuiltinNetwork:
             index = links.index_inside(pod.fileno(), POD_INTERFACE)
             links.set_up_inside(pod.fileno(), "lo")
             links.set_up_inside(pod.fileno(), POD_INTERFACE)
-            for ip, network in zip(lease.ips, self._networks, strict=True):
+            for ip in lease.ips:
+                network = next(network for network in self._networks if network.version == ip.version)
                 await links.add_address(pod, index, ip_interface(f"{ip}/{network.prefixlen}"))
                 await links.add_default_route(pod, index, gateway_of(network))
         host.bridge.expected.add(veth)
@@ -269,13 +276,7 @@ async def _that_exist(names: Iterable[str]) -> set[str]:
     return there.intersection(names)
 
 
-def _enter_pod() -> socket.socket:
-    """Inside the pod's namespace: IPv6 on whatever the host's default, no routers but ours, and a socket to
-    go on with."""
-    for key, value in (("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")):
-        try:
-            with open(f"/proc/sys/net/ipv6/conf/default/{key}", "w", encoding="ascii") as file:
-                file.write(value)
-        except FileNotFoundError:  # a kernel without IPv6
-            break
+def _enter_pod(request: NetworkRequest) -> socket.socket:
+    """Inside the pod's namespace: its sysctls, and a socket to go on with."""
+    pod_sysctls.prepare(request.sysctls)
     return links.netlink_socket()

@@ -31,6 +31,7 @@ def request(paths: Paths, record: SandboxRecord) -> NetworkRequest:
         ),
         annotations=dict(config.annotations),
         labels=dict(config.labels),
+        sysctls=dict(config.linux.sysctls),
         dns_servers=tuple(config.dns_config.servers),
         dns_searches=tuple(config.dns_config.searches),
         dns_options=tuple(config.dns_config.options),

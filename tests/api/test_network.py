@@ -211,6 +211,31 @@ def test_plugins_are_given_the_namespace_among_the_hosts(rootfs: Path, tmp_path:
     assert left == []
 
 
+@pytest.mark.parametrize("separator", [".", "/"])
+def test_ipv6_sysctls_of_the_pod_win(kubelet: Kubelet, separator: str) -> None:
+    def pod_with(**sysctls: str) -> Any:
+        config = kubelet.pod_config()
+        for name, value in sysctls.items():
+            config.linux.sysctls[separator.join(("net", "ipv6", "conf", *name.split("__")))] = value
+        return kubelet.pod(config)
+
+    def read(pod: Any, *names: str) -> list[str]:
+        paths = " ".join(f"/proc/sys/net/ipv6/conf/{name}" for name in names)
+        return str(pod.run("/bin/sleep", "100").sh(f"cat {paths}")).split()
+
+    ordinary = kubelet.pod()
+    assert len(ordinary.status().network.additional_ips) == 1
+    assert read(ordinary, "eth0/disable_ipv6", "eth0/accept_ra") == ["0", "0"]
+    for name in ("all__disable_ipv6", "default__disable_ipv6", "eth0__disable_ipv6"):
+        off = pod_with(**{name: "1"})
+        assert read(off, "eth0/disable_ipv6") == ["1"], name
+        assert not off.status().network.additional_ips
+        assert off.status().network.ip.count(".") == 3
+    routers = pod_with(default__accept_ra="2", default__accept_dad="1")
+    assert read(routers, "eth0/accept_ra", "eth0/accept_dad", "eth0/disable_ipv6") == ["2", "1", "0"]
+    assert len(routers.status().network.additional_ips) == 1
+
+
 def test_sysctls_of_the_pods_interface(kubelet: Kubelet) -> None:
     config = kubelet.pod_config()
     config.linux.sysctls["net.ipv4.conf.eth0.arp_ignore"] = "2"
