@@ -33,6 +33,12 @@ def watch(path: str, mask: int = ENTRIES) -> int:
     return fd
 
 
+def add(fd: int, path: str, mask: int = ENTRIES) -> None:
+    """Have an fd of `watch` tell of another place too. Raises OSError."""
+    if _libc.inotify_add_watch(fd, os.fsencode(path), mask) < 0:
+        raise oserror("inotify_add_watch", path)
+
+
 def drain(fd: int) -> None:
     """Read all events; which they were does not matter to those who look for themselves."""
     with contextlib.suppress(BlockingIOError):

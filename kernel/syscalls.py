@@ -269,6 +269,14 @@ def openat2(dir_fd: int, path: Path, flags: int, resolve: int = 0, mode: int = 0
     return fd
 
 
+def getsockopt(fd: int, level: int, option: int, block: bytearray) -> None:
+    """getsockopt(2) of an option that reads what is in `block` before it fills it."""
+    length = ctypes.c_uint(len(block))
+    area = (ctypes.c_char * len(block)).from_buffer(block)
+    if _libc.getsockopt(_int(fd), _int(level), _int(option), area, ctypes.byref(length)) < 0:
+        raise oserror("getsockopt")
+
+
 def quotactl_fd(fd: int, command: int, identity: int, block: bytearray) -> None:
     """quotactl_fd(2), Linux 5.14: a quota command on the file system that `fd` lies on; `block` is read and written."""
     address = (ctypes.c_char * len(block)).from_buffer(block)

@@ -51,6 +51,8 @@ class Bridge:
         self._route = route
         self.index = 0
         self.mtu = DEFAULT_MTU
+        self.uplink = ""
+        """The interface with the default route."""
         self.expected: set[str] = set()
         """The host's ends of the pods' veth pairs."""
         self.lost: set[str] = set()
@@ -85,14 +87,17 @@ class Bridge:
         await self._mend_ports(link)
 
     async def _mend_link(self, link: Link) -> None:
+        mtu = self._uplink_mtu()
+        for network in self._networks:
+            # Of the bridge alone: net.ipv4.conf.default.forwarding may be 0, and forwarding be on for all that was there.
+            set_sysctl(f"ipv{network.version}/conf/{link.name}/forwarding", "1")
         if not is_own(link):
             self.mtu = link.mtu
             if not link.up:
                 await links.set_up(self._route, link.index)
             return
-        self.mtu = self._uplink_mtu()
+        self.mtu = mtu
         for network in self._networks:
-            set_sysctl(f"ipv{network.version}/conf/{link.name}/forwarding", "1")
             if network.version == 6:
                 set_sysctl(f"ipv6/conf/{link.name}/disable_ipv6", "0")
                 set_sysctl(f"ipv6/conf/{link.name}/accept_ra", "0")
@@ -147,7 +152,9 @@ class Bridge:
         for family in (socket.AF_INET, socket.AF_INET6):
             for way in listing.ways(family, {0}):
                 if way.link and way.link != self.index and (mtu := links.mtu_at(way.link)):
+                    self.uplink = links.name_at(way.link)
                     return mtu
+        self.uplink = ""
         return DEFAULT_MTU
 
     async def _refuse_overlap(self, own: int) -> None:

@@ -17,6 +17,7 @@ order asked.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import Iterable, Sequence
@@ -28,7 +29,7 @@ import structlog
 from proto.errors import Code, CrispError, invalid
 from runtime.network import bridge, links, pod_sysctls
 from runtime.network.bandwidth import Bandwidth, bandwidth_of
-from runtime.network.bridge import gateway_of
+from runtime.network.bridge import MAX_PORTS, gateway_of
 from runtime.network.config import NetworkConfig
 from runtime.network.host import SharedHost, usable_networks
 from runtime.network.leases import POD_GROUP, Address, Lease, Pool, host_mac, ifb_name, ifb_of, mac_of, veth_name
@@ -124,6 +125,8 @@ class BuiltinNetwork:
     def _lease(self, request: NetworkRequest, bandwidth: Bandwidth, pools: Sequence[Pool]) -> tuple[Lease, list[HostPort]]:
         """Reserve what the sandbox gets, in memory. Raises FAILED_PRECONDITION if another sandbox has a host
         port."""
+        if len(self._leases) + self._host.bridge.foreign_ports >= MAX_PORTS:
+            raise CrispError(Code.RESOURCE_EXHAUSTED, self._full())
         links = [veth_name(request.sandbox_id)]
         if bandwidth.egress:
             links.append(ifb_name(request.sandbox_id))
@@ -142,14 +145,15 @@ class BuiltinNetwork:
             self._ports[request.sandbox_id] = ports
         return lease, ports
 
+    def _full(self) -> str:
+        return f"bridge {self._config.bridge} has {MAX_PORTS} ports, as many as the kernel allows: remove pods"
+
     def _free(self, ips: Sequence[Address]) -> None:
         for pool in self._pools:
             pool.free(ips)
 
     def _refuse_taken(self, ports: list[HostPort]) -> None:
         claims = {port.claim for port in ports}
-        if len(claims) != len(ports):
-            raise CrispError(Code.INVALID_ARGUMENT, "the pod asks for the same host port twice")
         for sandbox_id, others in self._ports.items():
             for other in others:
                 if other.claim in claims:
@@ -168,6 +172,8 @@ class BuiltinNetwork:
             await self._shape(lease, bandwidth)
             await self._host.add_ports(ports)
         except links.REFUSED as error:
+            if getattr(error, "code", None) == errno.EXFULL:
+                raise CrispError(Code.RESOURCE_EXHAUSTED, self._full()) from error
             raise CrispError(
                 Code.INTERNAL, f"cannot connect sandbox {request.sandbox_id} to the pod network: {links.why(error)}"
             ) from error

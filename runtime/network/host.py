@@ -16,7 +16,7 @@ import structlog
 from pyroute2.netlink.exceptions import NetlinkError
 
 from proto.errors import Code, CrispError
-from runtime.network import bridge, links
+from runtime.network import bridge, firewalls, links
 from runtime.network.bridge import Bridge
 from runtime.network.config import Network, NetworkConfig
 from runtime.network.conntrack import forget_udp
@@ -53,6 +53,10 @@ class SharedHost:
         """Handle and number of rules of the table that was loaded last."""
         self._generation = 0
         """At which the table was last found complete."""
+        self._looked_at = -1
+        """The generation of nftables at which its chains were looked at last."""
+        self._chains = ""
+        """The same of nftables alone, as of its last change."""
         self.obstacle = ""
         """What of the host's own rules keeps pods from the outside world; empty if nothing is known to."""
 
@@ -72,6 +76,8 @@ class SharedHost:
             await self.bridge.ensure()
         self._ensure_forwarding()
         await self._ensure_table()
+        if thorough:
+            await self._look_for_obstacles()
 
     def _ensure_forwarding(self) -> None:
         for network in self._networks:
@@ -94,7 +100,6 @@ class SharedHost:
         generation = await self._table.generation()
         if self._rules is not None and generation == self._generation:
             return
-        await self._look_for_obstacles()
         if self._rules is not None and await self._is_whole():
             self._generation = generation
             return
@@ -116,16 +121,15 @@ class SharedHost:
         self._rules = handle, await self._table.rule_count()
 
     async def _look_for_obstacles(self) -> None:
-        name, before = self._config.bridge, self.obstacle
-        self.obstacle = ""
-        for network in self._networks:
-            if await self._table.drops_forwarded(network.version, name):
-                tables = "iptables" if network.version == 4 else "ip6tables"
-                self.obstacle = (
-                    f"the chain FORWARD of {tables} drops what no rule accepts, and no rule speaks of {name}: pods do not "
-                    f"reach other hosts; where Docker runs, {tables} -I DOCKER-USER -i {name} -j ACCEPT and the same with "
-                    f"-o {name} let them"
-                )
+        """nftables tells when it has changed; the rest is asked for each time."""
+        if self._looked_at != self._generation:
+            self._looked_at = self._generation
+            self._chains = await firewalls.obstacle(self._table, self._config, self._networks)
+        before, self.obstacle = self.obstacle, self._chains
+        if not self.obstacle:
+            self.obstacle = firewalls.legacy_obstacle(self._config, self._networks) or firewalls.uplink_obstacle(
+                self.bridge.uplink, self._networks
+            )
         if self.obstacle and self.obstacle != before:
             log.warning(self.obstacle)
 

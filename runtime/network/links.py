@@ -341,6 +341,14 @@ def set_up_inside(fileno: int, name: str) -> None:
     fcntl.ioctl(fileno, SIOCSIFFLAGS, request)
 
 
+def name_at(index: int) -> str:
+    """Name of a link of this thread's namespace, empty if there is none."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
+
+
 def mtu_at(index: int) -> int:
     """MTU of a link of this thread's namespace, 0 if there is none."""
     try:

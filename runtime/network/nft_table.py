@@ -17,18 +17,14 @@ from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import (
     NFPROTO_BRIDGE,
     NFPROTO_INET,
-    NFPROTO_IPV4,
-    NFPROTO_IPV6,
     NFT_MSG_DELSETELEM,
     NFT_MSG_DELTABLE,
-    NFT_MSG_GETCHAIN,
     NFT_MSG_GETGEN,
     NFT_MSG_GETRULE,
     NFT_MSG_GETSETELEM,
     NFT_MSG_GETTABLE,
     NFT_MSG_NEWSETELEM,
     AsyncNFTSocket,
-    nft_chain_msg,
     nft_gen_msg,
     nft_rule_msg,
     nft_set_elem_list_msg,
@@ -38,7 +34,6 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 from runtime.network.nftables import MAPS, HostPort
 
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
-NF_DROP: Final = 0
 
 ANSWER_SECONDS: Final = 10.0
 """A batch that the kernel refuses as such, for want of memory, is answered in a way that pyroute2 does not wait for."""
@@ -55,20 +50,21 @@ class Table:
         """Close the socket."""
         self._socket.close()
 
-    async def _get(self, message: Any, kind: int, flags: int = 0, family: int = NFPROTO_INET) -> list[Any]:
+    async def get(self, message: Any, kind: int, flags: int = 0, family: int = NFPROTO_INET) -> list[Any]:
+        """The answers to a request for anything that nftables has, of any table."""
         request = _typed(message, kind, family, 0)
         replies = await self._socket.nlm_request(request, request["header"]["type"], NLM_F_REQUEST | flags)
         return [reply async for reply in replies]
 
     async def generation(self) -> int:
         """A number that rises with every change that anybody makes to any table."""
-        [reply] = await self._get(nft_gen_msg(), NFT_MSG_GETGEN)
+        [reply] = await self.get(nft_gen_msg(), NFT_MSG_GETGEN)
         return int(reply.get_attr("NFTA_GEN_ID"))
 
     async def handle(self) -> int | None:
         """The kernel's number for this table, another one after it was made anew; None if there is no such table."""
         try:
-            [reply] = await self._get(_with(nft_table_msg(), NFTA_TABLE_NAME=self._name), NFT_MSG_GETTABLE)
+            [reply] = await self.get(_with(nft_table_msg(), NFTA_TABLE_NAME=self._name), NFT_MSG_GETTABLE)
         except NetlinkError as error:
             if error.code == errno.ENOENT:
                 return None
@@ -77,7 +73,7 @@ class Table:
 
     async def rule_count(self) -> int:
         """How many rules the table has."""
-        return len(await self._get(_with(nft_rule_msg(), NFTA_RULE_TABLE=self._name), NFT_MSG_GETRULE, NLM_F_DUMP))
+        return len(await self.get(_with(nft_rule_msg(), NFTA_RULE_TABLE=self._name), NFT_MSG_GETRULE, NLM_F_DUMP))
 
     async def elements(self) -> set[tuple[str, bytes, bytes]]:
         """Map, key and value of everything in the maps."""
@@ -85,7 +81,7 @@ class Table:
 
     async def _elements(self, name: str) -> list[tuple[bytes, bytes]]:
         found = []
-        for message in await self._get(self._list_of(name), NFT_MSG_GETSETELEM, NLM_F_DUMP):
+        for message in await self.get(self._list_of(name), NFT_MSG_GETSETELEM, NLM_F_DUMP):
             for element in message.get_attr("NFTA_SET_ELEM_LIST_ELEMENTS") or ():
                 parts = (element.get_attr(f"NFTA_SET_ELEM_{part}") for part in ("KEY", "DATA"))
                 key, data = (bytes(part.get_attr("NFTA_DATA_VALUE")) for part in parts)
@@ -102,33 +98,6 @@ class Table:
     async def remove(self, ports: Collection[HostPort]) -> None:
         """Remove map elements, all or none. Raises NetlinkError: ENOENT if one of them is not there."""
         await self._change(NFT_MSG_DELSETELEM, 0, ports)
-
-    async def drops_forwarded(self, version: int, bridge: str) -> bool:
-        """Whether the chain FORWARD that iptables-nft and Docker share drops what no rule accepts, and no rule of it or
-        of Docker's chain for the administrator speaks of `bridge`. A verdict to drop is final in nftables, whatever other
-        tables accept."""
-        family = NFPROTO_IPV4 if version == 4 else NFPROTO_IPV6
-        try:
-            request = _with(nft_chain_msg(), NFTA_CHAIN_TABLE="filter", NFTA_CHAIN_NAME="FORWARD")
-            [chain] = await self._get(request, NFT_MSG_GETCHAIN, family=family)
-        except NetlinkError as error:
-            if error.code in (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP):
-                return False
-            raise
-        if chain.get_attr("NFTA_CHAIN_POLICY") != NF_DROP:
-            return False
-        return not (await self._mentions(family, "FORWARD", bridge) or await self._mentions(family, "DOCKER-USER", bridge))
-
-    async def _mentions(self, family: int, chain: str, interface: str) -> bool:
-        request = _with(nft_rule_msg(), NFTA_RULE_TABLE="filter", NFTA_RULE_CHAIN=chain)
-        try:
-            rules = await self._get(request, NFT_MSG_GETRULE, NLM_F_DUMP, family)
-        except NetlinkError as error:
-            if error.code == errno.ENOENT:
-                return False
-            raise
-        name = interface.encode() + b"\0"
-        return any(name in bytes(rule.data[rule.offset : rule.offset + rule.length]) for rule in rules)
 
     async def _change(self, kind: int, flags: int, ports: Collection[HostPort]) -> None:
         changes = []

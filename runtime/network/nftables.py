@@ -70,12 +70,19 @@ class HostPort:
 
 
 def host_ports(lease: Lease) -> list[HostPort]:
-    """The map elements of a lease. Raises INVALID_ARGUMENT for a mapping that cannot be."""
+    """The map elements of a lease. Raises INVALID_ARGUMENT for a mapping that cannot be.
+
+    The same port on "" and on "0.0.0.0" is two mappings for a kubelet, of which the first holds where they meet.
+    """
     targets = {ip.version: ip for ip in lease.ips}
-    elements = []
+    elements: dict[tuple[str, Address | None, str, int], HostPort] = {}
+    asked: set[tuple[str, str, int]] = set()
     for port in lease.ports:
         if port.host_port == 0:
             continue
+        if (port.host_ip, port.protocol, port.host_port) in asked:
+            raise invalid("the pod asks for the same host port twice")
+        asked.add((port.host_ip, port.protocol, port.host_port))
         if port.protocol not in PROTOCOLS:
             raise invalid(f"host port {port.host_port}: unknown protocol {port.protocol}")
         if not (0 < port.host_port < 65536 and 0 < port.container_port < 65536):
@@ -84,8 +91,10 @@ def host_ports(lease: Lease) -> list[HostPort]:
         reachable = [targets[family] for family in families if family in targets]
         if not reachable:
             raise invalid(f"host port {port.host_port} on {port.host_ip}: the pod has no address of that family")
-        elements += [HostPort(address, port.protocol, port.host_port, ip, port.container_port) for ip in reachable]
-    return elements
+        for ip in reachable:
+            element = HostPort(address, port.protocol, port.host_port, ip, port.container_port)
+            elements.setdefault(element.claim, element)
+    return list(elements.values())
 
 
 def _bound(host_ip: str) -> tuple[Address | None, tuple[int, ...]]:
@@ -124,6 +133,8 @@ def ruleset(config: NetworkConfig, networks: Iterable[Network], ports: Iterable[
     # forged. Without this, route_localnet on the bridge would let pods reach the host's loopback services
     # (CVE-2020-8558). A neighbour on the uplink that routes 127/8 to the node is sent to no host port either: who
     # binds one to 127.0.0.1 means the node itself.
+    # IPv6 has no route_localnet: what the node sends to ::1 cannot go to a pod, so it is refused at once, and clients
+    # that try all addresses of "localhost" go on to 127.0.0.1.
     return f"""\
 table inet {config.table} {{}}
 delete table inet {config.table}
@@ -147,6 +158,7 @@ table inet {config.table} {{
     }}
     chain output {{
         type nat hook output priority -100; policy accept;
+        ip6 daddr ::1 return
         meta l4proto {{ tcp, udp, sctp }} jump ports
     }}
     chain postrouting {{

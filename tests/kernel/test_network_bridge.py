@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
@@ -208,5 +210,203 @@ def test_an_overlap_with_a_bridge_of_somebody_else(lab: Lab) -> None:
         async with builtin(lab, FOREIGN) as network:
             told = await network.check()
             assert "overlaps the host's route to 10.201.0.0/20" in told.message
+
+    lab.run(body)
+
+
+FIREWALLS = {
+    "iptables": ("iptables-nft -P FORWARD DROP", "iptables-nft -I FORWARD -i crisp0 -j ACCEPT"),
+    "iptables reject": ("iptables-nft -A FORWARD -j REJECT", "iptables-nft -I FORWARD -s 10.201.0.0/16 -j ACCEPT"),
+    "ip6tables": ("ip6tables-nft -P FORWARD DROP", "ip6tables-nft -I FORWARD -i crisp0 -j ACCEPT"),
+    "legacy": ("iptables-legacy -P FORWARD DROP", "iptables-legacy -I FORWARD -i crisp0 -j ACCEPT"),
+    "legacy 6": ("ip6tables-legacy -P FORWARD DROP", "ip6tables-legacy -I FORWARD -i crisp0 -j ACCEPT"),
+    "firewalld": (
+        "nft add table inet firewalld;"
+        "nft add chain inet firewalld filter_FORWARD '{ type filter hook forward priority 10; policy accept; }';"
+        "nft add rule inet firewalld filter_FORWARD ct state established,related accept;"
+        "nft add rule inet firewalld filter_FORWARD iifname docker0 accept;"
+        "nft add rule inet firewalld filter_FORWARD counter reject with icmpx admin-prohibited",
+        "nft insert rule inet firewalld filter_FORWARD iifname crisp0 accept",
+    ),
+    "somebody's": (
+        "nft add table inet mine; nft add chain inet mine forwarded '{ type filter hook forward priority 0; policy drop; }'",
+        "nft add rule inet mine forwarded ip saddr 10.201.0.0/16 accept",
+    ),
+    "somebody's rule": (
+        "nft add table ip mine; nft add chain ip mine forwarded '{ type filter hook forward priority 0; policy accept; }';"
+        "nft add rule ip mine forwarded counter drop",
+        "nft insert rule ip mine forwarded iifname crisp0 accept",
+    ),
+    "sysctl of the uplink": (
+        "sysctl -qw net.ipv4.conf.uplink.forwarding=0",
+        "sysctl -qw net.ipv4.conf.uplink.forwarding=1",
+    ),
+}
+
+
+@pytest.mark.parametrize(("harm", "remedy"), FIREWALLS.values(), ids=FIREWALLS)
+def test_a_firewall_that_keeps_pods_in_is_told(lab: Lab, harm: str, remedy: str) -> None:
+    program = harm.split(maxsplit=1)[0]
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed")
+    pod = lab.pod()
+    lab.serve(lab.outside, 80)
+    address = "2001:db8::1" if "6" in program else "192.0.2.1"
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(request(pod))
+            assert ask(pod, address, 80)
+            assert (await network.check()).message == ""
+            lab.host.sh(harm)
+            with pytest.raises(OSError):
+                ask(pod, address, 80, seconds=0.3)
+            told = await network.check()
+            assert (told.ready, told.reason) == (True, "ForwardingDropped")
+            assert "crisp0" in told.message or "uplink" in told.message
+            lab.host.sh(remedy)
+            assert (await network.check()).message == ""
+
+    lab.run(body)
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        "nft add table inet mine; nft add chain inet mine forwarded '{ type filter hook input priority 0; policy drop; }'",
+        "nft add table inet mine;"
+        "nft add chain inet mine forwarded '{ type filter hook forward priority 0; policy accept; }';"
+        "nft add rule inet mine forwarded ip daddr 203.0.113.7 drop",
+        "nft add table ip6 mine; nft add chain ip6 mine forwarded '{ type nat hook prerouting priority 0; policy drop; }'",
+        "iptables-legacy -P INPUT DROP",
+    ],
+    ids=["input", "some packets", "nat", "legacy input"],
+)
+def test_other_rules_are_no_obstacle(lab: Lab, harmless: str) -> None:
+    if shutil.which(harmless.split(maxsplit=1)[0]) is None:
+        pytest.skip(f"{harmless.split(maxsplit=1)[0]} is not installed")
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            lab.host.sh(harmless)
+            assert (await network.check()).message == ""
+
+    lab.run(body)
+
+
+def test_forwarding_that_is_off_for_new_interfaces(lab: Lab) -> None:
+    lab.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
+    lab.host.sh("sysctl -qw net.ipv4.conf.default.forwarding=0 net.ipv6.conf.default.forwarding=0")
+    pod = lab.pod()
+    lab.serve(lab.outside, 80)
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(request(pod))
+            assert ask(pod, "192.0.2.1", 80)
+            assert ask(pod, "2001:db8::1", 80)
+            assert (await network.check()).message == ""
+
+    lab.run(body)
+
+
+FASTER = "ip link add faster type veth peer name slower; ip link set faster mtu 9000 up; ip route replace default dev faster"
+
+
+def test_the_mtu_follows_the_uplink(lab: Lab) -> None:
+    first, second, third = lab.pod(), lab.pod(), lab.pod()
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            for pod, change, mtu in (
+                (first, "true", 1400),
+                (second, "ip link set uplink mtu 1300", 1300),
+                (
+                    third,
+                    FASTER,
+                    9000,
+                ),
+            ):
+                lab.host.sh(change)
+                assert (await network.check()).message == ""
+                await network.attach(request(pod))
+                assert shown(lab.host, "crisp0")["mtu"] == shown(pod, "eth0")["mtu"] == mtu
+
+    lab.run(body)
+
+
+def test_a_host_port_on_all_addresses_twice(lab: Lab) -> None:
+    pod = lab.pod()
+    lab.serve(pod, 8080)
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            asked = request(
+                pod,
+                PortMapping("tcp", 8080, 80),
+                PortMapping("tcp", 8080, 80, "0.0.0.0"),
+                PortMapping("tcp", 8080, 80, "::"),
+            )
+            await network.attach(asked)
+            for address in ("192.0.2.2", "2001:db8::2"):
+                assert ask(lab.outside, address, 80)
+            await network.detach(asked)
+            with pytest.raises(CrispError, match="the same host port twice"):
+                await network.attach(request(pod, PortMapping("tcp", 1, 80), PortMapping("tcp", 2, 80)))
+            with pytest.raises(OSError):
+                ask(lab.outside, "192.0.2.2", 80, seconds=0.3)
+
+    lab.run(body)
+
+
+def test_a_host_port_on_the_nodes_own_ipv6_loopback_is_refused_at_once(lab: Lab) -> None:
+    """So that who asks for "localhost" goes on to 127.0.0.1."""
+    pod = lab.pod()
+    lab.serve(pod, 8080)
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(request(pod, PortMapping("tcp", 8080, 80)))
+            with pytest.raises(ConnectionRefusedError):
+                ask(lab.host, "::1", 80)
+            assert ask(lab.host, "127.0.0.1", 80)
+            assert ask(lab.host, "2001:db8::2", 80)
+
+    lab.run(body)
+
+
+def test_a_bridge_that_is_full_is_said_before_the_kernel_does(lab: Lab) -> None:
+    pod = lab.pod()
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            lines = "".join(f"link add a{n} master crisp0 type veth peer name b{n}\n" for n in range(512))
+            lines += "".join(f"link set b{n} master crisp0\n" for n in range(511))  # 1023 ports
+            lab.host.sh(f"ip -batch - <<'E'\n{lines}E")
+            for thorough in (False, True):  # without and with a look at the bridge in between
+                if thorough:
+                    assert (await network.check()).ready
+                with pytest.raises(CrispError, match="crisp0 has 1023 ports, as many as the kernel allows") as caught:
+                    await network.attach(request(pod))
+                assert caught.value.code is Code.RESOURCE_EXHAUSTED
+                assert lab.leases.documents == {}
+            lab.host.sh("ip link del a7")
+            assert (await network.check()).ready
+            await network.attach(request(pod))
+
+    lab.run(body)
+
+
+def test_one_bad_link_of_a_batch_fails_for_itself(lab: Lab) -> None:
+    asked = request(lab.pod())
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(asked)
+            good = network._remover.remove([veth_name(asked.sandbox_id)])
+            outcomes = await asyncio.gather(network._remover.remove(["x" * 40]), good, return_exceptions=True)
+            assert isinstance(outcomes[0], Exception)
+            assert outcomes[1] is None
+            assert veth_name(asked.sandbox_id) not in links(lab.host)
 
     lab.run(body)

@@ -452,3 +452,33 @@ async def test_plugins_that_outlive_their_daemon_for_long_are_killed(setup: Setu
     stragglers, process = straggler(setup, "sleep 1000 & wait")
     await stragglers.gone("sandbox")
     assert process.wait() == -9
+
+
+async def test_a_list_whose_plugins_are_in_its_folder(setup: Setup) -> None:
+    """Specification 1.1, "loadOnlyInlinedPlugins"; the folder comes after the file, and changes later."""
+    (setup.conf_dir / "10-net.conflist").write_text('{"cniVersion": "1.0.0", "name": "net"}')
+    async with setup.network() as network:
+        told = await network.check()
+        assert "plugins: missing" in told.message
+        assert str(setup.conf_dir / "net") in told.message
+        folder = setup.conf_dir / "net"
+        folder.mkdir()
+        await asyncio.sleep(0)
+        (setup.tmp / "draft").write_text('{"type": "fake", "mtu": 1}')
+        (setup.tmp / "draft").rename(folder / "10-fake.conf")
+        async with asyncio.timeout(10):
+            while not network._default.networks:
+                await asyncio.sleep(0.01)
+        await network.attach(setup.request())
+        assert setup.plugin.told("ADD")["mtu"] == 1
+        (setup.tmp / "draft").write_text('{"type": "fake", "mtu": 2}')
+        (setup.tmp / "draft").rename(folder / "10-fake.conf")
+        async with asyncio.timeout(10):
+            while network._default.networks[0].plugins[0]["mtu"] != 2:
+                await asyncio.sleep(0.01)
+        (setup.conf_dir / "10-net.conflist").write_text(
+            '{"cniVersion": "1.0.0", "name": "net", "loadOnlyInlinedPlugins": true}'
+        )
+        async with asyncio.timeout(10):
+            while "plugins: missing" not in (await network.check()).message:
+                await asyncio.sleep(0.01)

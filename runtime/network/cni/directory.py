@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 SUFFIXES: Final = (".conflist", ".conf", ".json")
+
+MAX_FOLDERS: Final = 64
 
 QUIET_SECONDS: Final = 0.05
 """How long after a change the directory is read, so that a file that is written in pieces is read once."""
@@ -91,9 +94,11 @@ class Directory:
             return []
 
     async def _load(self, path: Path) -> NetworkList:
-        network = network_list.parse(_text(path), single=path.suffix != ".conflist")
+        network = network_list.parse(_text(path), single=path.suffix != ".conflist", more=True)
         if not network.inlined_only:
             network = self._with_more_plugins(network)
+        if not network.plugins:
+            raise invalid(f"{network_list.NO_PLUGINS}, and {self.path / network.name} has no *.conf")
         asking = network.versions[0]
         return network.speaking([await self._plugins.versions(str(plugin["type"]), asking) for plugin in network.plugins])
 
@@ -115,7 +120,15 @@ class Directory:
         except OSError as error:
             log.warning("CNI directory cannot be watched", directory=str(place), reason=str(error))
             return
+        if place == self.path:
+            self._watch_folders()
         asyncio.get_running_loop().add_reader(self._watched, self._event, changed)
+
+    def _watch_folders(self) -> None:
+        """Those in which networks may have more plugins, and which appear as entries of the directory themselves."""
+        with contextlib.suppress(OSError), os.scandir(self.path) as entries:
+            for entry in itertools.islice((entry for entry in entries if entry.is_dir()), MAX_FOLDERS):
+                inotify.add(self._watched, entry.path)
 
     def _event(self, changed: Callable[[], Coroutine[None, None, None]]) -> None:
         inotify.drain(self._watched)

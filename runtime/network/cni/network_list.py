@@ -83,9 +83,15 @@ def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def parse(text: str, *, single: bool) -> NetworkList:
-    """Read a configuration; `single` for one plugin's. Raises INVALID_ARGUMENT saying what is wrong."""
+NO_PLUGINS: Final = "plugins: missing, or not a list of at least one"
+
+
+def parse(text: str, *, single: bool, more: bool = False) -> NetworkList:
+    """Read a configuration; `single` for one plugin's. With `more`, it may lack plugins, which files in a folder have then.
+    Raises INVALID_ARGUMENT saying what is wrong."""
     document = _object(text)
+    if more and not single and document.get("plugins", []) == [] and not _flag(document, "loadOnlyInlinedPlugins"):
+        document = {**document, "plugins": None}
     if single and "plugins" not in document:
         document = {**document, "plugins": [document]}
     versions = _versions(document)
@@ -141,9 +147,11 @@ def _versions(document: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _plugins(document: dict[str, Any]) -> list[Any]:
-    plugins = document.get("plugins")
+    plugins = document.get("plugins", [])
+    if plugins is None:
+        return []
     if not isinstance(plugins, list) or not plugins:
-        raise invalid("plugins: missing, or not a list of at least one")
+        raise invalid(NO_PLUGINS)
     return plugins
 
 
