@@ -114,6 +114,15 @@ def check_digest(digest: str, where: str) -> str:
     return digest
 
 
+def is_digest(text: str) -> bool:
+    """Whether `check_digest` takes it."""
+    try:
+        check_digest(text, "")
+    except CrispError:
+        return False
+    return True
+
+
 def id_prefix(text: str) -> str | None:
     """The hexadecimal digits of what may be an image id or the start of one, else None."""
     match = _ID.match(text)

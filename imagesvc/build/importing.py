@@ -26,7 +26,7 @@ from imagesvc.limits import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, MIB
 from imagesvc.manifests import Descriptor, Manifest
 from imagesvc.media_types import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from imagesvc.platforms import Platform, choose
-from imagesvc.references import Reference, parse_reference, try_parse
+from imagesvc.references import Reference, check_digest, parse_reference, try_parse
 from imagesvc.store.content import digest_of
 from imagesvc.tar import inflate
 from imagesvc.transfer.archived import ArchivedImage
@@ -98,7 +98,7 @@ class Archive:
         docker_names = self._docker_names()
         found = []
         for entry in entries:
-            digest = str(entry.get("digest") or "")
+            digest = check_digest(str(entry.get("digest") or ""), f"{self._path}: index.json")
             documents = {digest: self._document(digest)}
             top = digest
             document = manifests.parse_manifest(documents[digest], digest, str(entry.get("mediaType") or ""))
@@ -170,8 +170,9 @@ class Archive:
 
     def _document(self, digest: str) -> bytes:
         raw = self._read(_blob_name(digest), MAX_CONFIG_BYTES)
-        if digest_of(raw) != digest:
-            raise CrispError(Code.ABORTED, f"{self._path}: blob {digest} has the digest {digest_of(raw)}")
+        actual = digest_of(raw, digest)
+        if actual != digest:
+            raise CrispError(Code.ABORTED, f"{self._path}: blob {digest} has the digest {actual}")
         return raw
 
     def _read(self, name: str, limit: int) -> bytes:

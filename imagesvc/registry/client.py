@@ -21,6 +21,7 @@ from urllib.parse import urljoin, urlsplit
 
 from imagesvc.limits import MAX_ERROR_BODY_BYTES, MAX_MANIFEST_BYTES, MAX_TOKEN_REPLY_BYTES
 from imagesvc.media_types import ACCEPT
+from imagesvc.references import is_digest
 from imagesvc.registry import auth
 from imagesvc.registry.credentials import Credentials
 from imagesvc.registry.endpoint import Endpoint, Tls
@@ -46,7 +47,7 @@ _BACKOFF_SECONDS = (0.2, 0.8)
 
 @dataclass(frozen=True)
 class ManifestReply:
-    """A manifest as a registry answered. `body` is empty after HEAD, `digest` where the registry told none."""
+    """A manifest as a registry answered. `body` is empty after HEAD; `digest` where the registry told none that is one."""
 
     digest: str
     media_type: str
@@ -80,9 +81,10 @@ class RegistryClient:
                 if reply.status != 200:
                     raise await failure_of(reply)
                 body = b"" if head else await read_bounded(reply, MAX_MANIFEST_BYTES, "manifest")
-                return ManifestReply(
-                    reply.headers.get("Docker-Content-Digest", ""), reply.headers.get("Content-Type", ""), body
-                )
+                if not body and not head:
+                    raise RegistryFailure(Kind.BROKEN, "it sent a manifest without a byte")
+                digest = reply.headers.get("Docker-Content-Digest", "")
+                return ManifestReply(digest if is_digest(digest) else "", reply.headers.get("Content-Type", ""), body)
 
         return await with_retries(once)
 

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from imagesvc.disk_errors import disk_error
 from imagesvc.limits import MIB
+from imagesvc.references import check_digest, is_digest
 from proto.errors import Code, CrispError, not_found
 
 _BATCH = 1 * MIB
@@ -54,7 +55,8 @@ class ContentStore:
             directory = os.path.join(self._blobs_dir, algorithm)
             os.makedirs(directory, mode=0o700, exist_ok=True)
             for entry in os.scandir(directory):
-                self._sizes[f"{algorithm}:{entry.name}"] = entry.stat().st_size
+                if is_digest(f"{algorithm}:{entry.name}"):
+                    self._sizes[f"{algorithm}:{entry.name}"] = entry.stat().st_size
         self.drop_stale(keep_partial_seconds)
 
     def drop_stale(self, older_than_seconds: float, in_use: Iterable[str] = ()) -> None:
@@ -69,8 +71,8 @@ class ContentStore:
                 continue
 
     def path(self, digest: str) -> str:
-        """Where a published blob lies."""
-        algorithm, _, value = digest.partition(":")
+        """Where a published blob lies. INVALID_ARGUMENT for what is no digest: it would be any path."""
+        algorithm, _, value = check_digest(digest, "blob").partition(":")
         return os.path.join(self._blobs_dir, algorithm, value)
 
     def has(self, digest: str) -> bool:
@@ -196,13 +198,15 @@ class Ingest:
         self._in_flight = 0
         self._flushing: asyncio.Future[None] | None = None
         self._file: int | None = None
+        self._hash = _new_hash(digest)
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self._hash = _new_hash(digest)
             self.available = self._rehash()
-        except OSError as error:
+        except BaseException as error:
             self.close()
-            raise disk_error(error, os.path.dirname(path), f"opening the download of {digest}") from error
+            if isinstance(error, OSError):
+                raise disk_error(error, os.path.dirname(path), f"opening the download of {digest}") from error
+            raise
 
     def _rehash(self) -> int:
         """Hashes what an earlier try left; more than the blob's size is nothing of it."""
@@ -328,7 +332,8 @@ def _new_hash(digest: str) -> _Hash:
 
 
 def _file_name(digest: str) -> str:
-    return digest.replace(":", "-")
+    """A digest as the name of a file; INVALID_ARGUMENT for what is none, whoever let it come this far."""
+    return check_digest(digest, "download").replace(":", "-")
 
 
 def sync_directory(path: str) -> None:
@@ -340,6 +345,7 @@ def sync_directory(path: str) -> None:
         os.close(descriptor)
 
 
-def digest_of(data: bytes) -> str:
-    """The sha256 digest of bytes in hand."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
+def digest_of(data: bytes, like: str = "sha256:") -> str:
+    """The digest of bytes in hand, by the algorithm of another digest."""
+    algorithm = like.partition(":")[0]
+    return f"{algorithm}:{hashlib.new(algorithm, data).hexdigest()}"

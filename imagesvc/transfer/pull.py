@@ -327,12 +327,12 @@ class Puller:
 
 def _checked_digest(reply: ManifestReply, wanted: str) -> str:
     """The digest of a reply, checked against its body and against what was asked for."""
-    digest = reply.digest or wanted
     if reply.body:
-        actual = digest_of(reply.body)
-        if wanted and wanted.startswith("sha256:") and actual != wanted:
+        actual = digest_of(reply.body, wanted or "sha256:")
+        if wanted and actual != wanted:
             raise RegistryFailure(Kind.BROKEN, f"it sent a manifest with the digest {actual} instead of {wanted}")
-        return wanted or actual
+        return actual
+    digest = reply.digest or wanted
     if wanted and digest != wanted:
         raise RegistryFailure(Kind.BROKEN, f"it answers for {digest} instead of {wanted}")
     return digest
