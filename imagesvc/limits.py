@@ -42,6 +42,9 @@ MAX_SPARSE_SEGMENTS = 65536
 MAX_CHECKPOINT_FILES = 65536
 """Files of one checkpoint: CRIU writes about ten for each process."""
 
+MAX_UID = (1 << 63) - 1
+"""The highest user that CRI's Image.uid can say (int64)."""
+
 MAX_SYMLINKS = 40
 """Symbolic links followed while one path is resolved (the kernel's MAXSYMLINKS)."""
 

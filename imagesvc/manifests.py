@@ -7,12 +7,13 @@ CrispError(INVALID_ARGUMENT) that names the digest of the document, so that it c
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from imagesvc import media_types
-from imagesvc.limits import MAX_INDEX_ENTRIES, MAX_LAYERS, Limits
+from imagesvc.limits import MAX_INDEX_ENTRIES, MAX_LAYERS, MAX_UID, Limits
 from imagesvc.references import check_digest
 from proto.errors import Code, CrispError, invalid
 
@@ -140,6 +141,7 @@ def parse_config(data: bytes, digest: str) -> ImageConfigDocument:
     )
 
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _RUN_CONFIG_LISTS = ("Env", "Entrypoint", "Cmd")
 _RUN_CONFIG_STRINGS = ("User", "WorkingDir", "StopSignal")
 _RUN_CONFIG_OBJECTS = ("Volumes", "Labels", "ExposedPorts")
@@ -157,6 +159,10 @@ def _check_run_config(config: Mapping[str, Any], where: str) -> None:
     for name in _RUN_CONFIG_OBJECTS:
         if not isinstance(config.get(name) or {}, dict):
             raise invalid(f"{where}: config.{name} is not an object")
+    user = (config.get("User") or "").partition(":")[0]
+    if user.isascii() and user.isdigit() and (len(user) > 19 or int(user) > MAX_UID):
+        # CRI's Image.uid is an int64; one image that cannot be said would fail the list of all.
+        raise invalid(f"{where}: config.User {user[:80]} is not the number of a user")
 
 
 def _descriptor(value: Any, where: str, limits: Limits) -> Descriptor:
@@ -180,13 +186,20 @@ def _descriptor(value: Any, where: str, limits: Limits) -> Descriptor:
 
 
 def _object(data: bytes, where: str) -> dict[str, Any]:
+    """A JSON object whose every string can be said in the CRI, whose strings are UTF-8."""
     try:
-        document = json.loads(data)
+        document = json.loads(data.decode(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise invalid(f"{where} is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise invalid(f"{where} is not a JSON object")
+    if _LONE_SURROGATE.search(json.dumps(document, ensure_ascii=False)):
+        raise invalid(f"{where} has half of a surrogate pair in a string, which is no text")
     return document
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _list(value: Any, where: str) -> list[Any]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from imagesvc.limits import MAX_UID
 from imagesvc.references import id_prefix, try_parse
 from proto.errors import Code, CrispError
 
@@ -114,9 +115,9 @@ class Image:
 
     @property
     def uid(self) -> int | None:
-        """The numeric user that the image runs as, if it says a number."""
+        """The numeric user that the image runs as, if it says a number: ASCII digits (Go's ParseInt) of an int64."""
         user = self.config.user.partition(":")[0]
-        return int(user) if user.isdigit() else None
+        return int(user) if user.isascii() and user.isdigit() and len(user) < 20 and int(user) <= MAX_UID else None
 
     @property
     def username(self) -> str:

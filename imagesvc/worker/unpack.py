@@ -154,7 +154,7 @@ class LayerWriter:
         kind = entry.type
         if kind == tar_stream.REGULAR:
             self._regular(entry, path)
-            self.bytes += (entry.size + _PAGE - 1) & -_PAGE
+            self.bytes += _disk_bytes(entry)
         elif kind == tar_stream.DIRECTORY:
             os.mkdir(path, entry.mode)
             self._set_directory(entry, path)
@@ -437,7 +437,7 @@ class LayerWriter:
             if found.status.st_mode & stat.S_ISGID:
                 self._inherits_group = True
         else:
-            self.bytes += (found.status.st_size + _PAGE - 1) & -_PAGE
+            self.bytes += found.status.st_blocks * 512
 
 
 def settle_whiteouts(lower: MergedView, whiteouts: Iterable[bytes]) -> None:
@@ -475,6 +475,13 @@ def normalise(name: bytes) -> bytes:
 def _in_metadata(raw_parent: bytes) -> bool:
     """Whether a path lies in one of AUFS' own directories (`.wh..wh.plnk`), which older Dockers left in layers."""
     return raw_parent.startswith(_WHITEOUT_META) or b"/" + _WHITEOUT_META in raw_parent
+
+
+def _disk_bytes(entry: Entry) -> int:
+    """What a regular file takes: of a sparse one not the holes, whose size is whatever the archive says."""
+    if entry.segments is None:
+        return (entry.size + _PAGE - 1) & -_PAGE
+    return sum((length + 2 * _PAGE - 1) & -_PAGE for _offset, length in entry.segments)
 
 
 def _time(entry: Entry) -> int:

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, TypeVar
 
 from proto import api_pb2 as cri
+from runtime import listing
+from runtime.lifecycle import ContainerState, SandboxState
 from runtime.pods import container_status, sandbox_status
 from runtime.pods.objects import Container, Sandbox
 
@@ -48,23 +50,21 @@ def containers(known: Iterable[Container], criteria: cri.ContainerFilter) -> Ite
     # Of what a list shows, only the state ever changes.
     snapshot = [(container, container.record.state) for container in container_status.select(known, criteria)]
 
-    def build() -> Iterable[cri.Container]:
-        for container, state in snapshot:
-            item = container_status.item(container)
-            item.state = container_status.STATES[state]
-            yield item
+    def build(seen: tuple[Container, ContainerState]) -> cri.Container:
+        item = container_status.item(seen[0])
+        item.state = container_status.STATES[seen[1]]
+        return item
 
-    return build()
+    return listing.each(snapshot, build, lambda seen: seen[0].record.id)
 
 
 def sandboxes(known: Iterable[Sandbox], criteria: cri.PodSandboxFilter) -> Iterable[cri.PodSandbox]:
     """As `containers`, for sandboxes."""
     snapshot = [(sandbox, sandbox.record.state) for sandbox in sandbox_status.select(known, criteria)]
 
-    def build() -> Iterable[cri.PodSandbox]:
-        for sandbox, state in snapshot:
-            item = sandbox_status.item(sandbox)
-            item.state = sandbox_status.STATES[state]
-            yield item
+    def build(seen: tuple[Sandbox, SandboxState]) -> cri.PodSandbox:
+        item = sandbox_status.item(seen[0])
+        item.state = sandbox_status.STATES[seen[1]]
+        return item
 
-    return build()
+    return listing.each(snapshot, build, lambda seen: seen[0].record.id)

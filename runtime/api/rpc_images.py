@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import structlog
 
 from imagesvc.registry.credentials import Auth
 from proto import api_pb2 as cri
@@ -17,6 +19,11 @@ if TYPE_CHECKING:
     from runtime.pods.node import Node
 
 
+log = structlog.get_logger()
+
+_MAX_SIZE: Final = (1 << 64) - 1
+
+
 class ImageService:
     """Images."""
 
@@ -25,11 +32,11 @@ class ImageService:
 
     async def ListImages(self, request: cri.ListImagesRequest) -> cri.ListImagesResponse:
         """Images that match."""
-        return cri.ListImagesResponse(images=map(_message, self._images.list(request.filter.image.image)))
+        return cri.ListImagesResponse(images=map(message, self._images.list(request.filter.image.image)))
 
     async def StreamImages(self, request: cri.StreamImagesRequest) -> AsyncIterator[cri.StreamImagesResponse]:
         """As ListImages, in parts."""
-        items = map(_message, self._images.list(request.filter.image.image))
+        items = map(message, self._images.list(request.filter.image.image))
         async for reply in batches.batches(items, cri.StreamImagesResponse, "images"):
             yield reply
 
@@ -41,7 +48,7 @@ class ImageService:
         info = self._info(image) if request.verbose else {}
         if image is None:
             return cri.ImageStatusResponse(info=info)
-        return cri.ImageStatusResponse(image=_message(image), info=info)
+        return cri.ImageStatusResponse(image=message(image), info=info)
 
     def _info(self, image: Image | None) -> dict[str, str]:
         """For people: what is known of the image, and the pulls that run."""
@@ -86,16 +93,25 @@ class ImageService:
         return cri.ImageFsInfoResponse(image_filesystems=[entry], container_filesystems=[entry])
 
 
+def message(image: Image) -> cri.Image:
+    """The image as the CRI has it. One that cannot be said is told by its id alone: garbage collection must see it."""
+    try:
+        return _message(image)
+    except Exception as error:
+        log.error("an image cannot be said in full", id=image.id, error=repr(error))
+        return cri.Image(id=image.id, spec=cri.ImageSpec(image=image.id), size=1, pinned=image.pinned)
+
+
 def _message(image: Image) -> cri.Image:
-    message = cri.Image(
+    said = cri.Image(
         id=image.id,
         repo_tags=image.repo_tags,
         repo_digests=image.repo_digests,
-        size=image.size,
+        size=min(image.size, _MAX_SIZE),
         username=image.username,
         spec=cri.ImageSpec(image=image.id),
         pinned=image.pinned,
     )
     if image.uid is not None:
-        message.uid.value = image.uid
-    return message
+        said.uid.value = image.uid
+    return said

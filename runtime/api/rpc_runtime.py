@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from proto import api_pb2 as cri
 from proto.errors import failed_precondition, invalid
 from proto.version import VERSION
+from runtime import listing
 from runtime.api import node_status
 from runtime.api.rpc_observation import ObservationRpcs
 from runtime.lifecycle import SandboxState
@@ -85,7 +86,7 @@ class RuntimeService(ObservationRpcs):
     async def ListPodSandbox(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse:
         """Sandboxes that match."""
         found = sandbox_status.select(self._node.sandboxes.values(), request.filter)
-        return cri.ListPodSandboxResponse(items=map(sandbox_status.item, found))
+        return cri.ListPodSandboxResponse(items=listing.each(found, sandbox_status.item, lambda s: s.record.id))
 
     async def CreateContainer(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
         """Make a container."""
@@ -109,7 +110,7 @@ class RuntimeService(ObservationRpcs):
     async def ListContainers(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse:
         """Containers that match."""
         found = container_status.select(self._node.containers.values(), request.filter)
-        return cri.ListContainersResponse(containers=map(container_status.item, found))
+        return cri.ListContainersResponse(containers=listing.each(found, container_status.item, lambda c: c.record.id))
 
     async def ContainerStatus(self, request: cri.ContainerStatusRequest) -> cri.ContainerStatusResponse:
         """One container."""

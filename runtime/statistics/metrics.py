@@ -58,7 +58,7 @@ class PodMetrics:
         for sandbox in sandboxes:
             try:
                 found.append(self._pod(sandbox, networks.get(sandbox.record.id, []), layers, system))
-            except OSError as error:  # no pod can make the list of all fail
+            except Exception as error:  # no pod can make the list of all fail
                 log.warning("a pod's metrics cannot be read", sandbox=sandbox.record.id, error=str(error))
         return found
 

@@ -25,6 +25,7 @@ from kernel.cgroups import Mode
 from kernel.kept_files import KeptFiles
 from proto import api_pb2 as cri
 from proto.errors import not_found
+from runtime import listing
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.pods import container_status, sandbox_status
 from runtime.pods.layer_usage import Counted, LayerUsage
@@ -145,10 +146,15 @@ class Stats:
         hierarchies = self._node.host.hierarchies
         answer = cri.ListContainerStatsResponse()
         with self._files as files:
-            for container in containers:
+
+            def build(container: Container) -> cri.ContainerStats:
                 record = container.record
+                message = cri.ContainerStats()
                 usage = container_usage(hierarchies, record, files.read)
-                self._fill(answer.stats.add(), record, time.time_ns(), usage, layers.get(record.id), mountpoint)
+                self._fill(message, record, time.time_ns(), usage, layers.get(record.id), mountpoint)
+                return message
+
+            answer.stats.extend(listing.each(containers, build, lambda c: c.record.id))
         self._forget()
         return answer
 
@@ -241,8 +247,8 @@ class Stats:
     ) -> list[cri.PodSandboxStats]:
         """Runs in the pool."""
         networks = network_counters(self._node, sandboxes)
-        found = []
-        for sandbox in sandboxes:
+
+        def build(sandbox: Sandbox) -> cri.PodSandboxStats:
             message = cri.PodSandboxStats(attributes=_sandbox_attributes(sandbox.record))
             reading = self._reading(sandbox) if sandbox.record.state is SandboxState.READY else None
             if reading is not None:
@@ -251,7 +257,9 @@ class Stats:
                     record = container.record
                     target = message.linux.containers.add()
                     self._fill(target, record, at, usage, layers.get(record.id), mountpoint)
-            found.append(message)
+            return message
+
+        found = list(listing.each(sandboxes, build, lambda s: s.record.id))
         self._forget()
         return found
 

@@ -18,7 +18,7 @@ from typing import Any
 from aiohttp import web
 
 OCI = "application/vnd.oci.image"
-Hook = Callable[[web.Request], "web.StreamResponse | None | Awaitable[web.StreamResponse | None]"]
+Hook = Callable[[web.Request], "web.StreamResponse | Awaitable[web.StreamResponse | None] | None"]
 
 
 def sha256(data: bytes) -> str:

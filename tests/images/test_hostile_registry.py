@@ -50,8 +50,8 @@ async def test_what_is_no_digest_becomes_no_file_and_leaks_no_descriptor(node: N
     store = (await start())._store
     before = descriptors()
     for digest in ("/etc/passwd", "sha256:../x", "sha256", "", "sha1:" + "0" * 40):
-        with pytest.raises(CrispError, match="digest|hexadecimal"):
+        with pytest.raises(CrispError, match=r"digest|hexadecimal"):
             await store.ingest(digest, 1)
-        with pytest.raises(CrispError, match="digest|hexadecimal"):
+        with pytest.raises(CrispError, match=r"digest|hexadecimal"):
             store.path(digest)
     assert descriptors() == before

@@ -155,3 +155,22 @@ def test_error_texts() -> None:
     assert error.code is Code.UNKNOWN
     assert error.message == "RegistryUnavailable: x: no registry could be reached\n  http://a: down\n  http://b: HTTP 404"
     assert give_up("x", [("a", from_status(404, b"", None))]).code is Code.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"User": "9223372036854775808"}, "number of a user"),
+        ({"User": "9" * 5000 + ":x"}, "number of a user"),
+        ({"Env": ["A=\ud800"]}, "surrogate"),
+        ({"Labels": {"\udfff": ""}}, "surrogate"),
+        ({"Healthcheck": {"x": ["\udc00"]}}, "surrogate"),
+        ({"Memory": float("inf")}, "not JSON"),
+    ],
+)
+def test_what_the_cri_cannot_say_is_refused(config: dict[str, Any], text: str) -> None:
+    document = {"rootfs": {"type": "layers", "diff_ids": []}, "config": config}
+    with pytest.raises(CrispError, match=text):
+        parse_config(json.dumps(document).encode(), "sha256:" + "0" * 64)
+    with pytest.raises(CrispError, match="not JSON"):
+        parse_config(b'{"rootfs": {"type": "layers"}, "config": {"User": "\xed\xa0\x80"}}', "sha256:" + "0" * 64)
