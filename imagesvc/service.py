@@ -31,10 +31,10 @@ from imagesvc.build.rootfs import rootfs_image
 from imagesvc.config import ImageConfig
 from imagesvc.disk_errors import disk_error
 from imagesvc.references import Reference, parse_reference, try_parse
-from imagesvc.registry import credentials, endpoints
+from imagesvc.registry import access, credentials, endpoints
+from imagesvc.registry.access import Access
 from imagesvc.registry.client import RegistryClient
-from imagesvc.registry.credentials import Auth, Credentials
-from imagesvc.registry.endpoint import Endpoint
+from imagesvc.registry.credentials import Auth
 from imagesvc.store.content import ContentStore
 from imagesvc.store.images import ROOTFS, Image, ImageIndex, ImageRecords, OciConfig
 from imagesvc.store.layers import LayerStore
@@ -68,7 +68,7 @@ class ImageService:
         self._root = os.fspath(root)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
         self._workers = WorkerPool(_MAX_JOBS)
-        self._client = RegistryClient(config.pull_progress_timeout)
+        self._client = RegistryClient()
         self._store = ContentStore(self._root, self._executor)
         self._layers = LayerStore(self._root, self._executor, self._workers)
         self._downloads = Downloads(self._store, self._client)
@@ -119,8 +119,8 @@ class ImageService:
             CrispError: see pull.Puller.pull and references.parse_reference.
         """
         parsed = parse_reference(reference)
-        found, given = await self._registry_access(parsed, auth)
-        fingerprint = given.fingerprint(self._key)
+        found = await self._registry_access(parsed, auth)
+        fingerprint = access.fingerprint(found, self._key)
         key = ("pull", str(parsed), fingerprint)
         shown = self._pulls.setdefault(key, PullProgress(str(parsed)))
         if progress is not None:
@@ -128,7 +128,7 @@ class ImageService:
 
         async def run() -> Image:
             try:
-                return await self._puller.pull(parsed, found, given, fingerprint, shown)
+                return await self._puller.pull(parsed, found, fingerprint, shown)
             finally:
                 self._pulls.pop(key, None)
 
@@ -292,11 +292,11 @@ class ImageService:
         """Uploads an image, under another name if `target` is given; returns the digest that it has there."""
         image = require_image(self._index.resolve(reference), reference)
         name = parse_reference(target or reference)
-        found, given = await self._registry_access(name, auth)
+        found = await self._registry_access(name, auth)
         shown = PullProgress(str(name), watchers=[progress] if progress else [])
         with self._using([image]), self._materials() as materials:
-            digest = await Pusher(self._client, self._store).push(image, name, found, given, materials, shown)
-        fingerprint = given.fingerprint(self._key)
+            digest = await Pusher(self._client, self._store).push(image, name, found, materials, shown)
+        fingerprint = access.fingerprint(found, self._key)
         await self._index.add(replace(image, repo_tags=(), repo_digests=(name.with_digest(digest),), checked=(fingerprint,)))
         return digest
 
@@ -378,13 +378,12 @@ class ImageService:
     async def _blocking(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, call, *args)
 
-    async def _registry_access(self, name: Reference, auth: Auth | None) -> tuple[Sequence[Endpoint], Credentials]:
+    async def _registry_access(self, name: Reference, auth: Auth | None) -> Sequence[Access]:
         """Where to ask, and as whom: the caller's credentials, or the node's where the caller brings none."""
         given = credentials.from_auth(auth)
         found = await self._blocking(endpoints.endpoints_for, name, self._config.registries)
-        if given.anonymous:
-            given = await self._blocking(credentials.from_files, name, self._config.auth_files)
-        return found, given
+        config = self._config
+        return await self._blocking(access.accesses, name, found, given, config.auth_files, config.pull_progress_timeout)
 
     @contextmanager
     def _using(self, images: Sequence[Image]) -> Iterator[None]:

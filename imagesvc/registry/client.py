@@ -3,7 +3,9 @@
 aiohttp and ssl cost some 15 MiB; they are imported when the first registry is spoken to. One client serves all pulls and
 keeps connections open between them for a short while.
 
-Credentials go to the endpoint that they are for and to the token server that it names, never along a redirect.
+Credentials, headers and client certificates of an endpoint go to its own origin and, what is a password, to the token server
+that it names: never along a redirect, nor to where a `Location` leads. Once a request has left its origin it is a stranger's
+to the end: a 401 from there is not answered.
 """
 
 from __future__ import annotations
@@ -15,17 +17,18 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from imagesvc.limits import MAX_ERROR_BODY_BYTES, MAX_MANIFEST_BYTES, MAX_TOKEN_REPLY_BYTES
 from imagesvc.media_types import ACCEPT
 from imagesvc.references import is_digest
 from imagesvc.registry import auth
-from imagesvc.registry.credentials import Credentials
-from imagesvc.registry.endpoint import Endpoint, Tls
+from imagesvc.registry.access import Access, Budget
+from imagesvc.registry.endpoint import Tls
 from imagesvc.registry.errors import Kind, RegistryFailure, from_status
+from imagesvc.registry.proxies import proxy_for
 from proto.errors import CrispError
 
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 T = TypeVar("T")
+Origin = tuple[str, str, int]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 10
@@ -57,9 +61,7 @@ class ManifestReply:
 class RegistryClient:
     """Requests to endpoints. Every method raises RegistryFailure, and nothing else, for what registries do wrong."""
 
-    def __init__(self, progress_timeout: float) -> None:
-        """`progress_timeout`: seconds without a single byte after which a transfer is given up."""
-        self._progress_timeout = progress_timeout
+    def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self._authorizations: collections.OrderedDict[Any, auth.Token] = collections.OrderedDict()
@@ -70,14 +72,15 @@ class RegistryClient:
         if session is not None:
             await session.close()
 
-    async def manifest(self, endpoint: Endpoint, credentials: Credentials, name: str, *, head: bool) -> ManifestReply:
+    async def manifest(self, access: Access, name: str, *, head: bool) -> ManifestReply:
         """Fetches or, with `head`, only asks for a manifest by tag or digest."""
+        endpoint = access.endpoint
 
         async def once() -> ManifestReply:
             method = "HEAD" if head else "GET"
             scope = auth.pull_scope(endpoint.repository)
             url = endpoint.url("manifests", name)
-            async with self.request(endpoint, credentials, method, url, scope, {"Accept": ACCEPT}) as reply:
+            async with self.request(access, method, url, scope, {"Accept": ACCEPT}) as reply:
                 if reply.status != 200:
                     raise await failure_of(reply)
                 body = b"" if head else await read_bounded(reply, MAX_MANIFEST_BYTES, "manifest")
@@ -86,30 +89,28 @@ class RegistryClient:
                 digest = reply.headers.get("Docker-Content-Digest", "")
                 return ManifestReply(digest if is_digest(digest) else "", reply.headers.get("Content-Type", ""), body)
 
-        return await with_retries(once)
+        return await with_retries(once, access.budget)
 
     @asynccontextmanager
-    async def blob(
-        self, endpoint: Endpoint, credentials: Credentials, digest: str, offset: int
-    ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+    async def blob(self, access: Access, digest: str, offset: int) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
         """Opens a blob at an offset: yields where the reply really starts (0 or the offset), and its chunks."""
+        endpoint = access.endpoint
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         scope = auth.pull_scope(endpoint.repository)
         url = endpoint.url("blobs", digest)
-        async with self.request(endpoint, credentials, "GET", url, scope, headers) as reply:
+        async with self.request(access, "GET", url, scope, headers) as reply:
             if reply.status == 200:
                 start = 0
             elif reply.status == 206 and reply.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
                 start = offset
             else:
                 raise await failure_of(reply)
-            yield start, _chunks(reply)
+            yield start, _chunks(reply, access.budget)
 
     @asynccontextmanager
     async def request(
         self,
-        endpoint: Endpoint,
-        credentials: Credentials,
+        access: Access,
         method: str,
         url: str,
         scope: str,
@@ -118,25 +119,34 @@ class RegistryClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """One request, authenticated if the endpoint asks for it, redirects followed.
 
-        `body` makes the body anew for each try, since a 401 may come after it was sent.
+        `url` may be elsewhere, as that of an upload is: then nothing secret is sent. `body` makes the body anew for each
+        try, since a 401 may come after it was sent.
         """
-        credentials = credentials.for_host(endpoint.host)
+        endpoint, credentials = access.endpoint, access.credentials
+        home = origin_of(f"{endpoint.scheme}://{endpoint.host}")
+        if home[0] == "https" and origin_of(url)[0] != "https":
+            raise RegistryFailure(Kind.BROKEN, f"it leads from HTTPS to {url[:200]}, which is not HTTPS")
         key = (endpoint.scheme, endpoint.host, scope, credentials)
-        own = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **dict(endpoint.headers), **(headers or {})}
+        common = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **(headers or {})}
         authorization = self._cached(key)
-        reply = await self._send(endpoint, method, url, own, authorization, body)
-        if reply.status == 401 and not (authorization and credentials.registry_token):
+
+        def sent() -> _Sent:
+            secret = {**dict(endpoint.headers), **({"Authorization": authorization} if authorization else {})}
+            return _Sent(method, url, common, secret, home, body)
+
+        reply, at_home = await self._send(access, sent())
+        if reply.status == 401 and at_home and not (authorization and credentials.registry_token):
             challenges = auth.parse_challenges(reply.headers.getall("WWW-Authenticate", []))
             if auth.choose(challenges) is not None:
                 reply.release()
-                authorization = await self._authorize(endpoint, credentials, challenges, scope, key)
-                reply = await self._send(endpoint, method, url, own, authorization, body)
+                authorization = await self._authorize(access, challenges, scope, key)
+                reply, _at_home = await self._send(access, sent())
                 if reply.status in (401, 403):
                     self._authorizations.pop(key, None)
         try:
             yield reply
         except _transport_errors() as error:
-            raise _unreachable(error) from error
+            raise _unreachable(error, access) from error
         finally:
             reply.close()
 
@@ -147,15 +157,9 @@ class RegistryClient:
         self._authorizations.move_to_end(key)
         return token.value
 
-    async def _authorize(
-        self,
-        endpoint: Endpoint,
-        credentials: Credentials,
-        challenges: list[auth.Challenge],
-        scope: str,
-        key: Any,
-    ) -> str:
+    async def _authorize(self, access: Access, challenges: list[auth.Challenge], scope: str, key: Any) -> str:
         """The Authorization value that answers the challenges."""
+        credentials = access.credentials
         challenge = auth.choose(challenges)
         assert challenge is not None
         if credentials.registry_token:
@@ -165,27 +169,26 @@ class RegistryClient:
                 raise RegistryFailure(Kind.UNAUTHENTICATED, "HTTP 401: it asks for a user name and a password")
             token = auth.Token(auth.basic_header(credentials), time.monotonic() + 300)
         else:
-            fetched = await self._fetch_token(endpoint, challenge, credentials, scope)
+            fetched = await self._fetch_token(access, challenge, scope)
             token = auth.Token(f"Bearer {fetched.value}", fetched.expires)
         self._authorizations[key] = token
         while len(self._authorizations) > _CACHED_TOKENS:
             self._authorizations.popitem(last=False)
         return token.value
 
-    async def _fetch_token(
-        self, endpoint: Endpoint, challenge: auth.Challenge, credentials: Credentials, scope: str
-    ) -> auth.Token:
+    async def _fetch_token(self, access: Access, challenge: auth.Challenge, scope: str) -> auth.Token:
         scopes = [scope]
         asked = challenge.parameters.get("scope", "")
         if asked and asked != scope:
             scopes.append(asked)
         try:
-            wanted = auth.token_request(challenge, credentials, scopes, endpoint.scheme == "https")
+            wanted = auth.token_request(challenge, access.credentials, scopes, access.endpoint.scheme == "https")
         except CrispError as error:
             raise RegistryFailure(Kind.UNAUTHENTICATED, error.message) from None
-        own = {"User-Agent": _USER_AGENT, **wanted.headers}
-        server = urlsplit(wanted.url)._replace(query="").geturl()
-        reply = await self._send(endpoint, wanted.method, wanted.url, own, "", lambda: wanted.body or None)
+        common = {"User-Agent": _USER_AGENT}
+        server = wanted.url.partition("?")[0]
+        sent = _Sent(wanted.method, wanted.url, common, wanted.headers, origin_of(wanted.url), lambda: wanted.body or None)
+        reply, _at_home = await self._send(access, sent)
         try:
             if reply.status != 200:
                 failure = await failure_of(reply)
@@ -196,59 +199,45 @@ class RegistryClient:
         except CrispError as error:
             raise RegistryFailure(Kind.UNAUTHENTICATED, f"token server {server}: {error.message}") from None
         except _transport_errors() as error:
-            raise _unreachable(error) from error
+            raise _unreachable(error, access) from error
         finally:
             reply.close()
 
-    async def _send(
-        self,
-        endpoint: Endpoint,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        authorization: str,
-        body: Callable[[], Any] | None,
-    ) -> aiohttp.ClientResponse:
-        """Sends, following redirects. What is secret stays behind when one leads to another host."""
+    async def _send(self, access: Access, sent: _Sent) -> tuple[aiohttp.ClientResponse, bool]:
+        """Sends, following redirects; also returns whether the reply is from where secrets may go."""
         from yarl import URL  # noqa: PLC0415  comes with aiohttp, see the module's docstring
 
-        session = await self._open_session()
-        context = await self._tls_context(endpoint.tls)
-        sent = dict(headers)
-        if authorization:
-            sent["Authorization"] = authorization
-        timeout = self._timeout(endpoint)
+        tls = access.endpoint.tls
+        url = sent.url
+        at_home = True
         for _ in range(_MAX_REDIRECTS):
+            origin = origin_of(url)
+            at_home = at_home and origin == sent.home
+            context = await self._tls_context(tls if at_home or tls.skip_verify else Tls(tls.ca_files))
+            headers = {**sent.headers, **sent.secret} if at_home else _harmless(sent.headers, sent.method)
+            session = await self._open_session()
             try:
                 reply = await session.request(
-                    method,
-                    URL(url, encoded=True),
-                    headers=sent,
-                    data=body() if body else None,
+                    sent.method,
+                    URL(url, encoded=True).with_user(None),
+                    headers=headers,
+                    data=sent.body() if sent.body else None,
                     allow_redirects=False,
                     ssl=context,
-                    timeout=timeout,
+                    proxy=_proxy(origin),
+                    timeout=_timeout(access, sending=sent.body is not None),
                 )
             except _transport_errors() as error:
-                raise _unreachable(error) from error
+                raise _unreachable(error, access) from error
             location = reply.headers.get("Location", "")
-            if reply.status not in _REDIRECTS or not location or method not in ("GET", "HEAD"):
-                return reply
+            if reply.status not in _REDIRECTS or not location or sent.method not in ("GET", "HEAD"):
+                return reply, at_home
             reply.release()
-            target = urljoin(url, location)
-            if url.startswith("https:") and not target.startswith("https:"):
+            target = joined(url, location)
+            if origin[0] == "https" and origin_of(target)[0] != "https":
                 raise RegistryFailure(Kind.BROKEN, f"it redirects from HTTPS to {target[:200]}, which is not HTTPS")
-            if urlsplit(target)[:2] != urlsplit(url)[:2]:
-                kept = ("User-Agent", "Accept-Encoding", "Accept", "Range")
-                sent = {name: value for name, value in sent.items() if name in kept}
-                context = await self._tls_context(endpoint.tls if endpoint.tls.skip_verify else Tls(endpoint.tls.ca_files))
             url = target
         raise RegistryFailure(Kind.BROKEN, f"more than {_MAX_REDIRECTS} redirects")
-
-    def _timeout(self, endpoint: Endpoint) -> aiohttp.ClientTimeout:
-        import aiohttp  # noqa: PLC0415
-
-        return aiohttp.ClientTimeout(total=None, sock_connect=endpoint.connect_timeout, sock_read=self._progress_timeout)
 
     async def _open_session(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -260,7 +249,7 @@ class RegistryClient:
                 auto_decompress=False,
                 read_bufsize=_READ_BUFFER,
                 cookie_jar=aiohttp.DummyCookieJar(),
-                trust_env=True,
+                trust_env=False,  # it would also send what root's netrc has
             )
         return self._session
 
@@ -276,6 +265,62 @@ class RegistryClient:
             self._contexts = {k: v for k, v in self._contexts.items() if k[0] != tls}
             self._contexts[key] = context
         return context
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A request: what everybody may see of it, and what the origin `home` alone may."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    secret: Mapping[str, str] = field(repr=False)
+    home: Origin
+    body: Callable[[], Any] | None
+
+
+def _harmless(headers: Mapping[str, str], method: str) -> Mapping[str, str]:
+    """What a request has anywhere: of a redirected one only what it needs."""
+    if method not in ("GET", "HEAD"):
+        return headers
+    return {name: value for name, value in headers.items() if name in ("User-Agent", "Accept-Encoding", "Accept", "Range")}
+
+
+def origin_of(url: str) -> Origin:
+    """Scheme, host and port; BROKEN for what is no http(s) URL."""
+    from yarl import URL  # noqa: PLC0415
+
+    try:
+        parsed = URL(url, encoded=True)
+        host, port = parsed.host, parsed.port
+    except (ValueError, TypeError):
+        host, port = None, None
+    if not host or not port or parsed.scheme not in ("http", "https"):
+        raise RegistryFailure(Kind.BROKEN, f"it names a URL that is none: {url[:200]}")
+    return parsed.scheme, host.rstrip(".").lower(), port
+
+
+def _proxy(origin: Origin) -> str | None:
+    try:
+        return proxy_for(*origin, os.environ) or None
+    except ValueError as error:
+        raise RegistryFailure(Kind.UNAVAILABLE, str(error)) from None
+
+
+def joined(url: str, location: str) -> str:
+    """Where a Location leads; BROKEN for what is no URL."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise RegistryFailure(Kind.BROKEN, f"it names a URL that is none: {location[:200]}") from None
+
+
+def _timeout(access: Access, *, sending: bool) -> aiohttp.ClientTimeout:
+    import aiohttp  # noqa: PLC0415
+
+    silence = access.silence(sending=sending)
+    connect = min(access.endpoint.connect_timeout, silence)
+    return aiohttp.ClientTimeout(total=None, connect=connect, sock_connect=connect, sock_read=silence)
 
 
 def _make_context(tls: Tls) -> ssl.SSLContext:
@@ -302,8 +347,9 @@ def _stamps(tls: Tls) -> tuple[int, ...]:
     return tuple(stamps)
 
 
-async def _chunks(reply: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def _chunks(reply: aiohttp.ClientResponse, budget: Budget) -> AsyncIterator[bytes]:
     async for chunk in reply.content.iter_any():
+        budget.touch()
         yield chunk
 
 
@@ -323,15 +369,18 @@ async def failure_of(reply: aiohttp.ClientResponse) -> RegistryFailure:
     return from_status(reply.status, body, reply.headers.get("Retry-After"))
 
 
-async def with_retries(once: Callable[[], Awaitable[T]]) -> T:
-    """Runs a small request up to three times while the failure is one that may pass."""
+async def with_retries(once: Callable[[], Awaitable[T]], budget: Budget) -> T:
+    """Runs a small request up to three times while the failure is one that may pass and the budget lasts."""
     for pause in (*_BACKOFF_SECONDS, None):
         try:
-            return await once()
+            answer = await once()
         except RegistryFailure as failure:
-            if failure.retry_after is None or pause is None:
+            if failure.retry_after is None or pause is None or budget.left <= 0:
                 raise
-            await asyncio.sleep(backoff(pause, failure.retry_after))
+            await budget.pause(backoff(pause, failure.retry_after))
+        else:
+            budget.touch()
+            return answer
     raise AssertionError
 
 
@@ -346,7 +395,8 @@ def _transport_errors() -> tuple[type[BaseException], ...]:
     return (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
 
 
-def _unreachable(error: BaseException) -> RegistryFailure:
+def _unreachable(error: BaseException, access: Access) -> RegistryFailure:
+    """What a transport's failure means. Silence is not waited for again where another endpoint may answer."""
     import aiohttp  # noqa: PLC0415
 
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
@@ -356,5 +406,5 @@ def _unreachable(error: BaseException) -> RegistryFailure:
     if isinstance(error, aiohttp.InvalidURL):
         return RegistryFailure(Kind.BROKEN, f"it names a URL that is none: {str(error)[:200]}")
     if isinstance(error, asyncio.TimeoutError):
-        return RegistryFailure(Kind.UNAVAILABLE, "no answer in time", 0.0)
+        return RegistryFailure(Kind.UNAVAILABLE, "no answer in time", None if access.has_alternative else 0.0)
     return RegistryFailure(Kind.UNAVAILABLE, f"the connection broke: {error}", 0.0)

@@ -56,15 +56,20 @@ class Credentials:
 
     def for_host(self, host: str) -> Credentials:
         """These, or nobody's where they are meant for another host."""
-        return self if not self.host or _same_host(self.host, host) else ANONYMOUS
+        return self if not self.host or same_host(self.host, host) else ANONYMOUS
 
     def fingerprint(self, key: bytes) -> str:
         """Tells callers apart; without the node's key nothing can be guessed from it."""
         fields = (self.username, self.password, self.identity_token, self.registry_token, self.host)
-        return hmac.new(key, json.dumps(fields).encode(), hashlib.sha256).hexdigest()
+        return digest(key, json.dumps(fields))
 
 
 ANONYMOUS = Credentials()
+
+
+def digest(key: bytes, text: str) -> str:
+    """A keyed digest, of which nothing can be guessed without the key."""
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def from_auth(auth: Auth | None) -> Credentials:
@@ -89,13 +94,18 @@ def from_auth(auth: Auth | None) -> Credentials:
 
 
 def from_files(reference: Reference, paths: Sequence[str]) -> Credentials:
-    """The node's credentials for a reference: of the first file that has any. Reads files.
+    """The node's credentials for a reference, as `of_name`."""
+    return of_name(reference.name, reference.domain, paths)
+
+
+def of_name(name: str, host: str, paths: Sequence[str]) -> Credentials:
+    """The node's credentials for a repository, which `host` alone may see: of the first file that has any. Reads files.
 
     Keys are tried from the most specific: `quay.io/team/app`, `quay.io/team`, `quay.io` (containers-auth.json(5)); Docker
     writes Docker Hub as `https://index.docker.io/v1/`. Credential helpers are programs, and are not run here.
     """
     for path in paths:
-        entry = _entry(reference, path)
+        entry = _entry(name, path)
         if entry is None:
             continue
         found = from_auth(
@@ -105,7 +115,7 @@ def from_files(reference: Reference, paths: Sequence[str]) -> Credentials:
                 auth=str(entry.get("auth") or ""),
                 identity_token=str(entry.get("identitytoken") or ""),
                 registry_token=str(entry.get("registrytoken") or ""),
-                server_address=reference.domain,
+                server_address=host,
             )
         )
         if not found.anonymous:
@@ -113,7 +123,7 @@ def from_files(reference: Reference, paths: Sequence[str]) -> Credentials:
     return ANONYMOUS
 
 
-def _entry(reference: Reference, path: str) -> dict[str, Any] | None:
+def _entry(name: str, path: str) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as stream:
             document = json.load(stream)
@@ -124,8 +134,8 @@ def _entry(reference: Reference, path: str) -> dict[str, Any] | None:
     auths = document.get("auths") if isinstance(document, dict) else None
     if not isinstance(auths, dict):
         return None
-    by_name = {_key(name): value for name, value in auths.items() if isinstance(value, dict)}
-    name = reference.name
+    by_name = {_key(key): value for key, value in auths.items() if isinstance(value, dict)}
+    name = _key(name)
     while name:
         if name in by_name:
             return by_name[name]
@@ -148,7 +158,8 @@ def _host_of(server_address: str) -> str:
     return urlsplit(address).netloc
 
 
-def _same_host(a: str, b: str) -> bool:
+def same_host(a: str, b: str) -> bool:
+    """Whether two hosts, with their ports, are one; Docker Hub has several names."""
     return a == b or (a in _HUB_NAMES and b in _HUB_NAMES)
 
 

@@ -39,6 +39,8 @@ class Endpoint:
     """The `ns` query parameter, by which a mirror of many registries learns which one is meant."""
     connect_timeout: float = 30.0
     """Seconds."""
+    shares_credentials: bool = True
+    """Whether it may see what the caller brought for the registry that it stands for."""
 
     def url(self, kind: str, name: str) -> str:
         """URL of a `manifests` or `blobs` object."""

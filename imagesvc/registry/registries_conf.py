@@ -125,7 +125,14 @@ def _endpoints(
     insecure = bool(table.get("insecure", False))
     if insecure:
         tls = Tls(tls.ca_files, tls.client_certificates, skip_verify=True)
-    endpoint = Endpoint(default_scheme(domain), registry_host(domain), path, capabilities=capabilities, tls=tls)
+    endpoint = Endpoint(
+        default_scheme(domain),
+        registry_host(domain),
+        path,
+        capabilities=capabilities,
+        tls=tls,
+        shares_credentials=False,
+    )
     if insecure and endpoint.scheme == "https":
         return [endpoint, replace(endpoint, scheme="http")]
     return [endpoint]

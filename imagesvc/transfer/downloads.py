@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from imagesvc.manifests import Descriptor
+from imagesvc.registry.access import Access
 from imagesvc.registry.client import RegistryClient, backoff
-from imagesvc.registry.endpoint import Endpoint
 from imagesvc.registry.errors import Kind, RegistryFailure, give_up
 from imagesvc.store.content import ContentStore, Ingest
 from imagesvc.transfer.sources import Source
@@ -121,27 +121,27 @@ class Downloads:
     async def _from_endpoints(self, download: Download, source: Source) -> None:
         ingest = download.ingest
         failures: list[tuple[str, RegistryFailure]] = []
-        for endpoint in source.endpoints:
+        for access in source.accesses:
             try:
-                await self._from_endpoint(ingest, source, endpoint)
+                await self._from_endpoint(ingest, access)
                 await ingest.verify()
             except RegistryFailure as failure:
-                failures.append((str(endpoint), failure))
+                failures.append((str(access), failure))
             except CrispError as error:
                 if error.code is not Code.ABORTED:
                     raise
-                failures.append((str(endpoint), RegistryFailure(Kind.BROKEN, error.message)))
+                failures.append((str(access), RegistryFailure(Kind.BROKEN, error.message)))
             else:
                 return
         raise give_up(f"blob {ingest.digest} of {source.reference}", failures)
 
-    async def _from_endpoint(self, ingest: Ingest, source: Source, endpoint: Endpoint) -> None:
+    async def _from_endpoint(self, ingest: Ingest, access: Access) -> None:
         """Goes on where the download stands, again and again while that brings bytes."""
         barren = 0
         while ingest.received < ingest.size:
             before = ingest.received
             try:
-                async with self._client.blob(endpoint, source.credentials, ingest.digest, before) as (start, chunks):
+                async with self._client.blob(access, ingest.digest, before) as (start, chunks):
                     skip = before - start
                     async for chunk in chunks:
                         if skip:
@@ -156,7 +156,7 @@ class Downloads:
                     raise RegistryFailure(Kind.UNAVAILABLE, "the reply ended without a byte", 0.0)
             except RegistryFailure as failure:
                 barren = 0 if ingest.received > before else barren + 1
-                if failure.retry_after is None or barren >= _ATTEMPTS:
+                if failure.retry_after is None or barren >= _ATTEMPTS or access.budget.left <= 0:
                     raise
                 pause = min(_FIRST_PAUSE * 2**barren, _LONGEST_PAUSE)
-                await asyncio.sleep(backoff(pause, failure.retry_after))
+                await access.budget.pause(backoff(pause, failure.retry_after))

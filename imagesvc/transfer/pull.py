@@ -27,9 +27,9 @@ from imagesvc.limits import MAX_CONFIG_BYTES
 from imagesvc.manifests import Descriptor, ImageConfigDocument, Manifest
 from imagesvc.platforms import choose
 from imagesvc.references import Reference
+from imagesvc.registry.access import Access, reordered
 from imagesvc.registry.client import ManifestReply, RegistryClient
-from imagesvc.registry.credentials import Credentials
-from imagesvc.registry.endpoint import RESOLVE, Endpoint
+from imagesvc.registry.endpoint import RESOLVE
 from imagesvc.registry.errors import Kind, RegistryFailure, give_up
 from imagesvc.store import images
 from imagesvc.store.content import ContentStore, digest_of
@@ -86,8 +86,7 @@ class Puller:
     async def pull(
         self,
         reference: Reference,
-        endpoints: Sequence[Endpoint],
-        credentials: Credentials,
+        accesses: Sequence[Access],
         fingerprint: str,
         progress: PullProgress,
     ) -> Image:
@@ -99,7 +98,7 @@ class Puller:
         """
         known = self._index.resolve(str(reference))
         try:
-            top, source, first = await self._top(reference, endpoints, credentials, known)
+            top, source, first = await self._top(reference, accesses, known)
         except CrispError as error:
             unavailable = error.message.startswith("RegistryUnavailable")
             if unavailable and known is not None and reference.digest and fingerprint in known.checked:
@@ -149,27 +148,26 @@ class Puller:
         )
 
     async def _top(
-        self, reference: Reference, endpoints: Sequence[Endpoint], credentials: Credentials, known: Image | None
+        self, reference: Reference, accesses: Sequence[Access], known: Image | None
     ) -> tuple[str, Source, ManifestReply | None]:
         """The digest that the reference means now, and the endpoints to fetch from, the one that knew it first.
 
         HEAD where the image is probably here already, else GET, whose document is returned as well.
         """
         failures: list[tuple[str, RegistryFailure]] = []
-        for endpoint in endpoints:
-            if RESOLVE not in endpoint.capabilities and not reference.digest:
+        for access in accesses:
+            if RESOLVE not in access.endpoint.capabilities and not reference.digest:
                 continue
             try:
-                reply = await self._client.manifest(endpoint, credentials, reference.object, head=known is not None)
+                reply = await self._client.manifest(access, reference.object, head=known is not None)
                 if not reply.body and not (reply.digest or reference.digest):
-                    reply = await self._client.manifest(endpoint, credentials, reference.object, head=False)
+                    reply = await self._client.manifest(access, reference.object, head=False)
                 digest = _checked_digest(reply, reference.digest)
             except RegistryFailure as failure:
-                failures.append((str(endpoint), failure))
+                failures.append((str(access), failure))
                 continue
-            others = [other for other in endpoints if other is not endpoint]
             slots = asyncio.Semaphore(self._config.parallel_downloads)
-            source = Source(reference, credentials, [endpoint, *others], slots)
+            source = Source(reference, reordered(access, accesses), slots)
             return digest, source, reply if reply.body else None
         raise give_up(str(reference), failures)
 
@@ -197,12 +195,12 @@ class Puller:
         if self._store.has(digest):
             return ManifestReply(digest, "", await asyncio.to_thread(self._store.read, digest))
         failures: list[tuple[str, RegistryFailure]] = []
-        for endpoint in source.endpoints:
+        for access in source.accesses:
             try:
-                reply = await self._client.manifest(endpoint, source.credentials, digest, head=False)
+                reply = await self._client.manifest(access, digest, head=False)
                 _checked_digest(reply, digest)
             except RegistryFailure as failure:
-                failures.append((str(endpoint), failure))
+                failures.append((str(access), failure))
             else:
                 return reply
         raise give_up(f"manifest {digest} of {source.reference}", failures)

@@ -12,16 +12,16 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from imagesvc.limits import MIB
 from imagesvc.manifests import Descriptor, parse_manifest
 from imagesvc.media_types import OCI_CONFIG
 from imagesvc.references import Reference, try_parse
 from imagesvc.registry import auth
-from imagesvc.registry.client import RegistryClient, backoff, failure_of, with_retries
-from imagesvc.registry.credentials import Credentials
-from imagesvc.registry.endpoint import PUSH, Endpoint
+from imagesvc.registry.access import Access
+from imagesvc.registry.client import RegistryClient, backoff, failure_of, joined, with_retries
+from imagesvc.registry.endpoint import PUSH
 from imagesvc.registry.errors import Kind, RegistryFailure, give_up
 from imagesvc.store.content import ContentStore, digest_of
 from imagesvc.store.images import Image, LayerRef
@@ -49,20 +49,19 @@ class Pusher:
         self,
         image: Image,
         target: Reference,
-        endpoints: Sequence[Endpoint],
-        credentials: Credentials,
+        accesses: Sequence[Access],
         materials: Materials,
         progress: PullProgress,
     ) -> str:
         """Pushes to the first endpoint that may be pushed to; returns the digest of the manifest there."""
-        endpoint = next((endpoint for endpoint in endpoints if PUSH in endpoint.capabilities), None)
-        if endpoint is None:
+        access = next((access for access in accesses if PUSH in access.endpoint.capabilities), None)
+        if access is None:
             raise give_up(f"pushing {target}", [])
         try:
-            upload = _Upload(self._client, endpoint, credentials, _same_registry(image, target))
+            upload = _Upload(self._client, access, _same_registry(image, target))
             return await self._push(image, target, upload, materials, progress)
         except RegistryFailure as failure:
-            raise give_up(f"pushing {target}", [(str(endpoint), failure)]) from None
+            raise give_up(f"pushing {target}", [(str(access), failure)]) from None
 
     async def _push(
         self, image: Image, target: Reference, upload: _Upload, materials: Materials, progress: PullProgress
@@ -114,12 +113,10 @@ class Pusher:
 class _Upload:
     """The requests of one push."""
 
-    def __init__(
-        self, client: RegistryClient, endpoint: Endpoint, credentials: Credentials, repositories: Sequence[str]
-    ) -> None:
+    def __init__(self, client: RegistryClient, access: Access, repositories: Sequence[str]) -> None:
         self._client = client
-        self._endpoint = endpoint
-        self._credentials = credentials
+        self._access = access
+        self._endpoint = endpoint = access.endpoint
         self._repositories = repositories
         self._scope = auth.push_scope(endpoint.repository)
 
@@ -130,7 +127,7 @@ class _Upload:
         headers: dict[str, str] | None = None,
         body: Callable[[], Any] | None = None,
     ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        return self._client.request(self._endpoint, self._credentials, method, url, self._scope, headers, body)
+        return self._client.request(self._access, method, url, self._scope, headers, body)
 
     async def has(self, digest: str) -> bool:
         """Whether the repository has the blob."""
@@ -141,7 +138,7 @@ class _Upload:
                     return reply.status == 200
                 raise await failure_of(reply)
 
-        return await with_retries(once)
+        return await with_retries(once, self._access.budget)
 
     async def mount(self, digest: str) -> bool:
         """Asks the registry to take the blob over from a repository that the image came from."""
@@ -161,7 +158,7 @@ class _Upload:
 
     async def send(self, descriptor: Descriptor, path: str, show: Callable[[int], None]) -> None:
         """Uploads a blob in chunks."""
-        location = await with_retries(self._begin)
+        location = await with_retries(self._begin, self._access.budget)
         sent = 0
         barren = 0
         while sent < descriptor.size:
@@ -219,13 +216,14 @@ class _Upload:
                 if reply.status not in (201, 202):
                     raise await failure_of(reply)
 
-        await with_retries(once)
+        await with_retries(once, self._access.budget)
 
     def _location(self, reply: aiohttp.ClientResponse) -> str:
         location = reply.headers.get("Location", "")
         if not location:
             raise RegistryFailure(Kind.BROKEN, "it names no location for the upload")
-        return urljoin(str(reply.url), location)
+        self._access.budget.touch()
+        return joined(str(reply.url), location)
 
 
 def _read(path: str, start: int, length: int) -> bytes:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from imagesvc.references import Reference
-from imagesvc.registry.credentials import Credentials
-from imagesvc.registry.endpoint import Endpoint
+from imagesvc.registry.access import Access
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,6 @@ class Source:
     """The endpoints of a reference in the order to try them: first the one that served the manifest."""
 
     reference: Reference
-    credentials: Credentials
-    endpoints: Sequence[Endpoint]
+    accesses: Sequence[Access]
     slots: asyncio.Semaphore = field(compare=False)
     """Bounds how many of the image's blobs are downloaded at a time."""

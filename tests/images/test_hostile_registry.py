@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import ssl
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
+from imagesvc.registry.credentials import Auth
 from proto.errors import Code, CrispError
+from tests.images.certificates import authority, certificate
 from tests.images.conftest import Node, StartService
 from tests.images.fake_registry import FakeRegistry
-from tests.images.image_builder import Member, tar
+from tests.images.image_builder import Layout, Member, tar
+from tests.images.registry_server import Registry
 from tests.images.test_pull import failure
 
 pytestmark = pytest.mark.root
@@ -55,3 +61,132 @@ async def test_what_is_no_digest_becomes_no_file_and_leaks_no_descriptor(node: N
         with pytest.raises(CrispError, match=r"digest|hexadecimal"):
             store.path(digest)
     assert descriptors() == before
+
+
+GIVEN = Auth("tenant", "secret-of-the-tests")
+
+
+def asks(realm: str = "") -> web.Response:
+    challenge = f'Bearer realm="{realm}",service="s"' if realm else 'Basic realm="r"'
+    return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+
+@pytest.mark.parametrize("scheme", ["basic", "bearer"])
+async def test_the_target_of_a_redirect_gets_no_credentials(start: StartService, scheme: str) -> None:
+    async with FakeRegistry() as registry, FakeRegistry() as elsewhere:
+        registry.image("a", "v1", [tar([Member("x", b"1")])])
+        realm = f"http://{elsewhere.host}/token" if scheme == "bearer" else ""
+        elsewhere.hook = lambda request: web.json_response({"token": "t"}) if "token" in request.path else asks(realm)
+
+        def hook(request: web.Request) -> web.Response | None:
+            if "/blobs/" in request.path:
+                return web.Response(status=307, headers={"Location": f"http://{elsewhere.host}{request.path}"})
+            return None if "Authorization" in request.headers else asks()
+
+        registry.hook = hook
+        service = await start()
+        error = await failure(service.pull(f"{registry.host}/a:v1", GIVEN))
+        assert error.code is Code.UNAUTHENTICATED
+        assert registry.sent("Authorization")
+        assert elsewhere.requests
+        assert elsewhere.sent("Authorization") == []
+        assert elsewhere.count("token") == 0
+
+
+async def test_an_uploads_location_elsewhere_gets_no_credentials(
+    registry: Registry, layout: Layout, start: StartService
+) -> None:
+    layout.image("v1", [tar([Member("x", b"1")])])
+    layout.push("v1", f"{registry.host}/hostile/source:v1")
+    service = await start()
+    await service.pull(f"{registry.host}/hostile/source:v1")
+    async with FakeRegistry() as front, FakeRegistry() as elsewhere:
+
+        def hook(request: web.Request) -> web.Response:
+            if "Authorization" not in request.headers:
+                return asks()
+            if request.method == "POST":
+                return web.Response(status=202, headers={"Location": f"http://{elsewhere.host}/upload"})
+            return web.Response(status=404)
+
+        front.hook = hook
+        elsewhere.hook = lambda _request: asks()
+        error = await failure(service.push(f"{registry.host}/hostile/source:v1", f"{front.host}/x:v1", GIVEN))
+        assert error.code is Code.UNAUTHENTICATED
+        assert front.sent("Authorization")
+        assert elsewhere.count("PATCH /upload") == 1
+        assert elsewhere.sent("Authorization") == []
+
+
+async def test_no_way_leads_from_https_to_http(node: Node, start: StartService, tmp_path: Path) -> None:
+    authority(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path, "server"))
+    async with FakeRegistry(context) as front, FakeRegistry() as plain:
+        node.hosts(front.host, f'server = "https://{front.host}"\nca = "{tmp_path}/ca.crt"\n')
+        service = await start()
+        plain.image("a", "v1", [tar([Member("x", b"1")])])
+        await service.pull(f"{plain.host}/a:v1")
+        front.hook = lambda request: (
+            web.Response(status=202, headers={"Location": f"http://{plain.host}/upload"})
+            if request.method == "POST"
+            else web.Response(status=404)
+        )
+        before = len(plain.requests)
+        error = await failure(service.push(f"{plain.host}/a:v1", f"{front.host}/x:v1"))
+        assert "not HTTPS" in error.message
+        front.hook = lambda request: web.Response(status=307, headers={"Location": f"http://{plain.host}/v2/a/manifests/v1"})
+        error = await failure(service.pull(f"{front.host}/a:v1"))
+        assert "not HTTPS" in error.message
+        assert len(plain.requests) == before
+
+
+async def test_mirrors_of_registries_conf_get_their_own_credentials_alone(node: Node, start: StartService) -> None:
+    async with FakeRegistry() as mirror, FakeRegistry() as origin:
+        for place in (mirror, origin):
+            place.image("team/app", "v1", [tar([Member("x", b"1")])])
+            place.hook = lambda request: None if "Authorization" in request.headers else asks()
+        node.conf.write_text(
+            f'[[registry]]\nprefix = "{origin.host}/team"\nlocation = "{origin.host}/team"\n'
+            f'[[registry.mirror]]\nlocation = "{mirror.host}/team"\n'
+        )
+        service = await start()
+        reference = f"{origin.host}/team/app:v1"
+        image_id = await service.pull(reference, GIVEN)
+        assert mirror.requests
+        assert mirror.sent("Authorization") == []
+        assert set(origin.sent("Authorization")) == {basic("tenant", "secret-of-the-tests")}
+        # A disconnected cluster: the origin is not there, and the node's pull secret names the mirror.
+        origin.hook = lambda _request: web.Response(status=503)
+        pair = base64.b64encode(b"mirror:own").decode()
+        node.auth.write_text(json.dumps({"auths": {f"{mirror.host}/team": {"auth": pair}}}))
+        assert await service.pull(reference) == image_id
+        assert set(mirror.sent("Authorization")) == {basic("mirror", "own")}
+        assert await service.pull(reference, GIVEN) == image_id
+        assert set(mirror.sent("Authorization")) == {basic("mirror", "own")}
+
+
+def basic(user: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+async def test_a_mirror_of_hosts_toml_has_its_own_entry_too(node: Node, start: StartService) -> None:
+    async with FakeRegistry() as mirror:
+        mirror.image("team/app", "v1", [tar([Member("x", b"1")])])
+        mirror.hook = lambda request: None if "Authorization" in request.headers else asks()
+        node.hosts("registry.example", f'server = "http://127.0.0.1:1"\n[host."http://{mirror.host}"]\n')
+        node.auth.write_text(json.dumps({"auths": {mirror.host: {"auth": base64.b64encode(b"mirror:own").decode()}}}))
+        service = await start()
+        await service.pull("registry.example/team/app:v1")
+        assert set(mirror.sent("Authorization")) == {basic("mirror", "own")}
+
+
+async def test_roots_netrc_is_nobodys(start: StartService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1\nlogin root\npassword secret\ndefault\nlogin root\npassword secret\n")
+    monkeypatch.setenv("NETRC", str(netrc))
+    async with FakeRegistry() as registry:
+        registry.image("a", "v1", [tar([Member("x", b"1")])])
+        service = await start()
+        await service.pull(f"{registry.host}/a:v1")
+        assert registry.sent("Authorization") == []
