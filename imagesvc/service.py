@@ -44,6 +44,7 @@ from imagesvc.store.verify import Report, check_blobs, check_layer
 from imagesvc.transfer.downloads import Downloads
 from imagesvc.transfer.joins import Joins
 from imagesvc.transfer.progress import PullProgress
+from imagesvc.transfer.proofs import Proofs
 from imagesvc.transfer.pull import Puller
 from imagesvc.transfer.push import Pusher
 from imagesvc.transfer.unpacking import Unpacker
@@ -76,7 +77,15 @@ class ImageService:
         self._joins = Joins()
         unpacker = Unpacker(self._layers, self._workers, config.limits)
         self._puller = Puller(
-            config, self._client, self._store, self._layers, self._downloads, unpacker, self._index, self._joins
+            config,
+            self._client,
+            self._store,
+            self._layers,
+            self._downloads,
+            unpacker,
+            self._index,
+            self._joins,
+            Proofs(self._index, self._client),
         )
         self._pulls: dict[object, PullProgress] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -255,8 +264,8 @@ class ImageService:
         reference: Reference = parse_reference(name)
         platform = self._config.wanted_platform()
         image, raw = await self._blocking(rootfs_image, reference, directory, config or OciConfig(), platform)
-        await self._store.put(image.id, raw)
-        await self._layers.publish([], lambda: self._store.publish([image.id]))
+        staged = {image.id: await self._store.put(image.id, raw)}
+        await self._layers.publish([], lambda: self._store.publish(staged))
         return (await self._index.add(image)).id
 
     async def import_archive(

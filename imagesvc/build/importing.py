@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import tarfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -207,6 +207,7 @@ class StoredBlob:
     """A blob in a file of this node: an unpacking.Incoming that is all there from the start."""
 
     def __init__(self, place: Place, descriptor: Descriptor, executor: Executor) -> None:
+        self.key: Hashable = (place.path, place.offset, place.size)
         self.path = place.path
         self.offset = place.offset
         self.size = place.size

@@ -25,7 +25,9 @@ from imagesvc.registry.endpoint import Endpoint, registry_host
 MIRROR_SECONDS = 15.0
 """Silence after which the next endpoint is asked, while there is one."""
 _TRIES = 5
-"""Requests among which a budget of silence is shared: who hears nothing for so long connects again."""
+_SHORTEST = 10.0
+"""A budget of silence is shared among so many requests, each of which has at least so many seconds of it: who hears nothing
+for so long connects again."""
 
 
 class Budget:
@@ -40,14 +42,19 @@ class Budget:
         self._last = time.monotonic()
 
     @property
-    def left(self) -> float:
-        """Seconds; 0 or less where it is used up."""
-        return self._last + self._seconds - time.monotonic()
+    def used_up(self) -> bool:
+        """Whether nothing has come for so long that no other request is worth it; the first one always has a second try."""
+        return time.monotonic() - self._last >= max(self._seconds, 1.5 * self.share)
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self._seconds
 
     @property
     def share(self) -> float:
         """Seconds that one request may be silent."""
-        return self._seconds / _TRIES
+        return max(self._seconds / _TRIES, min(self._seconds, _SHORTEST))
 
     async def pause(self, seconds: float) -> None:
         """Waits before another try, which is no silence of the registry's."""
@@ -67,11 +74,9 @@ class Access:
 
     def silence(self, *, sending: bool) -> float:
         """Seconds without a byte after which a request is given up. A body that is sent has the whole budget."""
-        left = max(self.budget.left, 0.001)
         if sending:
-            return left
-        most = min(left, self.budget.share)
-        return min(most, MIRROR_SECONDS) if self.has_alternative else most
+            return self.budget.seconds
+        return min(self.budget.share, MIRROR_SECONDS) if self.has_alternative else self.budget.share
 
     def __str__(self) -> str:
         return str(self.endpoint)

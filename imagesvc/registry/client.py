@@ -375,7 +375,7 @@ async def with_retries(once: Callable[[], Awaitable[T]], budget: Budget) -> T:
         try:
             answer = await once()
         except RegistryFailure as failure:
-            if failure.retry_after is None or pause is None or budget.left <= 0:
+            if failure.retry_after is None or pause is None or budget.used_up:
                 raise
             await budget.pause(backoff(pause, failure.retry_after))
         else:

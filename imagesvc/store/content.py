@@ -1,6 +1,7 @@
 """The content store: blobs by their digest, and downloads that are not whole yet.
 
-    <root>/ingest/<hex>            bytes from offset 0 of the blob, as far as they came; resumed by the next pull
+    <root>/ingest/<hex>.<part>     bytes from offset 0 of the blob, as far as they came; resumed by the next pull of the same
+                                   repository with the same credentials, which `part` is made of
     <root>/blobs/sha256/<hex>      whole, verified and on disk (sha512 likewise)
 
 A blob goes ingest/ -> verified -> `publish` (after the caller's one sync) -> blobs/. A power cut may leave a partial
@@ -16,8 +17,9 @@ import asyncio
 import collections
 import hashlib
 import os
+import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Protocol
@@ -29,6 +31,8 @@ from proto.errors import Code, CrispError, not_found
 
 _BATCH = 1 * MIB
 _READ = 1 * MIB
+_REHASHED = 32
+"""Pieces of a partial download that are hashed at a go."""
 
 
 class _Hash(Protocol):
@@ -46,7 +50,6 @@ class ContentStore:
         self._executor = executor
         self._sizes: dict[str, int] = {}
         self._kept: collections.Counter[str] = collections.Counter()
-        self._putting = asyncio.Lock()
 
     def prepare(self, keep_partial_seconds: float) -> None:
         """Makes the directories, drops partial downloads older than given, and counts what is there. Blocking."""
@@ -60,8 +63,8 @@ class ContentStore:
         self.drop_stale(keep_partial_seconds)
 
     def drop_stale(self, older_than_seconds: float, in_use: Iterable[str] = ()) -> None:
-        """Removes partial downloads that nobody has added to for a while. Blocking."""
-        kept = {_file_name(digest) for digest in in_use}
+        """Removes partial downloads, but for the paths `in_use`, that nobody has added to for a while. Blocking."""
+        kept = {os.path.basename(path) for path in in_use}
         horizon = time.time() - older_than_seconds
         for entry in os.scandir(self._ingest_dir):
             try:
@@ -103,49 +106,58 @@ class ContentStore:
         except OSError as error:
             raise disk_error(error, self._root, f"reading blob {digest}") from error
 
-    async def ingest(self, digest: str, size: int) -> Ingest:
-        """Opens the partial download of a blob, with what an earlier try left of it. The caller sees to it that a
-        digest is ingested once at a time."""
-        loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(
-            self._executor, Ingest, self, digest, size, os.path.join(self._ingest_dir, _file_name(digest))
-        )
+    async def ingest(self, digest: str, size: int, path: str = "") -> Ingest:
+        """Opens the partial download of a blob, with what an earlier try left of it, at `path` (of `staged_path`).
+
+        The caller sees to it that a path is written once at a time.
+        """
+        opening = asyncio.ensure_future(Ingest.open(self, digest, size, path or self.staged_path(digest)))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(_close_unwanted)
             raise
 
-    async def put(self, digest: str, data: bytes) -> None:
-        """Stages a small blob in ingest/, verified; `publish` makes it visible."""
-        async with self._putting:
-            if self.has(digest):
-                return
-            ingest = await self.ingest(digest, len(data))
-            try:
-                await ingest.restart()
-                await ingest.write(data)
-                await ingest.verify()
-            finally:
-                await ingest.end()
+    async def put(self, digest: str, data: bytes) -> str:
+        """Stages a small blob in ingest/, verified, in a file of its own, for `publish`; returns where."""
+        path = self.staged_path(digest, secrets.token_hex(8))
+        ingest = await self.ingest(digest, len(data), path)
+        try:
+            await ingest.write(data)
+            await ingest.verify()
+        except BaseException:
+            self.discard(path)
+            raise
+        finally:
+            await ingest.end()
+        return path
+
+    def discard(self, path: str) -> None:
+        """Removes a staged file; what is still being written goes to nowhere. Blocking, but only for an unlink."""
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
 
     def adopt(self, path: str, digest: str) -> None:
         """Stages a file that this daemon has made, and whose digest it has computed, for `publish`. Blocking."""
-        os.rename(path, os.path.join(self._ingest_dir, _file_name(digest)))
+        os.rename(path, self.staged_path(digest))
 
-    def staged_path(self, digest: str) -> str:
-        """Where a blob lies until it is published."""
-        return os.path.join(self._ingest_dir, _file_name(digest))
+    def staged_path(self, digest: str, part: str = "") -> str:
+        """Where a blob lies until it is published; `part` tells apart those who bring the same one at a time."""
+        suffix = "." + hashlib.sha256(part.encode()).hexdigest()[:16] if part else ""
+        return os.path.join(self._ingest_dir, _file_name(digest) + suffix)
 
-    def publish(self, digests: Iterable[str]) -> None:
-        """Renames verified and synced blobs into their place and syncs the directory. Blocking."""
+    def publish(self, staged: Mapping[str, str]) -> None:
+        """Renames verified and synced blobs, given by digest with their paths, and syncs the directory. Blocking."""
         directories = set()
-        for digest in digests:
+        for digest, path in staged.items():
             if self.has(digest):
+                self.discard(path)
                 continue
             target = self.path(digest)
             try:
-                os.rename(os.path.join(self._ingest_dir, _file_name(digest)), target)
+                os.rename(path, target)
                 self._sizes[digest] = os.stat(target).st_size
             except FileNotFoundError:
                 if not os.path.exists(target):
@@ -199,27 +211,40 @@ class Ingest:
         self._flushing: asyncio.Future[None] | None = None
         self._file: int | None = None
         self._hash = _new_hash(digest)
+        self.available = 0
+
+    @classmethod
+    async def open(cls, store: ContentStore, digest: str, size: int, path: str) -> Ingest:
+        """Opens the file, making it if need be, and hashes what is in it, in steps that let others' writes between."""
+        self = cls(store, digest, size, path)
+        loop = asyncio.get_running_loop()
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            self.available = self._rehash()
+            await loop.run_in_executor(store._executor, self._open)
+            while await loop.run_in_executor(store._executor, self._rehash):
+                pass
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
                 raise disk_error(error, os.path.dirname(path), f"opening the download of {digest}") from error
             raise
+        return self
 
-    def _rehash(self) -> int:
-        """Hashes what an earlier try left; more than the blob's size is nothing of it."""
-        assert self._file is not None
-        length = os.fstat(self._file).st_size
-        if length > self.size:
+    def _open(self) -> None:
+        """What is longer than the blob is nothing of it."""
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.fstat(self._file).st_size > self.size:
             os.ftruncate(self._file, 0)
-            return 0
-        offset = 0
-        while chunk := os.pread(self._file, _READ, offset):
+
+    def _rehash(self) -> bool:
+        """Hashes a stretch of what an earlier try left; False at its end."""
+        assert self._file is not None
+        for _ in range(_REHASHED):
+            chunk = os.pread(self._file, _READ, self.available)
+            if not chunk:
+                return False
             self._hash.update(chunk)
-            offset += len(chunk)
-        return offset
+            self.available += len(chunk)
+        return True
 
     @property
     def received(self) -> int:
@@ -301,10 +326,7 @@ class Ingest:
 
     def discard(self) -> None:
         """Removes the file's name; what is being written goes to nowhere. Blocking, but only for an unlink."""
-        try:
-            os.unlink(self.path)
-        except FileNotFoundError:
-            pass
+        self._store.discard(self.path)
 
     async def end(self) -> None:
         """Closes the file, after the write in flight: its descriptor's number may be another file's at once."""

@@ -1,7 +1,10 @@
-"""Blobs on their way from registries into the content store: each fetched once, however many pulls want it.
+"""Blobs on their way from registries into the content store: each fetched once, however many pulls of a repository want it.
 
     async with downloads.hold(descriptor, fetch) as download:
         download.started / download.done / download.path / download.follow(callback)
+
+Pulls of other repositories, and those with other credentials, have downloads of their own: a registry that denies, lies or
+trickles is its own callers' trouble, and nobody gets bytes that his own registry has not given.
 
 While anybody holds a download it runs; when the last one leaves, it is cancelled if it is not done, and its partial file
 stays to be resumed. A blob that is done and that nobody published by then is dropped.
@@ -10,7 +13,7 @@ stays to be resumed. A blob that is done and that nobody published by then is dr
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 
 from imagesvc.manifests import Descriptor
@@ -30,25 +33,30 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 class Download:
     """One blob being fetched. `restarts` counts how often what had come turned out wrong: who read it has to start over."""
 
-    def __init__(self, ingest: Ingest) -> None:
-        self.ingest = ingest
-        self.path = ingest.path
+    def __init__(self, key: Hashable, descriptor: Descriptor, path: str) -> None:
+        self.key = key
+        self.path = path
         self.offset = 0
-        self.digest = ingest.digest
-        self.size = ingest.size
+        self.digest = descriptor.digest
+        self.size = descriptor.size
         self.started = asyncio.Event()
         self.done: asyncio.Future[None]
         self.holders = 0
         self.published = False
-        self._followers: list[Callable[[int], None]] = []
         self.restarts = 0
+        self._available = 0
+        self._followers: list[Callable[[int], None]] = []
+
+    def opened(self, ingest: Ingest) -> None:
+        """The file is there, with what an earlier try left of it."""
         ingest.on_available = self._tell
         ingest.on_restart = self._count_restart
+        self._tell(ingest.available)
 
     def follow(self, callback: Callable[[int], None]) -> None:
         """Calls back with the bytes available, now and whenever there are more."""
         self._followers.append(callback)
-        callback(self.ingest.available)
+        callback(self._available)
 
     def unfollow(self, callback: Callable[[int], None]) -> None:
         """Ends `follow`."""
@@ -56,8 +64,10 @@ class Download:
 
     def _count_restart(self) -> None:
         self.restarts += 1
+        self._available = 0
 
     def _tell(self, available: int) -> None:
+        self._available = available
         for callback in list(self._followers):
             callback(available)
 
@@ -68,58 +78,63 @@ class Downloads:
     def __init__(self, store: ContentStore, client: RegistryClient) -> None:
         self._store = store
         self._client = client
-        self._running: dict[str, Download] = {}
-        self._opening = asyncio.Lock()
+        self._running: dict[Hashable, Download] = {}
+        self._leaving: dict[Hashable, asyncio.Task[None]] = {}
 
-    def digests(self) -> list[str]:
-        """What is held now."""
-        return list(self._running)
+    def paths(self) -> list[str]:
+        """The files that are written now."""
+        return [download.path for download in self._running.values()]
 
     @asynccontextmanager
     async def hold(self, descriptor: Descriptor, source: Source) -> AsyncIterator[Download]:
         """Joins or starts a download for as long as the context lasts."""
-        digest = descriptor.digest
-        async with self._opening:
-            download = self._running.get(digest)
-            if download is None:
-                download = Download(await self._store.ingest(digest, descriptor.size))
-                download.done = asyncio.create_task(self._fetch(download, source))
-                self._running[digest] = download
-            download.holders += 1
+        key = (descriptor.digest, descriptor.size, source.reference.name, source.caller)
+        while (leaving := self._leaving.get(key)) is not None:
+            await asyncio.shield(leaving)
+        download = self._running.get(key)
+        if download is None:
+            path = self._store.staged_path(descriptor.digest, repr(key[1:]))
+            download = self._running[key] = Download(key, descriptor, path)
+            download.done = asyncio.create_task(self._fetch(download, source))
+        download.holders += 1
         try:
             yield download
         except CrispError as error:
             if error.code is Code.RESOURCE_EXHAUSTED:
-                download.ingest.discard()
+                self._store.discard(download.path)
             raise
         finally:
             download.holders -= 1
             if not download.holders:
-                await asyncio.shield(self._leave(digest, download))
+                del self._running[key]
+                task = self._leaving[key] = asyncio.create_task(self._leave(download))
+                await asyncio.shield(task)
 
-    async def _leave(self, digest: str, download: Download) -> None:
-        async with self._opening:
-            if download.holders:
-                return
-            self._running.pop(digest, None)
+    async def _leave(self, download: Download) -> None:
+        try:
             download.done.cancel()
             await asyncio.wait([download.done])
             whole = not download.done.cancelled() and download.done.exception() is None
             if whole and not download.published:
-                download.ingest.discard()
-            await download.ingest.end()
+                self._store.discard(download.path)
+        finally:
+            del self._leaving[download.key]
 
     async def _fetch(self, download: Download, source: Source) -> None:
         """Downloads to the end, from one endpoint after the other."""
         try:
             async with source.slots:
-                download.started.set()
-                await self._from_endpoints(download, source)
+                ingest = await self._store.ingest(download.digest, download.size, download.path)
+                try:
+                    download.opened(ingest)
+                    download.started.set()
+                    await self._from_endpoints(ingest, source)
+                finally:
+                    await asyncio.shield(ingest.end())
         finally:
             download.started.set()
 
-    async def _from_endpoints(self, download: Download, source: Source) -> None:
-        ingest = download.ingest
+    async def _from_endpoints(self, ingest: Ingest, source: Source) -> None:
         failures: list[tuple[str, RegistryFailure]] = []
         for access in source.accesses:
             try:
@@ -156,7 +171,7 @@ class Downloads:
                     raise RegistryFailure(Kind.UNAVAILABLE, "the reply ended without a byte", 0.0)
             except RegistryFailure as failure:
                 barren = 0 if ingest.received > before else barren + 1
-                if failure.retry_after is None or barren >= _ATTEMPTS or access.budget.left <= 0:
+                if failure.retry_after is None or barren >= _ATTEMPTS or access.budget.used_up:
                     raise
                 pause = min(_FIRST_PAUSE * 2**barren, _LONGEST_PAUSE)
                 await access.budget.pause(backoff(pause, failure.retry_after))

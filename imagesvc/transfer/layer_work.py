@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 from imagesvc.manifests import Descriptor
@@ -19,6 +20,25 @@ HoldBlob = Callable[[Descriptor], AbstractAsyncContextManager[Incoming]]
 """Where a blob comes from: held, it is on its way."""
 
 
+async def _always(_descriptor: Descriptor, _diff_id: str) -> bool:
+    return True
+
+
+def _nothing(_descriptor: Descriptor, _diff_id: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Where blobs come from, and what of the node's own the caller may have without that (proofs.py)."""
+
+    hold: HoldBlob
+    may_have: Callable[[Descriptor, str], Awaitable[bool]] = _always
+    """Whether a layer that is here, by its blob and its diff id, is the caller's to have."""
+    came: Callable[[Descriptor, str], None] = _nothing
+    """A blob has come whole, and it is this diff id's."""
+
+
 class LayerWork:
     """The layers of one pull, all at once. As a context: holds them until they are part of a record."""
 
@@ -27,19 +47,19 @@ class LayerWork:
         layers: LayerStore,
         unpacker: Unpacker,
         joins: Joins,
-        hold: HoldBlob,
+        source: Blobs,
         progress: PullProgress,
         *,
         parallel: int,
         keep_blobs: bool = False,
     ) -> None:
-        """`hold` says where a blob comes from. It is let go once its layer is unpacked, before the disk has to write it,
+        """`source` says where a blob comes from. It is let go once its layer is unpacked, before the disk has to write it,
         or, with `keep_blobs`, when the image is recorded. At most `parallel` layers are unpacked at a time.
         """
         self._layers = layers
         self._unpacker = unpacker
         self._joins = joins
-        self._hold_blob = hold
+        self._source = source
         self._progress = progress
         self._keep_blobs = keep_blobs
         self._slots = asyncio.Semaphore(parallel)
@@ -83,15 +103,16 @@ class LayerWork:
         progress: LayerProgress,
     ) -> Layer:
         layer = self._layers.find(diff_id, chain_id)
-        if layer is not None:
+        if layer is not None and await self._source.may_have(descriptor, diff_id):
             await self._settle(layer, chain_id, below)
             progress.state = "exists"
             progress.downloaded = progress.unpacked = progress.size
             self._progress.changed()
             return layer
         async with AsyncExitStack() as stack:
-            blob = await stack.enter_async_context(self._hold_blob(descriptor))
+            blob = await stack.enter_async_context(self._source.hold(descriptor))
             layer = await self._from_blob(blob, diff_id, chain_id, below, progress)
+            self._source.came(descriptor, diff_id)
             if self._keep_blobs:
                 self.incoming.append(blob)
                 self._blobs.push_async_exit(stack.pop_all())
@@ -143,14 +164,14 @@ class LayerWork:
         await blob.started.wait()
         try:
             async with self._slots:
-                layer: Layer = await self._joins.run(("layer", diff_id, chain_id), alone)
+                layer: Layer = await self._joins.run(("layer", blob.key, diff_id, chain_id), alone)
         except JobFailed as failure:
             if failure.kind != "needs_lower":
                 raise layer_error(failure, blob.digest, self._layers.root) from None
             lower = [await task for task in below][::-1]
             try:
                 async with self._slots:
-                    layer = await self._joins.run(("chain", chain_id), upon)
+                    layer = await self._joins.run(("chain", blob.key, chain_id), upon)
             except JobFailed as again:
                 raise layer_error(again, blob.digest, self._layers.root) from None
         await asyncio.shield(blob.done)

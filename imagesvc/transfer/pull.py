@@ -6,8 +6,8 @@
     record       the image and its names, durable
 
 Killed before `record`, a pull leaves what the next start removes, and partial downloads that the next pull resumes. A
-second pull of the same reference with the same credentials joins the first (service.py); pulls of different images join
-in each layer that they share.
+second pull of the same reference with the same credentials joins the first (service.py); pulls of different images of one
+repository join in each layer that they share. What of an image is here already, for others, has to be proved (proofs.py).
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from imagesvc.transfer.archived import ArchivedImage
 from imagesvc.transfer.artifacts import unpack_artifact
 from imagesvc.transfer.downloads import Download, Downloads
 from imagesvc.transfer.joins import Joins
-from imagesvc.transfer.layer_work import HoldBlob, LayerWork
+from imagesvc.transfer.layer_work import Blobs, HoldBlob, LayerWork
 from imagesvc.transfer.progress import PullProgress
+from imagesvc.transfer.proofs import Proofs
 from imagesvc.transfer.sources import Source
 from imagesvc.transfer.unpacking import Unpacker
 from kernel.failpoints import failpoint
@@ -73,7 +74,9 @@ class Puller:
         unpacker: Unpacker,
         index: ImageIndex,
         joins: Joins,
+        proofs: Proofs,
     ) -> None:
+        self._proofs = proofs
         self._config = config
         self._client = client
         self._store = store
@@ -98,14 +101,14 @@ class Puller:
         """
         known = self._index.resolve(str(reference))
         try:
-            top, source, first = await self._top(reference, accesses, known)
+            top, source, first = await self._top(reference, accesses, fingerprint, known)
         except CrispError as error:
             unavailable = error.message.startswith("RegistryUnavailable")
             if unavailable and known is not None and reference.digest and fingerprint in known.checked:
                 log.warning("registry is down; the image is here and was checked", reference=str(reference))
                 return known
             raise
-        present = self._present(top)
+        present = self._present(reference.with_digest(top))
         if present is not None:
             return await self._name(present, self._named(present, reference, top, fingerprint))
         resolved = await self._resolve(source, top, first)
@@ -122,12 +125,10 @@ class Puller:
         progress.changed()
         return image
 
-    def _present(self, top: str) -> Image | None:
-        """The image that a top-level digest has led to before, if all of it is still here."""
-        for image in self._index.all():
-            if top in (image.top, image.manifest) and all(self._layers.get(layer.key) for layer in image.layers):
-                return image
-        return None
+    def _present(self, name: str) -> Image | None:
+        """The image that this repository has given under this digest before, if all of it is still here."""
+        image = self._index.resolve(name)
+        return image if image is not None and all(self._layers.get(layer.key) for layer in image.layers) else None
 
     async def _name(self, present: Image, named: Image) -> Image:
         """Records the names of an image that is here. One that is removed at the same moment comes back whole."""
@@ -148,7 +149,7 @@ class Puller:
         )
 
     async def _top(
-        self, reference: Reference, accesses: Sequence[Access], known: Image | None
+        self, reference: Reference, accesses: Sequence[Access], fingerprint: str, known: Image | None
     ) -> tuple[str, Source, ManifestReply | None]:
         """The digest that the reference means now, and the endpoints to fetch from, the one that knew it first.
 
@@ -167,7 +168,7 @@ class Puller:
                 failures.append((str(access), failure))
                 continue
             slots = asyncio.Semaphore(self._config.parallel_downloads)
-            source = Source(reference, reordered(access, accesses), slots)
+            source = Source(reference, reordered(access, accesses), slots, fingerprint)
             return digest, source, reply if reply.body else None
         raise give_up(str(reference), failures)
 
@@ -191,8 +192,8 @@ class Puller:
         return _Resolved(source, top, digest, document, documents)
 
     async def _document(self, source: Source, digest: str) -> ManifestReply:
-        """A manifest by digest, from this node or the first endpoint that has it."""
-        if self._store.has(digest):
+        """A manifest by digest, from this node if the repository has given it before, or the first endpoint that has it."""
+        if self._store.has(digest) and self._proofs.has_document(source.reference, digest):
             return ManifestReply(digest, "", await asyncio.to_thread(self._store.read, digest))
         failures: list[tuple[str, RegistryFailure]] = []
         for access in source.accesses:
@@ -207,7 +208,7 @@ class Puller:
 
     async def _config_blob(self, source: Source, descriptor: Descriptor) -> bytes:
         """The image configuration, whole in memory."""
-        if self._store.has(descriptor.digest):
+        if self._store.has(descriptor.digest) and self._proofs.has_document(source.reference, descriptor.digest):
             return await asyncio.to_thread(self._store.read, descriptor.digest)
         if descriptor.size > MAX_CONFIG_BYTES:
             raise CrispError(
@@ -235,11 +236,17 @@ class Puller:
         def hold(descriptor: Descriptor) -> AbstractAsyncContextManager[Download]:
             return self._downloads.hold(descriptor, source)
 
+        async def may_have(descriptor: Descriptor, diff_id: str) -> bool:
+            return await self._proofs.has_layer(source, descriptor, diff_id)
+
+        def came(descriptor: Descriptor, diff_id: str) -> None:
+            self._proofs.remember(source, descriptor.digest, diff_id)
+
         work = LayerWork(
             self._layers,
             self._unpacker,
             self._joins,
-            hold,
+            Blobs(hold, may_have, came),
             progress,
             parallel=self._config.unpacks_at_once(),
             keep_blobs=self._config.keep_blobs,
@@ -259,7 +266,8 @@ class Puller:
         """
         manifest = archived.manifest
         config = manifests.parse_config(archived.config, manifest.config.digest)
-        work = LayerWork(self._layers, self._unpacker, self._joins, hold, progress, parallel=self._config.unpacks_at_once())
+        parallel = self._config.unpacks_at_once()
+        work = LayerWork(self._layers, self._unpacker, self._joins, Blobs(hold), progress, parallel=parallel)
         async with work:
             layers = await work.all(manifest.layers, config.diff_ids)
             image = _image(manifest, archived.digest, archived.top, config, layers, archived.documents)
@@ -309,12 +317,21 @@ class Puller:
         """Makes everything durable, then the record. `downloads` and `blobs` are layer blobs that are kept."""
         progress.state = "syncing"
         progress.changed()
-        digests = [*documents, *(download.digest for download in downloads), *blobs]
-        with self._store.keeping(digests):
-            for digest, data in documents.items():
-                await self._store.put(digest, data)
-            failpoint("image.unpacked")
-            await self._layers.publish(layers, lambda: self._store.publish(digests))
+        staged = {digest: self._store.staged_path(digest) for digest in blobs}
+        staged |= {download.digest: download.path for download in downloads}
+        made: list[str] = []
+        with self._store.keeping([*documents, *staged]):
+            try:
+                for digest, data in documents.items():
+                    if not self._store.has(digest):
+                        staged[digest] = await self._store.put(digest, data)
+                        made.append(staged[digest])
+                failpoint("image.unpacked")
+                await self._layers.publish(layers, lambda: self._store.publish(staged))
+            except BaseException:
+                for path in made:
+                    self._store.discard(path)
+                raise
             for download in downloads:
                 download.published = True
             failpoint("image.published")

@@ -18,3 +18,6 @@ class Source:
     accesses: Sequence[Access]
     slots: asyncio.Semaphore = field(compare=False)
     """Bounds how many of the image's blobs are downloaded at a time."""
+    caller: str = ""
+    """Fingerprint of who pulls. Downloads are shared, and resumed, by those who ask the same repository as the same caller:
+    bytes of one tenant are no part of another's download, and nobody waits for another's registry."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -20,6 +20,8 @@ _MAX_TRIES = 3
 class Incoming(Protocol):
     """A blob that is on its way into a file, or there already."""
 
+    key: Hashable
+    """The same for the same blob of the same source: work on it is shared by no others."""
     path: str
     offset: int
     """Where in the file the blob begins."""

@@ -76,7 +76,7 @@ async def test_a_blob_from_ingest_to_removal(store: ContentStore, tmp_path: Path
     ingest.close()
     assert told[-1] == len(data)
     assert not store.has(digest)
-    store.publish([digest])
+    store.publish({digest: ingest.path})
     assert store.has(digest)
     assert (store.read(digest), store.total_bytes) == (data, len(data))
     with store.keeping([digest]):
