@@ -7,10 +7,10 @@
         Tail     bytes after the end-of-archive marker
     reader.close()                                          raises if the archive stops in the middle
 
-Formats: v7, ustar, GNU (long names, base-256 numbers, sparse) and PAX (records, global records, sparse 0.0, 0.1, 1.0,
-extended attributes). Names are bytes, since not all are UTF-8. What is read is what Go's archive/tar reads, because layers
-are written by Go programs: a link or directory has no data whatever its size field says, and an archive may end without
-its two zero blocks.
+Formats: v7, ustar, GNU (long names, base-256 numbers, sparse) and PAX (records, sparse 0.0, 0.1, 1.0, extended attributes).
+Names are bytes, since not all are UTF-8. What is read is what Go's archive/tar reads, because layers are written by Go
+programs: global PAX records are read over, a link or directory has no data whatever its size field says, and an archive may
+end without its two zero blocks.
 
 Every byte of the archive is in exactly one event: `Entry.raw` has all bytes since the data before it (padding, extension
 headers, the header itself). So the archive can be put together again from the events; see skeleton.py.
@@ -93,7 +93,6 @@ class TarReader:
         self._padding = 0
         self._ended = False
         self._zero_blocks = 0
-        self._global: dict[bytes, bytes] = {}
         self._pax: dict[bytes, bytes] = {}
         self._pax_map: list[bytes] = []
         self._long_name: bytes | None = None
@@ -202,7 +201,9 @@ class TarReader:
         elif kind == b"K":
             self._long_link = body.partition(b"\0")[0]
         elif kind == b"g":
-            self._global.update(_pax_records(body)[0])
+            # Go's archive/tar hands these out and applies none, and neither do scanners that are written in it: an image
+            # must not show one file to them and another to the node.
+            _pax_records(body)
         else:
             records, self._pax_map = _pax_records(body)
             self._pax.update(records)
@@ -239,8 +240,6 @@ class TarReader:
         if kind in (b"\0", b"7", b"S"):
             kind = REGULAR
         pax = self._pax
-        if self._global:
-            pax = {**self._global, **pax}
         if pax:
             size = _apply_pax(entry, pax, size)
         if old_directory and entry.name.endswith(b"/"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import tarfile
@@ -178,3 +179,18 @@ def test_damage_never_gets_past_the_reader_as_another_error(data: Any) -> None:
         read(bytes(archive[: data.draw(st.integers(0, len(archive)))]))
     except TarError:
         pass
+
+
+def test_global_records_are_not_applied() -> None:
+    """As Go reads: a scanner must see what the node sees."""
+    out = io.BytesIO()
+    records = {"path": "other", "uid": "7", "SCHILY.xattr.user.a": "b", "linkpath": "x", "size": "1", "mtime": "5"}
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT, pax_headers=records) as archive:
+        info = tarfile.TarInfo("name")
+        info.size = 3
+        archive.addfile(info, io.BytesIO(b"abc"))
+    reader = TarReader()
+    reader.receive_data(out.getvalue())
+    entry = reader.next_event()
+    assert isinstance(entry, Entry)
+    assert (entry.name, entry.uid, entry.xattrs, entry.size, entry.mtime) == (b"name", 0, {}, 3, 0)
