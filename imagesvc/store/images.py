@@ -104,6 +104,9 @@ class Image:
     directory: str = ""
     """The plain directory of an added root file system."""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    """Of the manifest by which it came first."""
+    other_annotations: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By name, where a name's own manifest has others: anybody can write a manifest for anybody's configuration."""
     created_at: float = 0.0
     """When it came to this node."""
     checked: tuple[str, ...] = ()
@@ -128,6 +131,18 @@ class Image:
     def diff_ids(self) -> tuple[str, ...]:
         """The layers' diff ids, bottom first."""
         return tuple(layer.diff_id for layer in self.layers)
+
+    def annotations_of(self, *names: str) -> Mapping[str, str]:
+        """Those of the first of these that is a name of the image; else, for an id, those on which all its names agree."""
+        own = {*self.repo_tags, *self.repo_digests}
+        for name in names:
+            reference = try_parse(name)
+            if reference is not None and str(reference) in own:
+                return self.other_annotations.get(str(reference), self.annotations)
+        common = dict(self.annotations)
+        for other in self.other_annotations.values():
+            common = {key: value for key, value in common.items() if other.get(key) == value}
+        return common
 
     def describe(self) -> dict[str, Any]:
         """For verbose status: JSON-able."""
@@ -156,6 +171,7 @@ class Image:
             "top": self.top,
             "directory": self.directory,
             "annotations": dict(self.annotations),
+            "other_annotations": {name: dict(value) for name, value in self.other_annotations.items()},
             "created_at": self.created_at,
             "checked": list(self.checked),
             "architecture": self.architecture,
@@ -179,6 +195,7 @@ class Image:
             top=record["top"],
             directory=record["directory"],
             annotations=record["annotations"],
+            other_annotations=record.get("other_annotations", {}),
             created_at=record["created_at"],
             checked=tuple(record["checked"]),
             architecture=record["architecture"],
@@ -254,15 +271,7 @@ class ImageIndex:
         """
         known = self._images.get(image.id)
         if known is not None:
-            if not image.repo_digests and known.repo_digests:
-                # An archive's own manifest says less than the registry's, which is kept.
-                image = replace(image, manifest=known.manifest, top=known.top, layers=known.layers)
-            image = replace(
-                image,
-                repo_tags=_union(known.repo_tags, image.repo_tags),
-                repo_digests=_union(known.repo_digests, image.repo_digests),
-                checked=_union(known.checked, image.checked)[-_MAX_CHECKED:],
-            )
+            image = _joined(known, image)
             if replace(image, created_at=known.created_at, pinned=known.pinned) == known:
                 return known
         losers = {self._names[tag] for tag in image.repo_tags if self._names.get(tag, image.id) != image.id}
@@ -311,6 +320,9 @@ class ImageIndex:
             await self._records.delete(image.id)
 
     async def _put(self, image: Image) -> None:
+        names = {*image.repo_tags, *image.repo_digests}
+        if not names >= image.other_annotations.keys():
+            image = replace(image, other_annotations={n: v for n, v in image.other_annotations.items() if n in names})
         try:
             await self._records.put(image.id, image.to_record())
         except OSError as error:
@@ -350,6 +362,38 @@ class ImageIndex:
             if any(fnmatch.fnmatchcase(name, p) for name in names for p in patterns):
                 return True
         return False
+
+
+def _joined(known: Image, image: Image) -> Image:
+    """An image that is here, with the names of one that has come: of the same configuration, by whatever manifest.
+
+    The manifest of the newcomer counts for the image if nobody but its own repository knows it, or if it is the first of a
+    registry's: an archive's says less. Otherwise what others see stays as it is, and its annotations are its own names'.
+    """
+    ours, theirs = _repositories(image), _repositories(known)
+    annotated = dict(known.other_annotations)
+    if not image.repo_digests or not theirs <= ours:
+        for name in (*image.repo_tags, *image.repo_digests):
+            if image.annotations == known.annotations:
+                annotated.pop(name, None)
+            elif image.repo_digests:
+                annotated[name] = image.annotations
+        kept = {name: getattr(known, name) for name in ("manifest", "top", "layers", "annotations", "size", "kind")}
+        if not known.repo_digests and image.repo_digests:
+            kept |= {"manifest": image.manifest, "top": image.top, "layers": image.layers, "size": image.size}
+        image = replace(image, **kept)
+    return replace(
+        image,
+        repo_tags=_union(known.repo_tags, image.repo_tags),
+        repo_digests=_union(known.repo_digests, image.repo_digests),
+        checked=_union(known.checked, image.checked)[-_MAX_CHECKED:],
+        other_annotations=annotated,
+    )
+
+
+def _repositories(image: Image) -> set[str]:
+    found = (try_parse(name) for name in (*image.repo_tags, *image.repo_digests))
+    return {reference.name for reference in found if reference is not None}
 
 
 def _union(first: Iterable[str], second: Iterable[str]) -> tuple[str, ...]:

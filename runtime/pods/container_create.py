@@ -74,7 +74,7 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, res
             return _existing(known, config)
     node.store.require_room()
     container_id = new_id()
-    source = restore_from or restore.origin(node, config.image.image)
+    source = restore_from or restore.origin(node, config.image.image, config.image.user_specified_image)
     if source is None:
         return await _create_of(node, sandbox, config, container_id, _image(node.images, config))
     try:

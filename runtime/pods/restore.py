@@ -57,13 +57,14 @@ class Checkpoint:
     """What was named: a path, or an image's id. Containers of one pod's checkpoint have its directory in common."""
 
 
-def origin(node: Node, image: str) -> str | Image | None:
+def origin(node: Node, image: str, asked: str = "") -> str | Image | None:
     """The checkpoint that is named in place of an image: an archive's absolute path, or an image of one; None if none is.
 
-    FAILED_PRECONDITION where the administrator has not allowed it.
+    `asked` is what the pod's author has written, where `image` is an id. FAILED_PRECONDITION where the administrator has not
+    allowed it.
     """
     found = node.images.resolve(image)
-    marked = found is not None and any(name in found.annotations for name in ANNOTATIONS)
+    marked = found is not None and any(name in found.annotations_of(image, asked) for name in ANNOTATIONS)
     if not marked and not image.startswith("/"):
         return None
     if not node.config.containers.restore_checkpoints:

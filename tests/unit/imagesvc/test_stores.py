@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -269,3 +270,34 @@ def test_chain_ids() -> None:
     assert chain_ids([]) == []
     assert chain_ids([a, b])[0] == a
     assert chain_ids([a, b])[1] == digest_of(f"{a} {b}".encode())
+
+
+async def test_anothers_manifest_leaves_the_image_as_it_is() -> None:
+    index = ImageIndex(MemoryRecords(), ())
+    mark = {"io.kubernetes.cri-o.annotations.checkpoint.name": "x"}
+    digests = [f"sha256:{n:064x}" for n in range(9)]
+    victim = replace(image(1, "r.example/victim:v1"), repo_digests=(f"r.example/victim@{digests[2]}",), manifest=digests[2])
+    evil = replace(
+        image(1, "evil.example/x:v1"),
+        repo_digests=(f"evil.example/x@{digests[3]}",),
+        annotations=mark,
+        manifest=digests[3],
+        size=1 << 40,
+    )
+    for order in ((victim, evil), (evil, victim)):
+        index = ImageIndex(MemoryRecords(), ())
+        for each in order:
+            stored = await index.add(each)
+        assert stored.annotations_of("r.example/victim:v1") == {}
+        assert stored.annotations_of(stored.id) == {}
+        assert stored.annotations_of(stored.id, "evil.example/x:v1") == mark
+        assert (stored.manifest, stored.size) == (order[0].manifest, order[0].size)
+        assert Image.from_record(stored.to_record()).other_annotations == stored.other_annotations
+        await index.untag(stored, order[1].repo_tags[0])
+        await index.untag(index.get(stored.id), order[1].repo_digests[0])
+        assert index.get(stored.id).other_annotations == {}
+    # The owner's own new manifest counts.
+    index = ImageIndex(MemoryRecords(), ())
+    await index.add(victim)
+    newer = replace(victim, annotations={"a": "b"}, manifest=digests[5], repo_digests=(f"r.example/victim@{digests[5]}",))
+    assert (await index.add(newer)).annotations_of(newer.id) == {"a": "b"}
