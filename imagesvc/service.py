@@ -49,6 +49,7 @@ from imagesvc.transfer.pull import Puller
 from imagesvc.transfer.push import Pusher
 from imagesvc.transfer.unpacking import Unpacker
 from imagesvc.worker.pool import JobFailed, WorkerPool
+from kernel import modes
 from kernel.failpoints import failpoint
 from proto.errors import invalid, not_found
 
@@ -100,7 +101,9 @@ class ImageService:
         self._collect()
 
     def _prepare(self) -> Sequence[str]:
-        os.makedirs(os.path.join(self._root, "empty"), mode=0o755, exist_ok=True)
+        # Layers have set-user-id programs and the world's readable files: nobody else may come so far.
+        modes.own(self._root, 0o700)
+        modes.own(os.path.join(self._root, "empty"), 0o755)
         self._key = credentials.load_or_create_key(os.path.join(self._root, "credentials.key"))
         self._store.prepare(self._config.keep_partial)
         return self._layers.prepare()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from kernel import mounts
+from kernel import modes, mounts
 from proto import admin_pb2, api_pb2
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import limits, recovery, reload
@@ -192,10 +192,10 @@ def lock(path: Path) -> int:
 
 def _make_directories(paths: Paths) -> None:
     try:
-        paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for directory in (paths.sandboxes, paths.bundles, paths.state / "runtimes"):
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        paths.writable_layers.mkdir(mode=0o700, parents=True, exist_ok=True)
+        modes.own(paths.root, 0o700)
+        for directory in (paths.state, paths.sandboxes, paths.bundles, paths.state / "runtimes"):
+            modes.own(directory, 0o711)
+        modes.own(paths.writable_layers, 0o700)
         # Rootfs mounts of the shims must not reach the host's mount namespace.
         mounts.ensure_private_mount(str(paths.bundles))
     except PermissionError as error:

@@ -27,6 +27,7 @@ from typing import Protocol
 from imagesvc.disk_errors import disk_error
 from imagesvc.limits import MIB
 from imagesvc.references import check_digest, is_digest
+from kernel import modes
 from proto.errors import Code, CrispError, not_found
 
 _BATCH = 1 * MIB
@@ -53,10 +54,11 @@ class ContentStore:
 
     def prepare(self, keep_partial_seconds: float) -> None:
         """Makes the directories, drops partial downloads older than given, and counts what is there. Blocking."""
-        os.makedirs(self._ingest_dir, mode=0o700, exist_ok=True)
+        for directory in (self._ingest_dir, self._blobs_dir):
+            modes.own(directory, 0o700)
         for algorithm in ("sha256", "sha512"):
             directory = os.path.join(self._blobs_dir, algorithm)
-            os.makedirs(directory, mode=0o700, exist_ok=True)
+            modes.own(directory, 0o700)
             for entry in os.scandir(directory):
                 if is_digest(f"{algorithm}:{entry.name}"):
                     self._sizes[f"{algorithm}:{entry.name}"] = entry.stat().st_size

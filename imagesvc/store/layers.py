@@ -34,6 +34,7 @@ import structlog
 from imagesvc.disk_errors import disk_error
 from imagesvc.store.content import sync_directory
 from imagesvc.worker.pool import JobFailed, WorkerPool
+from kernel import modes
 from proto.errors import Code, CrispError
 
 log = structlog.get_logger()
@@ -88,7 +89,7 @@ class LayerStore:
 
     def prepare(self) -> list[str]:
         """Loads the whole layers; returns the directories that are left over and have to be removed. Blocking."""
-        os.makedirs(self.root, mode=0o711, exist_ok=True)
+        modes.own(self.root, 0o711)
         junk = []
         for entry in os.scandir(self.root):
             if entry.name.startswith((_NEW, _OLD)):
