@@ -12,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
+from collections.abc import Iterator
 
 # --- constants, from <linux/mount.h>, <linux/sched.h>, <linux/prctl.h>, <linux/openat2.h> ---------------------------
 
@@ -99,6 +101,9 @@ _libc.prctl.argtypes = (_int, _ulong, _ulong, _ulong, _ulong)
 _libc.capset.argtypes = (_ptr, _ptr)
 _libc.capget.argtypes = (_ptr, _ptr)
 _libc.mallopt.argtypes = (_int, _int)
+_libc.syncfs.argtypes = (_int,)
+_libc.getdents64.argtypes = (_int, _ptr, ctypes.c_size_t)
+_libc.getdents64.restype = ctypes.c_ssize_t
 _libc.syscall.restype = _long  # variadic: every argument is converted by the functions below
 
 _WHY = {
@@ -283,3 +288,32 @@ def quotactl_fd(fd: int, command: int, identity: int, block: bytearray) -> None:
     args = (ctypes.c_uint(fd), ctypes.c_uint(command), ctypes.c_uint(identity), ctypes.byref(address))
     if _libc.syscall(_long(_NR_QUOTACTL_FD), *args) < 0:
         raise oserror("quotactl_fd", str(identity))
+
+
+def syncfs(fd: int) -> None:
+    """syncfs(2): write back the file system of `fd`; write errors since `fd` was opened or last synced are told."""
+    if _libc.syncfs(fd) < 0:
+        raise oserror("syncfs")
+
+
+_DIRENT = struct.Struct("=QqHB")  # struct linux_dirent64: d_ino, d_off, d_reclen, d_type, then the name
+
+
+def directory_entries(fd: int, cookie: int) -> Iterator[tuple[bytes, int]]:
+    """getdents64(2): names but `.` and `..`, each with the cookie (`d_off`) at which a later call goes on behind it."""
+    os.lseek(fd, cookie, os.SEEK_SET)
+    buffer = ctypes.create_string_buffer(1 << 15)
+    while True:
+        length = _libc.getdents64(fd, buffer, len(buffer))
+        if length < 0:
+            raise oserror("getdents64")
+        if not length:
+            return
+        data = buffer.raw[:length]
+        position = 0
+        while position < length:
+            _inode, cookie, size, _kind = _DIRENT.unpack_from(data, position)
+            name = data[position + _DIRENT.size : position + size].partition(b"\0")[0]
+            position += size
+            if name not in (b".", b".."):
+                yield name, cookie

@@ -18,11 +18,13 @@ from isal import igzip
 
 from imagesvc.limits import MIB
 from imagesvc.tar.tar_stream import Entry
+from kernel import syscalls
 
 _HEAD = struct.Struct("<cI")
 _SIZE = struct.Struct("<QI")
 _SEGMENT = struct.Struct("<QQ")
 _BUFFER = 1 * MIB
+_BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 
 
 class SkeletonWriter:
@@ -70,12 +72,16 @@ def rebuild(skeleton: str, root: str, write: Callable[[bytes], object]) -> None:
         OSError: a file of the layer is missing or cannot be read.
         ValueError: the skeleton is damaged, or a file is shorter than it was.
     """
-    with igzip.open(skeleton, "rb") as stream:  # type: ignore[no-untyped-call]
-        for kind, payload, stored, segments in _records(stream):
-            if kind == b"R":
-                write(payload)
-            else:
-                _copy(os.path.join(os.fsencode(root), payload), stored, segments, write)
+    directory = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with igzip.open(skeleton, "rb") as stream:  # type: ignore[no-untyped-call]
+            for kind, payload, stored, segments in _records(stream):
+                if kind == b"R":
+                    write(payload)
+                else:
+                    _copy(directory, payload, stored, segments, write)
+    finally:
+        os.close(directory)
 
 
 def _records(stream: BinaryIO) -> Iterator[tuple[bytes, bytes, int, list[tuple[int, int]]]]:
@@ -98,8 +104,11 @@ def _exactly(data: bytes, length: int) -> bytes:
     return data
 
 
-def _copy(path: bytes, stored: int, segments: list[tuple[int, int]], write: Callable[[bytes], object]) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _copy(
+    directory: int, path: bytes, stored: int, segments: list[tuple[int, int]], write: Callable[[bytes], object]
+) -> None:
+    """The path is as long as it may be below the layer's directory, and so too long from the root."""
+    descriptor = syscalls.openat2(directory, path, os.O_RDONLY | os.O_NONBLOCK, resolve=_BENEATH)
     try:
         for offset, length in segments or [(0, stored)]:
             position, end = offset, offset + length

@@ -29,8 +29,8 @@ from imagesvc.tar import inflate, skeleton, tar_writer
 from imagesvc.tar.tar_stream import Data, Entry, Tail, TarError, TarReader
 from imagesvc.worker import checkpoint_files, pack, unpack
 from imagesvc.worker.merged_view import MergedView
-from imagesvc.worker.removal import remove_tree
-from kernel import capabilities
+from kernel import capabilities, removal
+from kernel.disk_usage import Walk
 
 AVAILABLE = struct.Struct("<QQ")
 """Daemon to child: bytes of the file that may be read, and its whole size."""
@@ -208,7 +208,7 @@ class _Meter:
 
 def _remove(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
     for path in request["paths"]:
-        remove_tree(os.fsencode(path))
+        removal.remove_tree(path)
     return {}
 
 
@@ -264,8 +264,11 @@ def _export(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
 
 
 def _measure(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
-    size, inodes = pack.measure(os.fsencode(request["directory"]))
-    return {"bytes": size, "inodes": inodes}
+    walk = Walk(request["directory"])
+    while not walk.step(3600):
+        pass
+    root = os.lstat(request["directory"])
+    return {"bytes": max(0, walk.bytes - root.st_blocks * 512), "inodes": max(0, walk.inodes - 1)}
 
 
 _JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] = {

@@ -69,10 +69,20 @@ class MergedView:
     def _merged(self, path: bytes) -> tuple[int, ...]:
         """The layers that make up a merged directory, topmost first; none where it is no directory."""
         known = self._directories.get(path)
-        if known is not None:
-            return known
+        if known is None:
+            # From the deepest ancestor that is known downwards: names may be deeper than Python recurses.
+            todo = []
+            while (known := self._directories.get(path)) is None:
+                todo.append(path)
+                path = path.rpartition(b"/")[0]
+            for below in reversed(todo):
+                known = self._directories[below] = self._merge(known, below)
+        return known
+
+    def _merge(self, above: tuple[int, ...], path: bytes) -> tuple[int, ...]:
+        """The same for a path in a directory of which these are the layers."""
         merged = []
-        for layer in self._merged(path.rpartition(b"/")[0]):
+        for layer in above:
             try:
                 status = os.lstat(path, dir_fd=layer)
             except (FileNotFoundError, NotADirectoryError):
@@ -83,8 +93,7 @@ class MergedView:
             with _inside(layer):
                 if is_opaque(path):
                     break
-        self._directories[path] = tuple(merged)
-        return self._directories[path]
+        return tuple(merged)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 from isal import isal_zlib
 
@@ -22,6 +22,7 @@ from imagesvc.tar.tar_stream import Entry
 from imagesvc.worker.merged_view import is_opaque, is_whiteout
 
 _READ = 1 * MIB
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LEVEL = 3
 _GZIP_WINDOW = 31
 _OVERLAY = b"trusted.overlay."
@@ -85,7 +86,7 @@ def pack(root: bytes, sink: Sink, excluded: frozenset[bytes], newest: int | None
     the epoch) become it. Raises ValueError for overlay directories that only their own lower layers explain.
     """
     seen: dict[tuple[int, int], bytes] = {}
-    for name, path, status in _walk(root, b"", excluded):
+    for name, path, status in _walk(root, excluded):
         if is_whiteout(status):
             parent, slash, base = name.rpartition(b"/")
             sink.write(tar_writer.header(_marker(parent + slash + b".wh." + base)))
@@ -106,20 +107,60 @@ def pack(root: bytes, sink: Sink, excluded: frozenset[bytes], newest: int | None
     sink.write(tar_writer.END)
 
 
-def _walk(root: bytes, below: bytes, excluded: frozenset[bytes]) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
-    directory = root + b"/" + below if below else root
-    for base in sorted(os.listdir(directory)):
-        name = below + b"/" + base if below else base
-        if name in excluded:
-            continue
-        path = root + b"/" + name
-        try:
-            status = os.lstat(path)
-        except FileNotFoundError:
-            continue  # a container that still runs has just removed it
-        yield name, path, status
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk(root, name, excluded)
+class _Level(NamedTuple):
+    """A directory on the way: its name with a slash, what is left of it (last first), and which one it is."""
+
+    name: bytes
+    names: list[bytes]
+    inode: tuple[int, int]
+
+
+def _walk(root: bytes, excluded: frozenset[bytes]) -> Iterator[tuple[bytes, bytes, os.stat_result]]:
+    """Everything below the root in the order of names, however deep: name, a short path that is good for this step, lstat.
+
+    One directory is open at a time; the way back up is `..`, checked.
+    """
+    fd = os.open(root, _DIRECTORY)
+    try:
+        levels = [_level(fd, b"")]
+        while levels:
+            level = levels[-1]
+            if not level.names:
+                levels.pop()
+                if levels:
+                    fd = _instead(fd, os.open("..", _DIRECTORY, dir_fd=fd))
+                    if _identity(os.fstat(fd)) != levels[-1].inode:
+                        raise ValueError("its directories are moved while it is packed: try again, or pause the container")
+                continue
+            base = level.names.pop()
+            name = level.name + base
+            if name in excluded:
+                continue
+            path = b"/proc/self/fd/%d/%s" % (fd, base)
+            try:
+                status = os.lstat(path)
+                yield name, path, status
+                if stat.S_ISDIR(status.st_mode):
+                    fd = _instead(fd, os.open(base, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd))
+                    levels.append(_level(fd, name + b"/"))
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # a container that still runs has just removed it
+    finally:
+        os.close(fd)
+
+
+def _level(fd: int, name: bytes) -> _Level:
+    names = sorted((os.fsencode(base) for base in os.listdir(fd)), reverse=True)
+    return _Level(name, names, _identity(os.fstat(fd)))
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _instead(old: int, new: int) -> int:
+    os.close(old)
+    return new
 
 
 def _entry(name: bytes, path: bytes, status: os.stat_result, newest: int | None) -> Entry:
@@ -164,7 +205,8 @@ def _marker(name: bytes) -> Entry:
 def _content(path: bytes, size: int, write: Callable[[bytes], object]) -> None:
     """Exactly `size` bytes, even of a file that changes meanwhile: the header has said how many there are."""
     left = size
-    with open(path, "rb") as stream:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with open(path, "rb", opener=lambda name, _flags: os.open(name, flags)) as stream:
         while left and (chunk := stream.read(min(left, _READ))):
             write(chunk)
             left -= len(chunk)
@@ -173,18 +215,3 @@ def _content(path: bytes, size: int, write: Callable[[bytes], object]) -> None:
         write(filler)
         left -= len(filler)
     write(tar_writer.padding(size))
-
-
-def measure(root: bytes) -> tuple[int, int]:
-    """Bytes of disk and inodes below a directory; hard links count once."""
-    size = inodes = 0
-    seen: set[tuple[int, int]] = set()
-    for _name, _path, status in _walk(root, b"", frozenset()):
-        if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
-            inode = (status.st_dev, status.st_ino)
-            if inode in seen:
-                continue
-            seen.add(inode)
-        size += status.st_blocks * 512
-        inodes += 1
-    return size, inodes

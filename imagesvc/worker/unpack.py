@@ -35,7 +35,7 @@ from imagesvc.tar.skeleton import SkeletonWriter
 from imagesvc.tar.tar_stream import Data, Entry, TarError
 from imagesvc.worker.copy_up import OVERLAY_XATTRS, copy_object
 from imagesvc.worker.merged_view import OPAQUE_XATTR, Found, MergedView, is_whiteout
-from imagesvc.worker.removal import remove_tree
+from kernel import removal
 
 _WHITEOUT = b".wh."
 _WHITEOUT_META = b".wh..wh."
@@ -275,7 +275,7 @@ class LayerWriter:
                 return False
             if entry.type == tar_stream.LINK and normalise(entry.link) == path:
                 raise TarError(f"{_shown(entry.name)} is a hard link to itself")
-            remove_tree(path)
+            removal.remove_tree(path)
             self._skeleton.whole = False
             self._forget(path)
             return True

@@ -14,7 +14,7 @@ import pytest
 
 from kernel import cgroups
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Container, Kubelet
+from tests.harness.kubelet import Container, Kubelet, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -400,3 +400,26 @@ def test_log_path_is_never_empty(kubelet: Kubelet) -> None:
 def test_log_path_cannot_leave_its_directory(kubelet: Kubelet) -> None:
     with pytest.raises(grpc.RpcError, match="leaves the pod's log directory"):
         kubelet.pod().create("/bin/true", config=config(log_path="../../x.log"))
+
+
+def test_a_container_cannot_hide_or_keep_what_it_writes_by_depth(kubelet: Kubelet) -> None:
+    """1500 directories in each other, with a file at the bottom: counted, and removed with the container."""
+    pod = kubelet.pod()
+    script = (
+        "cd /tmp; i=0; while [ $i -lt 1500 ]; do mkdir d && cd d || exit 3; i=$((i+1)); done;"
+        " head -c 3000000 /dev/zero > file; echo made; exec sleep 600"
+    )
+    container = pod.run("/bin/sh", "-c", script)
+    wait_until(lambda: "made" in container.output())
+    request = cri.ContainerStatsRequest(container_id=container.id)
+
+    def counted() -> bool:
+        layer = container.runtime.ContainerStats(request).stats.writable_layer
+        return layer.inodes_used.value > 1500 and layer.used_bytes.value > 3_000_000
+
+    wait_until(counted)
+    container.stop()
+    container.remove()
+    with pytest.raises(grpc.RpcError) as caught:
+        container.status()
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND

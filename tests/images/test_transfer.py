@@ -319,3 +319,20 @@ async def test_what_is_no_archive(start: StartService, tmp_path: Path) -> None:
         error = await failure(service.import_archive(str(path)))
         assert error.code is Code.INVALID_ARGUMENT, path
         assert str(path) in error.message
+
+
+async def test_paths_as_long_as_they_may_be_are_exported_verified_and_removed(
+    layout: Layout, registry: Registry, node: Node, start: StartService, tmp_path: Path
+) -> None:
+    """4000 bytes below the layer are more than PATH_MAX from the root of the disk."""
+    name = "/".join(["d" * 199] * 20)
+    layout.image("long", [tar([Member(f"{name}/file", b"x" * 1000)])])
+    layout.push("long", f"{registry.host}/transfer/long:v1")
+    service = await start()
+    await service.pull(f"{registry.host}/transfer/long:v1")
+    assert (await service.verify()).good
+    await service.export([f"{registry.host}/transfer/long:v1"], str(tmp_path / "out.tar"))
+    await service.remove(f"{registry.host}/transfer/long:v1")
+    await service.settle()
+    assert list((node.root / "layers").iterdir()) == []
+    assert node.leftovers() == []

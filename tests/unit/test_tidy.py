@@ -21,7 +21,7 @@ ROOMS = {
         *("registry", "config", "tar", "worker", "store", "transfer", "build", "service"),
     ),
     "runtime": (
-        *("limits", "deadlines", "joining", "undoing", "filters", "paths", "lifecycle", "records", "client"),
+        *("limits", "deadlines", "joining", "undoing", "filters", "listing", "paths", "lifecycle", "records", "client"),
         *("network", "streaming", "config", "store", "shims", "host", "oci", "pods", "checkpoints", "statistics", "api"),
         *("telemetry", "recovery", "reload", "daemon", "uninstall", "cli"),
     ),
