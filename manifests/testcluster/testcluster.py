@@ -2,7 +2,7 @@
 """A cluster's worth of nodes on one machine, without Docker: each node is a network namespace with a crisp of its own.
 
     testcluster.py up [--nodes 3] [--name tc] [--directory /var/lib/testcluster] [--crisp PROGRAM]
-                      [--kubelet PROGRAM [--kubeconfig FILE]]
+                      [--kubelet PROGRAM [--kubeconfig FILE | --control-plane DIRECTORY_OF_PROGRAMS]]
     testcluster.py status
     testcluster.py restart NODE                         the node's crisp; its pods run on
     testcluster.py down
@@ -14,12 +14,19 @@
 
 Node N's files are in DIRECTORY/N: crisp.toml, crisp.sock, lib, run, crisp.log. `crisp --socket DIRECTORY/N/crisp.sock ps`
 and crictl reach it. With --kubelet each node also gets a kubelet: in the cluster of --kubeconfig, or alone with static pods
-in DIRECTORY/N/static-pods. Needs root, iproute2, util-linux, and what crisp needs.
+in DIRECTORY/N/static-pods. With --control-plane the cluster has a control plane of its own (control_plane.py): etcd,
+kube-apiserver, kube-controller-manager and kube-scheduler of that directory run in the fabric's namespace, and a kube-proxy
+in nftables mode on each node. kubectl reaches it from any of the namespaces:
+
+    nsenter --net=/run/netns/tc-fabric kubectl --kubeconfig DIRECTORY/admin.kubeconfig get nodes
+
+Needs root, iproute2, util-linux, openssl for a control plane, and what crisp needs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -32,9 +39,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import control_plane
+from control_plane import ControlPlane
+
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
 MOST_NODES = 200
+
+KUBELET_LOGS = "/var/log/containers"
+KUBELET_DIRECTORIES = ("/var/lib/kubelet/device-plugins", "/var/lib/kubelet", KUBELET_LOGS)
+"""Which every kubelet makes, whatever its root directory is; the inner ones first."""
 
 CRISP_TOML = """\
 root = "{directory}/lib"
@@ -67,26 +81,24 @@ failCgroupV1: false
 authentication:
   anonymous: {{enabled: {anonymous}}}
   webhook: {{enabled: {webhook}}}
-authorization:
+{authority}authorization:
   mode: {authorization}
 """
 
 
-class Node:
-    """One node: its names, directory and processes."""
+class Machine:
+    """A network namespace with a directory, and processes."""
 
-    def __init__(self, cluster: str, directory: Path, number: int) -> None:
-        self.number = number
-        self.namespace = f"{cluster}-{number}"
-        self.directory = directory / str(number)
-        self.cgroup = f"/testcluster-{cluster}/{number}"
+    def __init__(self, namespace: str, directory: Path) -> None:
+        self.namespace = namespace
+        self.directory = directory
 
     def inside(self, *command: str) -> list[str]:
-        """The command, run in the node's network namespace and nothing else of it: mounts must stay the host's."""
+        """The command, run in the machine's network namespace and nothing else of it: mounts must stay the host's."""
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *command]
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Start a program that goes on when this one ends; its pid and its log are in the node's directory."""
+        """Start a program that goes on when this one ends; its pid and its log are in the machine's directory."""
         with open(self.directory / f"{name}.log", "ab") as log:
             process = subprocess.Popen(
                 self.inside(*command), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -115,6 +127,15 @@ class Node:
             time.sleep(0.05)
         (self.directory / f"{name}.pid").unlink()
 
+
+class Node(Machine):
+    """One node: a machine with crisp."""
+
+    def __init__(self, cluster: str, directory: Path, number: int) -> None:
+        super().__init__(f"{cluster}-{number}", directory / str(number))
+        self.number = number
+        self.cgroup = f"/testcluster-{cluster}/{number}"
+
     def start_crisp(self, crisp: Sequence[str]) -> None:
         """Start the node's crisp and wait until it serves."""
         socket = self.directory / "crisp.sock"
@@ -126,7 +147,7 @@ class Node:
                 sys.exit(f"{self.namespace}: crisp does not start, see {self.directory}/crisp.log")
             time.sleep(0.05)
 
-    def start_kubelet(self, kubelet: str, kubeconfig: str) -> None:
+    def start_kubelet(self, kubelet: str, kubeconfig: str, authority: str = "") -> None:
         """Start the node's kubelet, in a cluster or alone."""
         for name in ("static-pods", "pod-logs", "volume-plugins", "kubelet"):
             (self.directory / name).mkdir(exist_ok=True)
@@ -137,6 +158,7 @@ class Node:
                 cgroup=self.cgroup,
                 anonymous=str(alone).lower(),
                 webhook=str(not alone).lower(),
+                authority=f"  x509: {{clientCAFile: {authority}}}\n" if authority else "",
                 authorization="AlwaysAllow" if alone else "Webhook",
             )
         )
@@ -145,6 +167,7 @@ class Node:
         options = [
             f"--config={self.directory}/kubelet.yaml",
             f"--root-dir={self.directory}/kubelet",
+            f"--cert-dir={self.directory}/kubelet-certificates",
             f"--hostname-override={self.namespace}",
             f"--node-ip=192.168.250.{self.number}",
             *([f"--kubeconfig={kubeconfig}"] if kubeconfig else []),
@@ -157,26 +180,62 @@ def up(options: argparse.Namespace) -> None:
     directory: Path = options.directory
     if (directory / "cluster.json").exists():
         sys.exit(f"{directory} has a cluster already: {sys.argv[0]} down")
+    if options.control_plane and (lacking := control_plane.missing(Path(options.control_plane))):
+        sys.exit(f"{options.control_plane} lacks {', '.join(lacking)}")
+    if options.control_plane and (not options.kubelet or options.kubeconfig):
+        sys.exit("--control-plane is for nodes with a --kubelet, and makes its own kubeconfig")
     taken = [name for name in _namespaces(options.name, options.nodes) if Path(f"/run/netns/{name}").exists()]
     if taken:
         sys.exit(f"there is a network namespace {taken[0]} already, and not of this cluster: choose another --name")
     directory.mkdir(parents=True, exist_ok=True)
     settings = {"name": options.name, "nodes": options.nodes, "crisp": shlex.split(options.crisp)}
+    settings["made"] = [path for path in KUBELET_DIRECTORIES if options.kubelet and not Path(path).exists()]
     (directory / "cluster.json").write_text(json.dumps(settings))
     nodes = [Node(options.name, directory, number + 1) for number in range(options.nodes)]
     fabric = f"{options.name}-fabric"
     _ip("netns", "add", fabric)
     _ip("-n", fabric, "link", "add", "fabric", "type", "bridge", "forward_delay", "0")
     _ip("-n", fabric, "link", "set", "fabric", "up")
+    plane = _start_control_plane(options, fabric) if options.control_plane else None
     for node in nodes:
         _connect(node, fabric, nodes)
         node.directory.mkdir()
         text = CRISP_TOML.format(directory=node.directory, cgroup=node.cgroup, number=node.number)
         (node.directory / "crisp.toml").write_text(text)
         node.start_crisp(settings["crisp"])
-        if options.kubelet:
+        if plane is not None:
+            _join(node, plane, options.kubelet)
+        elif options.kubelet:
             node.start_kubelet(options.kubelet, options.kubeconfig)
         print(f"{node.namespace}  unix://{node.directory}/crisp.sock")
+
+
+def _start_control_plane(options: argparse.Namespace, fabric: str) -> ControlPlane:
+    """Start it in the fabric's namespace, which gets an address of its own, and wait until it serves."""
+    _ip("-n", fabric, "link", "set", "lo", "up")
+    _ip("-n", fabric, "address", "add", f"{control_plane.ADDRESS}/24", "dev", "fabric")
+    machine = Machine(fabric, options.directory / "control-plane")
+    plane = ControlPlane(machine.directory, Path(options.control_plane).resolve())
+    plane.prepare()
+    for name, command in plane.commands().items():
+        machine.start(name, command)
+    (options.directory / "admin.kubeconfig").symlink_to("control-plane/admin.kubeconfig")
+    plane.wait(machine.inside())
+    return plane
+
+
+def _join(node: Node, plane: ControlPlane, kubelet: str) -> None:
+    """Give a node its kubelet, its kube-proxy, and routes: to Services for the node itself, to its pods for the fabric."""
+    fabric = f"{node.namespace.rpartition('-')[0]}-fabric"
+    _ip("-n", fabric, "route", "add", f"10.244.{node.number}.0/24", "via", f"192.168.250.{node.number}")
+    _ip("-n", node.namespace, "route", "add", control_plane.SERVICES, "via", control_plane.ADDRESS)
+    node.start_kubelet(kubelet, str(plane.node_kubeconfig(node.namespace)), str(plane.pki / "ca.crt"))
+    node.start("kube-proxy", plane.proxy(node.namespace, node.directory))
+
+
+def _control_plane(directory: Path) -> Machine:
+    settings = json.loads((directory / "cluster.json").read_text())
+    return Machine(f"{settings['name']}-fabric", directory / "control-plane")
 
 
 def _connect(node: Node, fabric: str, nodes: Sequence[Node]) -> None:
@@ -198,9 +257,14 @@ def status(options: argparse.Namespace) -> None:
     """A line for each node; exit code 1 if something does not run."""
     sick = False
     for node, _ in _nodes(options.directory):
-        running = [name for name in ("crisp", "kubelet") if node.pid(name)]
+        running = [name for name in ("crisp", "kubelet", "kube-proxy") if node.pid(name)]
         sick |= "crisp" not in running
         print(f"{node.namespace}  unix://{node.directory}/crisp.sock  {' '.join(running) or 'stopped'}")
+    if (options.directory / "control-plane").exists():
+        machine = _control_plane(options.directory)
+        running = [name for name in control_plane.DAEMONS if machine.pid(name)]
+        sick |= len(running) < len(control_plane.DAEMONS)
+        print(f"{machine.namespace}  {options.directory}/admin.kubeconfig  {' '.join(running) or 'stopped'}")
     sys.exit(int(sick))
 
 
@@ -217,8 +281,8 @@ def restart(options: argparse.Namespace) -> None:
 def down(options: argparse.Namespace) -> None:
     """Remove pods, daemons, namespaces, cgroups and files."""
     for node, crisp in _nodes(options.directory):
-        node.stop("kubelet")
-        node.stop("crisp")
+        for name in ("kube-proxy", "kubelet", "crisp"):
+            node.stop(name)
         namespace = Path(f"/run/netns/{node.namespace}")
         if namespace.exists() and (node.directory / "crisp.toml").exists():
             removal = [
@@ -237,16 +301,30 @@ def down(options: argparse.Namespace) -> None:
             _remove_cgroups(Path(f"{hierarchy}{node.cgroup}"))
         if namespace.exists():
             _ip("netns", "delete", node.namespace)
+    for name in control_plane.DAEMONS:
+        _control_plane(options.directory).stop(name)
     settings = json.loads((options.directory / "cluster.json").read_text())
     if Path(f"/run/netns/{settings['name']}-fabric").exists():
         _ip("netns", "delete", f"{settings['name']}-fabric")
     for hierarchy in _cgroup_roots():
         _remove_cgroups(Path(f"{hierarchy}/testcluster-{settings['name']}"))
+    _remove_kubelets_traces(options.directory, settings.get("made", ()))
     _remove_directory(options.directory)
 
 
 def _namespaces(cluster: str, nodes: int) -> list[str]:
     return [f"{cluster}-fabric", *(f"{cluster}-{number + 1}" for number in range(nodes))]
+
+
+def _remove_kubelets_traces(directory: Path, made: Sequence[str]) -> None:
+    """What kubelets leave in places of their own choice: links to logs, and directories that were not there before."""
+    links = Path(KUBELET_LOGS).iterdir() if Path(KUBELET_LOGS).is_dir() else iter(())
+    for link in links:
+        if link.is_symlink() and os.readlink(link).startswith(f"{directory}/"):
+            link.unlink()
+    for path in made:
+        with contextlib.suppress(OSError):  # it is in use by now
+            Path(path).rmdir()
 
 
 def _remove_directory(directory: Path) -> None:
@@ -322,6 +400,9 @@ def main() -> None:
     start.add_argument("--crisp", default="crisp", help="the crisp command, with its own arguments if it has some")
     start.add_argument("--kubelet", default="", help="a kubelet, if the nodes shall have one")
     start.add_argument("--kubeconfig", default="", help="for the kubelets; without it each is alone with its static pods")
+    start.add_argument(
+        "--control-plane", default="", help="a directory with etcd and the kube-* programs, for a cluster of its own"
+    )
     start.set_defaults(run=up)
     verbs.add_parser("status", help="what runs").set_defaults(run=status)
     again = verbs.add_parser("restart", help="restart a node's crisp")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,9 +32,9 @@ class Cluster:
     def __init__(self, directory: Path, name: str) -> None:
         self.directory, self.name = directory, name
 
-    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: str, seconds: float = 300) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(PROGRAM), "--directory", str(self.directory), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300)
+        return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
 
     def up(self, nodes: int) -> None:
         crisp = shlex.join([sys.executable, str(ROOT / "crisp.py")])
@@ -51,6 +53,43 @@ def cluster(own_network: None) -> Iterator[Cluster]:
     if cluster.directory.exists():
         result = cluster.call("down")
         assert result.returncode == 0, result.stderr
+
+
+KUBERNETES = Path(os.environ.get("CRISP_KUBERNETES", "/nonexistent"))
+NEEDED = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl")
+LACKING = [name for name in NEEDED if not (KUBERNETES / name).exists()]
+
+MANIFEST = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 4
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      automountServiceAccountToken: false
+      terminationGracePeriodSeconds: 0
+      topologySpreadConstraints:
+      - maxSkew: 1
+        topologyKey: kubernetes.io/hostname
+        whenUnsatisfiable: DoNotSchedule
+        labelSelector: {matchLabels: {app: web}}
+      containers:
+      - name: web
+        image: localhost/busybox:test
+        imagePullPolicy: Never
+        command: [/bin/sh, -c, "mkdir -p /www; hostname > /www/x; exec busybox httpd -f -p 8080 -h /www"]
+        readinessProbe: {httpGet: {path: /x, port: 8080}, periodSeconds: 1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+"""
 
 
 def kubelet(client: Client, directory: Path, rootfs: Path) -> Kubelet:
@@ -120,3 +159,64 @@ def test_a_namespace_of_somebody_else_is_not_taken(cluster: Cluster) -> None:
         assert Path(f"/run/netns/{name}").exists()
     finally:
         subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Look until it is so: a control plane takes its time, and more on a busy machine."""
+    deadline = time.monotonic() + 400
+    while not condition():
+        assert time.monotonic() < deadline, "it does not come to be so"
+        time.sleep(0.5)
+
+
+def kubectl(cluster: Cluster, *arguments: str, stdin: str = "") -> str:
+    fabric = f"/run/netns/{cluster.name}-fabric"
+    command = ["nsenter", f"--net={fabric}", "--", str(KUBERNETES / "kubectl")]
+    options = ["--kubeconfig", str(cluster.directory / "admin.kubeconfig")]
+    done = subprocess.run([*command, *options, *arguments], input=stdin, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif(bool(LACKING), reason=f"set CRISP_KUBERNETES to a directory with {', '.join(LACKING)}")
+def test_a_real_control_plane_runs_deployments_across_nodes(cluster: Cluster, rootfs: Path) -> None:
+    """With real kubelets and kube-proxy in nftables mode: from pod to pod and to a Service, in a node and over nodes."""
+    before = host_state(cluster.directory)
+    crisp = shlex.join([sys.executable, str(ROOT / "crisp.py")])
+    programs = ("--kubelet", str(KUBERNETES / "kubelet"), "--control-plane", str(KUBERNETES))
+    started = cluster.call("up", "--nodes", "2", "--name", cluster.name, "--crisp", crisp, *programs, seconds=900)
+    assert started.returncode == 0, started.stderr
+    for node in (1, 2):
+        with cluster.client(node) as client:
+            client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
+    eventually(lambda: kubectl(cluster, "get", "nodes", "--no-headers").split().count("Ready") == 2)
+    eventually(lambda: "default" in kubectl(cluster, "get", "serviceaccounts", "-o", "name"))
+    kubectl(cluster, "apply", "-f", "-", stdin=MANIFEST)
+    kubectl(cluster, "rollout", "status", "deployment/web", "--timeout=300s")
+    pods = json.loads(kubectl(cluster, "get", "pods", "-l", "app=web", "-o", "json"))["items"]
+    assert sorted(pod["spec"]["nodeName"] for pod in pods) == [f"{cluster.name}-{n}" for n in (1, 1, 2, 2)]
+    service = kubectl(cluster, "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
+
+    def asked(pod: str, address: str) -> str:
+        return kubectl(cluster, "exec", pod, "--", "/bin/busybox", "wget", "-T", "10", "-qO-", f"http://{address}/x").strip()
+
+    for pod in (pods[0], next(pod for pod in pods if pod["spec"]["nodeName"] != pods[0]["spec"]["nodeName"])):
+        name = pod["metadata"]["name"]
+        for other in pods:
+            assert asked(name, f"{other['status']['podIP']}:8080") == other["metadata"]["name"]
+        reached: set[str] = set()
+        eventually(lambda name=name, reached=reached: reached.add(asked(name, service)) or len(reached) > 2)
+    assert cluster.call("status").returncode == 0
+    result = cluster.call("down")
+    assert result.returncode == 0, result.stderr
+    assert not cluster.directory.exists()
+    assert host_state(cluster.directory) == before
+    assert [name for name in os.listdir("/run/netns") if name.startswith(cluster.name)] == []
+
+
+def test_a_control_plane_without_its_programs_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "etcd").touch()
+    refused = cluster.call("up", "--kubelet", "kubelet", "--control-plane", str(tmp_path))
+    assert "lacks kube-apiserver, kube-controller-manager, kube-scheduler, kube-proxy" in refused.stderr
+    assert not cluster.directory.exists()

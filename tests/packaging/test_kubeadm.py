@@ -1,4 +1,4 @@
-"""kubeadm with the files and the guide of this repository. Needs the program itself: CRISP_KUBERNETES names its directory."""
+"""kubeadm with the files and the guide of this repository. CRISP_KUBERNETES names the directory with the program."""
 
 from __future__ import annotations
 
