@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import pty
 import shutil
@@ -12,6 +13,8 @@ import socket
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,8 +22,9 @@ import aiohttp
 import grpc
 import pytest
 
+from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
-from tests.harness.daemon import ROOT
+from tests.harness.daemon import ROOT, Daemon
 from tests.harness.kubelet import Container, Kubelet, wait_until
 from tests.unit.streaming.spdy_client import SpdyClient, exit_code, status_of
 
@@ -269,6 +273,56 @@ def test_official_client(kubelet: Kubelet, transport: str) -> None:
         [*base, "exec", "--transport", transport, container.id, "/bin/sh", "-c", "exit 7"], capture_output=True, timeout=60
     )
     assert b"exit code 7" in failed.stderr
+
+
+@pytest.mark.skipif(CRICTL is None, reason="the official client is not at hand: set CRICTL, or put crictl on PATH")
+def test_plain_ends_are_no_errors(kubelet: Kubelet) -> None:
+    """A client that leaves as soon as it has its exit code, again and again."""
+    container = sleeper(kubelet)
+    begin = kubelet.daemon.log_path.stat().st_size
+    for _ in range(60):
+        command = [
+            str(CRICTL),
+            "-c",
+            "/dev/null",
+            "-r",
+            f"unix://{kubelet.daemon.socket}",
+            "exec",
+            container.id,
+            "/bin/true",
+        ]
+        assert subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+    log = kubelet.daemon.log_path.read_text()[begin:]
+    assert "Traceback" not in log
+    assert [line for line in log.splitlines() if json.loads(line).get("level") in ("warning", "error")] == []
+
+
+@pytest.fixture
+def tls(rootfs: Path, tmp_path: Path) -> Iterator[Kubelet]:
+    """A daemon that shows streaming clients a certificate that no authority of this machine has signed."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=node"
+    subprocess.run([*command.split(), "-keyout", str(key), "-out", str(certificate)], capture_output=True, check=True)
+    daemon = Daemon(f'[streaming]\ntls_certificate = "{certificate}"\ntls_key = "{key}"\n').start()
+    assert daemon.client is not None
+    image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
+    yield Kubelet(daemon, image.image_id)
+    daemon.remove_all()
+    left = daemon.leftovers()
+    daemon.destroy()
+    assert left == []
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_crisp_exec_and_attach_with_tls(tls: Kubelet) -> None:
+    container = sleeper(tls)
+    request = cri.ExecRequest(container_id=container.id, cmd=["/bin/true"], stdout=True)
+    assert tls.runtime.Exec(request).url.startswith("https://")
+    result = crisp(tls, "exec", "-i", container.id, "/bin/sh", "-c", "cat; exit 6", stdin=b"hello")
+    assert (result.returncode, result.stdout, result.stderr) == (6, b"hello", b"")
+    config = cri.ContainerConfig(stdin=True, stdin_once=True)
+    reader = tls.pod().run("/bin/sh", "-c", "read x; echo $x", config=config)
+    assert crisp(tls, "attach", "-i", reader.id, stdin=b"over\n").stdout == b"over\n"
 
 
 def test_urls_have_hosts_and_are_used_once(kubelet: Kubelet) -> None:

@@ -169,11 +169,15 @@ def eventually(condition: Callable[[], bool]) -> None:
         time.sleep(0.5)
 
 
-def kubectl(cluster: Cluster, *arguments: str, stdin: str = "") -> str:
+def ask_kubectl(cluster: Cluster, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     fabric = f"/run/netns/{cluster.name}-fabric"
     command = ["nsenter", f"--net={fabric}", "--", str(KUBERNETES / "kubectl")]
     options = ["--kubeconfig", str(cluster.directory / "admin.kubeconfig")]
-    done = subprocess.run([*command, *options, *arguments], input=stdin, capture_output=True, text=True, timeout=400)
+    return subprocess.run([*command, *options, *arguments], input=stdin, capture_output=True, text=True, timeout=400)
+
+
+def kubectl(cluster: Cluster, *arguments: str) -> str:
+    done = ask_kubectl(cluster, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -192,7 +196,8 @@ def test_a_real_control_plane_runs_deployments_across_nodes(cluster: Cluster, ro
             client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
     eventually(lambda: kubectl(cluster, "get", "nodes", "--no-headers").split().count("Ready") == 2)
     eventually(lambda: "default" in kubectl(cluster, "get", "serviceaccounts", "-o", "name"))
-    kubectl(cluster, "apply", "-f", "-", stdin=MANIFEST)
+    # The API server serves its schemas, which kubectl validates by, a while after it says that it is ready.
+    eventually(lambda: ask_kubectl(cluster, "apply", "-f", "-", stdin=MANIFEST).returncode == 0)
     kubectl(cluster, "rollout", "status", "deployment/web", "--timeout=300s")
     pods = json.loads(kubectl(cluster, "get", "pods", "-l", "app=web", "-o", "json"))["items"]
     assert sorted(pod["spec"]["nodeName"] for pod in pods) == [f"{cluster.name}-{n}" for n in (1, 1, 2, 2)]
