@@ -120,6 +120,7 @@ class ControlPlane:
                 "service-account-key-file": pki / "service-accounts.pub",
                 "service-account-signing-key-file": pki / "service-accounts.key",
                 "authorization-mode": "Node,RBAC",
+                "kubelet-preferred-address-types": "InternalIP",  # no name of a node can be looked up
                 "allow-privileged": "true",
             },
             "kube-controller-manager": {

@@ -219,8 +219,9 @@ def _start_control_plane(options: argparse.Namespace, fabric: str) -> ControlPla
     plane.prepare()
     for name, command in plane.commands().items():
         machine.start(name, command)
+        if name == "kube-apiserver":  # the others give up if it takes long
+            plane.wait(machine.inside())
     (options.directory / "admin.kubeconfig").symlink_to("control-plane/admin.kubeconfig")
-    plane.wait(machine.inside())
     return plane
 
 
