@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test setup setup-test lint types unit stubs bench soak churn fuzz clean lock packages
+.PHONY: help run test test-guest setup setup-test lint types unit stubs bench soak churn fuzz clean lock packages
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -33,6 +33,12 @@ types:
 unit:
 	$(BIN)/pytest
 	$(BIN)/pytest --cgroup-v2 tests/api tests/kernel tests/faults
+
+GUEST ?=
+
+test-guest: ## chosen tests in a guest with systemd and pure cgroup v2, run by GUEST=program (docs/conformance.md)
+	@[ -n "$(GUEST)" ] || { echo "GUEST= is to name a program, see docs/conformance.md" >&2; exit 1; }
+	$(GUEST) $(CURDIR) $(CURDIR)/tests/guest/run.sh
 
 stubs: ## regenerate the gRPC stubs
 	$(BIN)/python -m proto.generate

@@ -117,6 +117,7 @@ async def _apply(node: Node, container: Container, changed: dict[str, Any], cpu_
     if changed:
         await container.shim.update(changed)
         await scope_limits.tell(node.host, node.blocking, container.record.cgroup, systemd_limits.assignments(changed))
+        await scope_limits.write_again(node.host, node.blocking, container.record.cgroup, changed.get("unified", {}))
 
 
 async def _restore(node: Node, container: Container, refused: cri.LinuxContainerResources) -> None:

@@ -17,9 +17,9 @@ import pytest
 from proto import api_pb2 as cri
 from runtime.client import Client
 from tests.harness import pure_v2
-from tests.harness.daemon import Daemon
+from tests.harness.daemon import PATIENCE, Daemon
 
-WAIT_SECONDS = 60
+WAIT_SECONDS = 60 * PATIENCE
 
 
 @dataclass
@@ -175,10 +175,16 @@ class Kubelet:
 
     def need_handler(self, name: str, *, user_namespaces: bool = False) -> None:
         """Skip the test, saying why, if the daemon has found that the OCI runtime does not work here, or not so."""
-        reply = self.runtime.Status(cri.StatusRequest(verbose=True))
-        features = {handler.name: handler.features for handler in reply.runtime_handlers}
+
+        def look() -> tuple[dict[str, cri.RuntimeHandlerFeatures], dict[str, str]]:
+            reply = self.runtime.Status(cri.StatusRequest(verbose=True))
+            known = {handler.name: handler.features for handler in reply.runtime_handlers}
+            return known, json.loads(reply.info["config"])["unusableHandlers"]
+
+        wait_until(lambda: "ran for" not in look()[1].get(name, ""))  # too slow at the start: it is tried again
+        features, problems = look()
         if name not in features:
-            pytest.skip(f"no {name} here: {json.loads(reply.info['config'])['unusableHandlers'][name]}")
+            pytest.skip(f"no {name} here: {problems.get(name, 'it is not installed')}")
         if user_namespaces and not features[name].user_namespaces:
             pytest.skip(f"{name} has no user namespaces with this kernel")
 

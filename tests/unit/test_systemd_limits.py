@@ -20,19 +20,34 @@ MIB = 1 << 20
         ({"memory": {"limit": 64 * MIB, "swap": 64 * MIB}}, {"MemoryMax": 64 * MIB, "MemorySwapMax": 0}),
         ({"cpu": {"quota": 25_000, "period": 50_000}}, {"CPUQuotaPerSecUSec": 500_000, "CPUQuotaPeriodUSec": 50_000}),
         ({"cpu": {"quota": -1, "shares": 2}}, {}),
-        ({"unified": {"memory.high": "max", "memory.min": "4096", "io.weight": "default 50"}}, {"MemoryMin": 4096}),
+        ({"unified": {"memory.high": "max", "memory.min": "4096"}}, {"MemoryMin": 4096}),
+        ({"unified": {"io.weight": "default 50", "cpu.weight": "77"}}, {"IOWeight": 50, "CPUWeight": 77}),
+        ({"unified": {"io.weight": "8:0 50", "cpu.idle": "1"}}, {"CPUWeight": 0}),
+        ({"unified": {"cpu.max": "25000 50000"}}, {"CPUQuotaPerSecUSec": 500_000, "CPUQuotaPeriodUSec": 50_000}),
+        ({"unified": {"cpu.max": "max"}}, {}),
+        ({"blockIO": {"weight": 500}}, {"IOWeight": 4950}),
     ],
 )
 def test_annotations(resources: dict[str, Any], expected: dict[str, int]) -> None:
-    if "unified" in resources:
+    if "memory.high" in resources.get("unified", {}):
         expected = {**expected, "MemoryHigh": systemd_limits.INFINITY}
     found = systemd_limits.new_annotations(resources)
     assert found == {f"org.systemd.property.{name}": f"uint64 {value}" for name, value in expected.items()}
 
 
+@pytest.mark.parametrize(("value", "policy"), [("1", "kill"), ("0\n", "continue")])
+def test_who_is_killed_when_memory_runs_out(value: str, policy: str) -> None:
+    found = systemd_limits.new_annotations({"unified": {"memory.oom.group": value}})
+    assert found == {"org.systemd.property.OOMPolicy": f"'{policy}'"}
+
+
 @pytest.mark.parametrize(
     ("resources", "expected"),
     [
+        ({"unified": {"cpu.max": "max 100000"}}, ["CPUQuota=", "CPUQuotaPeriodSec=100000us"]),
+        ({"unified": {"cpu.idle": "1"}}, ["CPUWeight=idle"]),
+        ({"unified": {"io.weight": "default 20\n8:0 30"}}, ["IOWeight=20", "IODeviceWeight=/dev/block/8:0 30"]),
+        ({"unified": {"cpuset.cpus": "0"}}, ["AllowedCPUs=0"]),
         ({"memory": {"limit": -1, "swap": -1}}, ["MemoryMax=infinity", "MemorySwapMax=infinity"]),
         ({"cpu": {"quota": 12_340, "period": 100_000}}, ["CPUQuota=12.34%", "CPUQuotaPeriodSec=100000us"]),
         ({"cpu": {"quota": 250_000}}, ["CPUQuota=250.00%", "CPUQuotaPeriodSec=100000us"]),

@@ -1,0 +1,66 @@
+"""Containers that the OOM killer ends are OOMKilled, however soon systemd removes their cgroups."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from proto import api_pb2 as cri
+from tests.harness.kubelet import Kubelet, Pod
+
+pytestmark = pytest.mark.root
+
+KILLS = int(os.environ.get("CRISP_OOM_KILLS", "40"))
+"""For each handler."""
+AT_ONCE = 2
+HOG = "dd if=/dev/zero of=/dev/null bs=64M"
+COMMANDS = {
+    "itself": f"exec {HOG}",
+    "a child, and its parent goes with it": f"{HOG}; exit 1",
+    "a child, and its parent succeeds": f"{HOG}; exit 0",
+    "a child long before": f"{HOG}; sleep 0.2; exit 0",
+}
+INNOCENT = {
+    "ends": ("exit 3", "Error"),
+    "succeeds": ("true", "Completed"),
+    "has a child that is killed": ("sh -c 'kill -9 $$'; exit $?", "Error"),
+}
+
+
+def life(pod: Pod, script: str) -> str:
+    """The reason of its end."""
+    wanted = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="c", attempt=next(pod.attempts)))
+    resources = wanted.linux.resources
+    resources.memory_limit_in_bytes = resources.memory_swap_limit_in_bytes = 16 << 20
+    container = pod.shell(script, wanted)
+    reason = container.status().reason
+    container.remove()
+    return reason
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_every_kill_has_its_reason(kubelet: Kubelet, handler: str) -> None:
+    kubelet.need_handler(handler)
+    pods = [kubelet.pod(handler=handler) for _ in range(AT_ONCE)]
+    names = list(itertools.islice(itertools.cycle(COMMANDS), KILLS))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        reasons = list(pool.map(life, itertools.cycle(pods), [COMMANDS[name] for name in names]))
+    wrong = [(name, reason) for name, reason in zip(names, reasons, strict=True) if reason != "OOMKilled"]
+    print(f"{handler}: {len(reasons) - len(wrong)} of {len(reasons)} kills with their reason")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_neighbours_of_who_is_killed_are_not(kubelet: Kubelet, handler: str) -> None:
+    """In the same pod, at the same time: who ends by himself has his own reason."""
+    kubelet.need_handler(handler)
+    pod = kubelet.pod(handler=handler)
+    for script, reason in INNOCENT.values():
+        with ThreadPoolExecutor(2) as pool:
+            killed = pool.submit(life, pod, f"sleep 0.3; exec {HOG}")
+            other = pool.submit(life, pod, f"sleep 2; {script}")
+            assert (killed.result(), other.result()) == ("OOMKilled", reason)
