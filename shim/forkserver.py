@@ -6,6 +6,7 @@ N is one end of a SOCK_SEQPACKET pair; the other end's owner is the only client.
 thread. The server ends when the other end is closed; children of jobs that call `setsid` survive it.
 
     client -> server   {"job": "module:function", "args": {...}}  + descriptors: the report socket, then the job's own
+                       or * for a large one, which is in a memory file: the last descriptor
     server -> client   {"pid": N}  + a pidfd of it                   in the order of the requests
     child  -> report   {"ok": {...}} or {"error": {...}}, then end of file
 
@@ -31,7 +32,10 @@ from proto import shim_protocol
 from proto.errors import Code, CrispError
 from shim import inheritance
 
-MAX_REQUEST = 1 << 17  # bytes; a datagram of arguments
+MAX_REQUEST = 1 << 16  # bytes; a datagram of arguments
+MAX_LARGE_REQUEST = 16 << 20  # bytes
+IN_LAST_FD = b"*"
+"""Instead of a request that is larger than MAX_REQUEST: it is in the memory file that is the last descriptor."""
 MAX_FDS = 16
 
 Report = Callable[[dict[str, Any]], None]
@@ -82,6 +86,8 @@ def serve(channel: socket.socket) -> None:
             return
         if not datagram:
             return
+        if datagram == IN_LAST_FD:
+            datagram = take(fds.pop())
         request = json.loads(datagram)  # here, so that a child's memory does not grow by the parser's
         pid = os.fork()
         if pid == 0:
@@ -90,6 +96,12 @@ def serve(channel: socket.socket) -> None:
         answer(channel, pid)
         for fd in fds:
             os.close(fd)
+
+
+def take(fd: int) -> bytes:
+    """The content of a memory file, which is closed."""
+    with open(fd, "rb", buffering=0) as file:
+        return os.pread(file.fileno(), MAX_LARGE_REQUEST, 0)
 
 
 def answer(channel: socket.socket, pid: int) -> None:

@@ -15,8 +15,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import structlog
@@ -26,9 +26,11 @@ from kernel import cgroups
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
+from shim import forkserver
 
 log = structlog.get_logger(__name__)
 
+ANSWER_SECONDS = 20.0  # that the server may take to fork; one that is stopped is killed then, and another one started
 MAX_REPORT = 16 << 20  # bytes of a job's result
 _ROOMS = os.path.dirname(os.path.dirname(os.path.abspath(shim.__file__)))
 """Where the fork server imports the room `shim` from: where this process does."""
@@ -83,12 +85,13 @@ class ForkServer:
         """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         ours.setblocking(False)
+        request = json.dumps({"job": job, "args": args}).encode()
         with ours:
-            with theirs:
-                request = json.dumps({"job": job, "args": args}).encode()
-                pidfd = await self._fork(request, [theirs.fileno(), *fds])
+            pidfd = -1
             try:
                 async with asyncio.timeout(timeout):
+                    with theirs, _carried(request) as (datagram, extra):
+                        pidfd = await self._fork(datagram, [theirs.fileno(), *fds, *extra])
                     report = await _read_report(ours)
             except BaseException as error:
                 _kill(pidfd)
@@ -119,6 +122,8 @@ class ForkServer:
                 if not answer:
                     log.error("the fork server has died and is started again", pid=self.pid)
                     self._channel.close()
+                    with suppress(ProcessLookupError):
+                        self._process.kill()  # if it is there: stopped, or hanging
                     await self._launch()
                     answer, pidfds = await self._ask(request, fds)
         finally:
@@ -129,14 +134,15 @@ class ForkServer:
         return pidfds[0] if pidfds else -1
 
     async def _ask(self, request: bytes, fds: list[int]) -> tuple[bytes, list[int]]:
-        """The server's answer with its pidfd; no bytes if the server is dead."""
+        """The server's answer with its pidfd; no bytes if the server is dead, or does not answer."""
         loop = asyncio.get_running_loop()
         try:
-            await _until_writable(loop, self._channel)
-            socket.send_fds(self._channel, [request], fds)
-            await _until_readable(loop, self._channel)
-            answer, pidfds, _, _ = socket.recv_fds(self._channel, 4096, 1)
-        except OSError:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await _until_writable(loop, self._channel)
+                socket.send_fds(self._channel, [request], fds)
+                await _until_readable(loop, self._channel)
+                answer, pidfds, _, _ = socket.recv_fds(self._channel, 4096, 1)
+        except (OSError, TimeoutError):
             return b"", []
         return answer, pidfds
 
@@ -187,6 +193,19 @@ class ShimOptions:
             "oom_score_adj": self.oom_score_adj,
             "shim_cgroup": self.shim_cgroup,
         }
+
+
+@contextmanager
+def _carried(request: bytes) -> Iterator[tuple[bytes, list[int]]]:
+    """What is sent for a request, and the descriptor of what is too large for a datagram."""
+    if len(request) <= forkserver.MAX_REQUEST:
+        yield request, []
+        return
+    if len(request) > forkserver.MAX_LARGE_REQUEST:
+        raise CrispError(Code.RESOURCE_EXHAUSTED, f"a job's arguments are {len(request)} bytes long")
+    with open(os.memfd_create("job", os.MFD_CLOEXEC), "wb", buffering=0) as file:
+        file.write(request)
+        yield forkserver.IN_LAST_FD, [file.fileno()]
 
 
 def _kill(pidfd: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 from kernel import cgroups, mounts, namespaces
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
+from runtime.shims import fork_server
 from runtime.shims.fork_server import ForkServer
 from tests.kernel.conftest import JOBS
 
@@ -149,6 +150,32 @@ async def test_job_that_hangs_is_killed(server: ForkServer, tmp_path: Path) -> N
         await server.run_job("tests.kernel.hanging_job:main", {"fifo": str(fifo)}, timeout=0.2)
     assert caught.value.code is Code.DEADLINE_EXCEEDED
     assert await server.run_job("shim.host_paths:inspect", {"paths": []}) == {"paths": []}
+
+
+async def test_large_arguments(server: ForkServer, tmp_path: Path) -> None:
+    for size in (1 << 10, 1 << 16, 1 << 17, 1 << 20, 8 << 20):
+        paths = [{"path": str(tmp_path) + "/." * 500}] * (size // 1000 + 1)
+        reply = await server.run_job("shim.host_paths:inspect", {"paths": paths})
+        assert len(reply["paths"]) == len(paths)
+    with pytest.raises(CrispError) as caught:
+        await server.run_job("shim.host_paths:inspect", {"paths": [{"path": "x" * (17 << 20)}]})
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+
+
+async def test_a_server_that_is_stopped_is_replaced(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's time covers all of it; and after a while nobody waits for that server any more."""
+    os.kill(server.pid, signal.SIGSTOP)
+    first = server.pid
+    with pytest.raises(CrispError, match=r"more than 0.2 s and was killed"):
+        await server.run_job("shim.host_paths:inspect", {"paths": []}, timeout=0.2)
+    os.kill(first, signal.SIGCONT)
+    assert await server.run_job("shim.host_paths:inspect", {"paths": []}) == {"paths": []}
+    monkeypatch.setattr(fork_server, "ANSWER_SECONDS", 5)
+    os.kill(first, signal.SIGSTOP)
+    assert await server.run_job("shim.host_paths:inspect", {"paths": []}) == {"paths": []}
+    assert server.pid != first
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
 
 
 async def test_unknown_job(server: ForkServer) -> None:
