@@ -35,6 +35,7 @@ from runtime.pods import (
     container_remove,
     container_watch,
     image_volumes,
+    pause_watch,
     restore,
     sandbox_release,
     sandbox_stop,
@@ -57,12 +58,15 @@ PARALLEL: Final = 32
 ID: Final = re.compile("[0-9a-f]{64}")
 """Directories with other names are somebody else's."""
 
+REBOOTED: Final = "the node was rebooted, or something removed its bundle"
+
 POD_GROUP: Final = re.compile(r"(?:.*-)?pod([0-9a-f]{64})(?:\.slice)?")
 """Name of the cgroup of a pod whose client named none."""
 
 
 async def recover(node: Node) -> None:
     """Bring records and kernel together; afterwards the daemon may serve."""
+    started = CLOCK.now()
     unreadable = _load(node)
     gate = asyncio.Semaphore(PARALLEL)
 
@@ -71,6 +75,7 @@ async def recover(node: Node) -> None:
             await _apart(_container(node, container), container=container.record.id)
 
     await asyncio.gather(*(adopt(container) for container in list(node.containers.values())))
+    _say_what_a_reboot_ended(node, started)
     node.images.drop_unused()  # every container holds its image by now
     for sandbox in list(node.sandboxes.values()):
         await _apart(_sandbox(node, sandbox), sandbox=sandbox.record.id)
@@ -80,6 +85,13 @@ async def recover(node: Node) -> None:
     await notes.sweep(node.paths.checkpoint_notes, node.blocking)
     running = sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
     log.info("recovered", sandboxes=len(node.sandboxes), containers=len(node.containers), running=running)
+
+
+def _say_what_a_reboot_ended(node: Node, since: int) -> None:
+    """One line, however many they are: a power cut is the node's, and no container's defect."""
+    ended = [c.record.id for c in node.containers.values() if REBOOTED in c.record.message and c.record.finished_at >= since]
+    if ended:
+        log.warning("containers ended with a reboot of the node", containers=len(ended), first=ended[0])
 
 
 async def _apart(work: Coroutine[Any, Any, None], **about: str) -> None:
@@ -183,7 +195,8 @@ async def _container(node: Node, container: Container) -> None:
     elif os.path.isdir(bundle):
         await container_end.lost(node, container, "its shim was killed")
     else:
-        await container_end.lost(node, container, "the node was rebooted, or something removed its bundle")
+        # Of all of them at once: see `_say_what_a_reboot_ended`.
+        await container_end.lost(node, container, REBOOTED, said=True)
 
 
 async def _sandbox(node: Node, sandbox: Sandbox) -> None:
@@ -196,6 +209,8 @@ async def _sandbox(node: Node, sandbox: Sandbox) -> None:
         await sandbox_stop.stop(node, record.id)
     elif record.state is SandboxState.READY:
         _publish(node, record.id)
+        if record.pause_pid:
+            pause_watch.watch(node, sandbox)
 
 
 def _publish(node: Node, sandbox_id: str) -> None:

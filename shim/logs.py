@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from shim import log_repair
+
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 _MODE = 0o640
 
@@ -17,6 +19,8 @@ class LogFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        if path:
+            log_repair.complete(path)
         self.lost = 0
         """Bytes of log lines that could not be written."""
         self._fd = os.open(path, _FLAGS, _MODE) if path else -1

@@ -15,6 +15,7 @@ from proto.errors import CrispError
 from runtime.host import cgroup_end
 from runtime.lifecycle import ContainerState
 from runtime.records import CLOCK
+from shim import log_repair
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
@@ -39,6 +40,7 @@ async def settle(node: Node, container: Container, exit_record: ExitRecord) -> N
         record.reason, record.message = _reason(exit_record)
         record.finished_at = max(exit_record.finished_at, record.started_at)
         node.events.container_stopped(container)  # in one step with finished_at: no status may show the end before its event
+        container.exited.set()  # who waits for the end does not wait for the disk
         await node.store.containers.note(record.id, record.document())
     container.exited.set()
 
@@ -51,8 +53,8 @@ def _reason(exit_record: ExitRecord) -> tuple[str, str]:
     return "Completed" if exit_record.exit_code == 0 else "Error", exit_record.reason
 
 
-async def lost(node: Node, container: Container, why: str) -> None:
-    """End a container that has no shim any more, and say so in its record.
+async def lost(node: Node, container: Container, why: str, *, said: bool = False) -> None:
+    """End a container that has no shim any more, and say so in its record, and in the log unless that is `said` already.
 
     If its processes do not die, its state is UNKNOWN; stopping or removing it tries again.
     """
@@ -60,6 +62,7 @@ async def lost(node: Node, container: Container, why: str) -> None:
     loop = asyncio.get_running_loop()
     try:
         await loop.run_in_executor(node.blocking, cgroup_end.end_container, node.host.hierarchies, record)
+        await loop.run_in_executor(node.blocking, log_repair.complete, record.log_path)
     except (CrispError, OSError) as error:
         log.error("container lost, and it does not end", container=record.id, why=why, error=str(error))
         record.lost_at = record.lost_at or CLOCK.now()
@@ -69,7 +72,8 @@ async def lost(node: Node, container: Container, why: str) -> None:
         return
     if record.state in (ContainerState.RUNNING, ContainerState.CREATED, ContainerState.UNKNOWN):
         node.lost_containers += 1
-        log.error("container lost", container=record.id, why=why)
+        if not said:
+            log.error("container lost", container=record.id, why=why)
         record.exit_code = LOST_EXIT_CODE
         record.reason = "Error"
         record.message = f"the container was ended because {why}; its exit code is not known"

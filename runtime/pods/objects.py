@@ -20,6 +20,8 @@ class Sandbox:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held by the verbs that change the sandbox."""
     containers: dict[str, Container] = field(default_factory=dict)
+    pause: asyncio.Future[None] | None = None
+    """Of a shared PID namespace: done once its init has ended."""
     listed: cri.PodSandbox | None = None
     """Kept by `sandbox_status.item`."""
 
@@ -39,6 +41,8 @@ class Container:
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the shim has left: nothing of the container is in the kernel any more."""
     watcher: asyncio.Task[None] | None = None
+    beginning: bool = False
+    """Its shim is at a create or start, which a hook or a volume can hold up: a kill need not wait for the lock."""
     starting: bool = False
     """StartContainer is under way and was not told as an event yet: see `EventBus.container_started`."""
     process: dict[str, Any] | None = None

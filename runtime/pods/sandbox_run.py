@@ -20,7 +20,7 @@ from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
 from runtime.oci import user_namespaces
-from runtime.pods import sandbox_network, sandbox_release, selinux
+from runtime.pods import pause_watch, sandbox_network, sandbox_release, selinux
 from runtime.pods.node import new_id
 from runtime.pods.objects import Sandbox
 from runtime.records import CLOCK, SandboxRecord
@@ -70,7 +70,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
                     await sandbox_release.discard(node, known)
                 continue
             return _existing(known, request)
-    node.store.require_room()
+    await asyncio.get_running_loop().run_in_executor(node.blocking, node.store.require_room)
     created_at = CLOCK.next_of(request.config.metadata.uid)
     record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=created_at)
     record.cgroup_parent = request.config.linux.cgroup_parent
@@ -121,7 +121,7 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
     record = sandbox.record
     options = record.config.linux.security_context.namespace_options
     directory = node.paths.sandbox(record.id)
-    directory.mkdir(mode=0o711, parents=True)
+    directory.mkdir(mode=0o711, parents=True)  # below /run
     await _namespaces(node, sandbox, options)
     failpoint("sandbox.namespaces")
     if options.network == cri.POD:
@@ -129,7 +129,7 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
         record.ips, record.network = list(result.ips), dict(result.detail)
         await _sysctls_of_interfaces(node, record)
     failpoint("sandbox.network")
-    _write_files(node, record)
+    await asyncio.get_running_loop().run_in_executor(node.blocking, _write_files, node, record)
 
 
 async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption) -> None:
@@ -230,4 +230,5 @@ async def share_pid_namespace(node: Node, sandbox: Sandbox) -> None:
         timeout=limits.SANDBOX_SECONDS,
     )
     record.pause_pid = reply["pid"]
+    pause_watch.watch(node, sandbox)
     await node.store.sandboxes.put(record.id, record.document())

@@ -138,17 +138,26 @@ def test_fork_server_killed(kubelet: Kubelet) -> None:
 def test_reboot(kubelet: Kubelet) -> None:
     """All of /run is gone: sandboxes are stopped, containers exited, and both can be removed."""
     pod = kubelet.pod()
-    container = pod.run("/bin/sleep", "100")
+    container, other = pod.run("/bin/sleep", "100"), pod.run("/bin/sleep", "100")
     ended = pod.shell("exit 3")
     daemon = kubelet.daemon
+    log = Path(container.status().log_path)
     daemon.kill()
+    kill_shim(kubelet, other)
     kill_shim(kubelet, container)
     group = cgroups.detect().group(daemon.cgroup_parent.strip("/"))
     while not group.kill():
         pass
     mounts.detach_all(str(daemon.state))
     shutil.rmtree(daemon.state)
+    torso = "2026-01-02T03:04:05.000000006Z stdout F hal"
+    log.write_text(torso)
+    told = len(daemon.log_path.read_text())
     daemon.start()
+    assert log.read_text() == torso + "\n"
+    lines = daemon.log_path.read_text()[told:].splitlines()
+    assert sum("containers ended with a reboot of the node" in line for line in lines) == 1
+    assert not [line for line in lines if '"level": "error"' in line or '"level":"error"' in line]
     assert pod.status().state == cri.SANDBOX_NOTREADY
     status = container.status()
     assert (status.state, status.reason) == (cri.CONTAINER_EXITED, "Error")
