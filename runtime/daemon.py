@@ -31,6 +31,7 @@ from runtime.api.server import Boundary
 from runtime.api.stream_sources import StreamSources
 from runtime.host import handler_probe, host, systemd
 from runtime.lifecycle import ContainerState
+from runtime.network import rules_watch
 from runtime.network.config import HandlerNetworks
 from runtime.oci import apparmor_loader, seccomp
 from runtime.paths import Paths
@@ -67,6 +68,10 @@ async def serve(config: Config, ready: Callable[[Node], None], load: Callable[[]
     async with AsyncExitStack() as stack:
         node = await start(config, stack)
         _background(reload.follow(node, load, reloading), stack)
+        _background(
+            handler_probe.retry(lambda: (node.handlers, node.config), node.paths, node.host, node.fork_server), stack
+        )
+        _background(rules_watch.follow(node.network), stack)
         if (seconds := systemd.watchdog_seconds()) > 0:
             _background(systemd.feed_watchdog(seconds), stack)
         ready(node)

@@ -10,6 +10,7 @@ from proto import api_pb2 as cri
 from proto.errors import CrispError, failed_precondition, invalid
 from runtime.lifecycle import SandboxState
 from runtime.network.netns import dial_in_netns
+from runtime.oci import apparmor_loader
 from runtime.pods import container_exec
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class StreamSources:
     ) -> ProcessIO:
         """Start a process in a running container."""
         container, shim = container_exec.running(self._node, container_id)
+        await apparmor_loader.ensure_default(self._node.host, self._node.config.containers.apparmor_profile)
         process = container_exec.process(self._node, container, list(cmd), tty=tty)
         return ExecIO(await shim.exec(process, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr))
 

@@ -14,6 +14,8 @@ from runtime.config.settings import HandlerConfig
 from runtime.host.handlers import BUILTIN, Features, Handler, Handlers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runtime.config.settings import Config
     from runtime.host.host import Host
     from runtime.paths import Paths
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PROBE_SECONDS = 60.0
+AGAIN_SECONDS = (5.0, 300.0)
+"""Until a handler that did not work is tried again: first, and at most. Each time it is twice as long."""
 
 
 async def find(config: Config, paths: Paths, host: Host, fork_server: ForkServer) -> Handlers:
@@ -40,7 +44,28 @@ async def find(config: Config, paths: Paths, host: Host, fork_server: ForkServer
             problems[name] = result
             log.warning("OCI runtime does not work", handler=name, error=result)
     default = wanted if wanted != "auto" else next((n for n in (*BUILTIN, *named) if n in found), BUILTIN[0])
-    return Handlers(found, problems, default)
+    return Handlers(found, problems, default, automatic=wanted == "auto")
+
+
+async def retry(current: Callable[[], tuple[Handlers, Config]], paths: Paths, host: Host, fork_server: ForkServer) -> None:
+    """Try what did not work again, for ever: a busy boot may have been too slow for it, or its program comes later.
+
+    `current` are the handlers and the configuration as they are then, for a reload replaces both.
+    """
+    handlers, pause = None, AGAIN_SECONDS[0]
+    while True:
+        if handlers is not current()[0]:
+            handlers, pause = current()[0], AGAIN_SECONDS[0]
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, AGAIN_SECONDS[1])
+        handlers, config = current()
+        for name, problem in handlers.problems().items():
+            result = await _probe(name, config.runtimes.get(name, HandlerConfig()), paths, host, fork_server)
+            handlers.tried_again(name, result)
+            if isinstance(result, Handler):
+                log.info("OCI runtime works by now", handler=name)
+            elif result != problem:
+                log.warning("OCI runtime does not work", handler=name, error=result)
 
 
 async def _probe(name: str, handler: HandlerConfig, paths: Paths, host: Host, fork_server: ForkServer) -> Handler | str:

@@ -50,7 +50,11 @@ class Handler:
 class Handlers:
     """All handlers of the node."""
 
-    def __init__(self, found: dict[str, Handler], problems: dict[str, str], default: str) -> None:
+    def __init__(
+        self, found: dict[str, Handler], problems: dict[str, str], default: str, *, automatic: bool = False
+    ) -> None:
+        """`automatic`: nobody has named the default; if none works, the first that does will be it."""
+        self._automatic = automatic
         self._found = found
         self._problems = problems
         self._default = default
@@ -68,6 +72,16 @@ class Handlers:
     def problems(self) -> dict[str, str]:
         """Why handlers that were configured or found do not work."""
         return dict(self._problems)
+
+    def tried_again(self, name: str, result: Handler | str) -> None:
+        """What a further trial of a handler that did not work has found: the handler, or why it still does not."""
+        if isinstance(result, Handler):
+            self._problems.pop(name, None)
+            self._found[name] = result
+            if self._automatic and not self.usable:
+                self._default = name
+        else:
+            self._problems[name] = result
 
     def get(self, name: str) -> Handler:
         """The handler of a RuntimeClass; the empty name is the default's."""

@@ -1,4 +1,4 @@
-"""Loading crisp's default AppArmor profile into the kernel, once at start, where the kernel has AppArmor."""
+"""Loading crisp's default AppArmor profile into a kernel that has AppArmor, at start and whenever it has gone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ LOAD_SECONDS: Final = 30.0
 
 log = structlog.get_logger(__name__)
 
+_LOADING: Final = asyncio.Lock()
+
 
 async def load_default(host: Host, profile: str) -> None:
     """Load the profile, or replace what an older crisp has loaded; a `profile` that is not crisp's is left alone.
@@ -34,6 +36,16 @@ async def load_default(host: Host, profile: str) -> None:
         problem = await _parse(parser, "--replace", "--skip-cache")
     if problem:
         log.error("cannot load the AppArmor profile", profile=profile, error=problem)
+
+
+async def ensure_default(host: Host, profile: str) -> None:
+    """Before each use: load it again if it has gone (`aa-remove-unknown`, or a restart of the service apparmor)."""
+    if not host.has_apparmor or profile != DEFAULT_NAME:
+        return
+    async with _LOADING:
+        if profile not in lsm.apparmor_profiles():
+            log.warning("the AppArmor profile is not loaded any more: loading it again", profile=profile)
+            await load_default(host, profile)
 
 
 async def unload_default() -> None:

@@ -11,6 +11,7 @@ from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import limits
 from runtime.lifecycle import ContainerState
+from runtime.oci import apparmor_loader
 from runtime.oci.process import oom_score_adj
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ async def exec_sync(node: Node, reference: str, command: list[str], timeout: int
     if not command:
         raise invalid("ExecSync without a command")
     container, shim = running(node, reference)
+    await apparmor_loader.ensure_default(node.host, node.config.containers.apparmor_profile)
     try:
         async with asyncio.timeout(timeout or None):
             session = await shim.exec(process(node, container, command, tty=False))

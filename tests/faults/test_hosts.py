@@ -15,7 +15,7 @@ import pytest
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
-from tests.harness.kubelet import Kubelet
+from tests.harness.kubelet import Kubelet, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -60,6 +60,59 @@ def test_oci_runtime_that_fails_is_named(lone_daemon: Daemon, tmp_path: Path) ->
     assert {h.name for h in reply.runtime_handlers} == {"", "runc"}
     assert '"crun": "exit code 3"' in reply.info["config"]
     assert next(c for c in reply.status.conditions if c.type == "RuntimeReady").status
+
+
+def test_a_handler_that_was_too_slow_at_the_start_is_tried_again(lone_daemon: Daemon, tmp_path: Path) -> None:
+    """Until then Status says so, and pods that name no handler run."""
+    path = path_with(tmp_path / "bin", "nft", "runc")
+    slow, hindered = Path(path) / "other", tmp_path / "hindered"
+    slow.write_text(f'#!/bin/sh\n[ ! -e {hindered} ] || exit 9\nexec runc "$@"\n')
+    slow.chmod(0o755)
+    hindered.touch()
+    lone_daemon.config.write_text(lone_daemon.config.read_text() + "[runtimes.other]\n")
+    lone_daemon.start(PATH=path)
+    assert lone_daemon.client is not None
+    runtime = lone_daemon.client.runtime
+
+    def handlers() -> tuple[set[str], str]:
+        reply = runtime.Status(cri.StatusRequest())
+        ready = next(c for c in reply.status.conditions if c.type == "RuntimeReady")
+        assert ready.status
+        return {handler.name for handler in reply.runtime_handlers}, ready.message
+
+    names, message = handlers()
+    assert names == {"", "runc"}
+    assert "'other': 'exit code 9'" in message
+    hindered.unlink()
+    wait_until(lambda: handlers() == ({"", "runc", "other"}, ""))
+
+
+def test_a_node_whose_only_handler_comes_late(lone_daemon: Daemon, tmp_path: Path) -> None:
+    path = path_with(tmp_path / "bin", "nft")
+    late = Path(path) / "runc"
+    late.write_text("#!/bin/sh\nexit 9\n")
+    late.chmod(0o755)
+    lone_daemon.start(PATH=path)
+    late.unlink()
+    late.symlink_to(shutil.which("runc") or "")
+    assert lone_daemon.client is not None
+    runtime = lone_daemon.client.runtime
+    wait_until(lambda: {h.name for h in runtime.Status(cri.StatusRequest()).runtime_handlers} == {"", "runc"})
+
+
+def test_flushed_rules_are_mended_without_anybody_asking(kubelet: Kubelet) -> None:
+    """`nft flush ruleset`: no call follows, as on a node where nothing happens for hours."""
+    pod = kubelet.pod()
+
+    def rules() -> str:
+        return subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout
+
+    before = rules()
+    assert pod.status().network.ip.rpartition(".")[0] in before
+    for _ in range(2):
+        subprocess.run(["nft", "flush", "ruleset"], check=True)
+        wait_until(lambda: rules() == before)
+    assert "somebody removed the pod network's nftables rules" in kubelet.daemon.log_path.read_text()
 
 
 def test_two_daemons_side_by_side(rootfs: Path) -> None:
