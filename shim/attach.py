@@ -19,11 +19,14 @@ PATIENCE = 10.0  # seconds
 class Tap:
     """The writing end of one client's copy of one stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: Loop) -> None:
         self.read_fd, self._fd = make_pipe()
         os.set_blocking(self._fd, False)
+        self._loop = loop
         self._pending = b""
         self._waiting: Event[bool] | None = None
+        # No event is asked for, but EPOLLERR is always told: the client has gone. A silent container would never notice.
+        loop.add(self._fd, self._on_client_gone, 0)
 
     @property
     def closed(self) -> bool:
@@ -37,8 +40,9 @@ class Tap:
 
     def offer(self, data: bytes) -> None:
         """Write what the pipe takes and keep the rest; who offers to a tap that is behind bounds what it keeps."""
-        self._pending += data
-        self._flush()
+        if not self.closed:
+            self._pending += data
+            self._flush()
 
     def _flush(self) -> None:
         try:
@@ -51,6 +55,9 @@ class Tap:
                 raise
             self.close()
 
+    def _on_client_gone(self, _events: int) -> None:
+        self.close()
+
     def _on_writable(self, _events: int) -> None:
         if self._waiting is not None:
             self._waiting.set(True)
@@ -62,10 +69,13 @@ class Tap:
                 await self._waiting
                 continue
             self._waiting = writable = loop.timer(PATIENCE)
+            loop.remove(self._fd)
             loop.add(self._fd, self._on_writable, select.EPOLLOUT)
             taken = await writable
             loop.remove(self._fd)
             self._waiting = None
+            if not self.closed:
+                loop.add(self._fd, self._on_client_gone, 0)
             if taken:
                 self._flush()
             else:
@@ -76,5 +86,6 @@ class Tap:
         if self._waiting is not None:
             self._waiting.set(False)  # whoever waits stops watching the descriptor before its number is free
         if self._fd >= 0:
+            self._loop.remove(self._fd)
             os.close(self._fd)
             self._fd = -1

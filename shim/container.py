@@ -30,6 +30,7 @@ from shim.runner import Runner
 from shim.stdio import Stdio
 from shim.tracking import Tracking, opened_procs, until
 
+DELETE_TIME = 5.0  # seconds that the runtime may take to delete the container before a kill ends it with its hooks
 KILL_TIME = 30.0  # seconds until a kill that does not succeed is reported
 RECORD_TIME = 10.0  # seconds that the exit record waits for the rest of the cgroup to die
 CLIENT_TIME = 12.0  # seconds for attached clients to take the end of the output
@@ -66,6 +67,7 @@ class Container:
         self._busy: Event[None] | None = None  # a create or start under way
         self._freezer: Event[None] | None = None  # a pause, resume or checkpoint under way
         self._to_restore: Request | None = None  # the create of a container that has no process yet
+        self._deleting = False
         self._clients_matter = True
         """Whether the shim waits for attached clients to take the end of the output: not once somebody kills."""
 
@@ -138,7 +140,8 @@ class Container:
             raise SystemExit
 
         try:
-            pid = process.spawn([], self._streams().child_fds, -1, prepare)
+            with opened_procs(self._tracking.for_init()) as procs_fd:
+                pid = process.spawn([], self._streams().child_fds, procs_fd, prepare)
             os.close(result_write)
             await self._loop.child(pid)
             prepared = preparation.read_result(result_read)
@@ -257,7 +260,10 @@ class Container:
         if self._to_restore is not None:
             self._to_restore = None
             self._loop.spawn(self._end(128 + signal.SIGKILL, signal.SIGKILL))
-        if not await until(self._loop, self._tracking.kill, KILL_TIME):
+        if self._deleting:
+            await until(self._loop, lambda: not self._deleting, DELETE_TIME)
+        # A create or start under way ends with it: what that would make after the kill is killed too.
+        if not await until(self._loop, lambda: self._tracking.kill() and self._busy is None, KILL_TIME):
             pids = sorted(self._tracking.group.procs())
             raise CrispError(Code.DEADLINE_EXCEEDED, f"processes {pids} of container {self._id} do not die")
 
@@ -341,7 +347,7 @@ class Container:
         finished_at = time.time_ns()
         if self._busy is not None:
             await self._busy
-        oom_killed = self._oom.end()
+        oom_killed = self._oom_killed()
         empty = await until(self._loop, self._tracking.kill, RECORD_TIME)
         stdio = self._streams()
         stdio.finish()
@@ -361,12 +367,21 @@ class Container:
         await until(self._loop, lambda: not (self._clients_matter and stdio.clients_behind), CLIENT_TIME)
         await self._leave()
 
+    def _oom_killed(self) -> bool:
+        try:
+            return self._oom.end()
+        except OSError:  # no descriptor or memory to look with: what was seen before counts
+            return self._oom.killed
+
     async def _delete(self) -> None:
         """Have the runtime forget the container; it may never have known it."""
+        self._deleting = True
         try:
             await self._runner.call("delete", "--force", self._id)
         except CrispError:
             return  # said in runtime.log; the cgroups are removed below in any case
+        finally:
+            self._deleting = False
 
     async def _leave(self) -> None:
         """Remove the cgroups and let the shim end."""

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from kernel import cgroups
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Request
 from shim import inheritance, pipes, process
@@ -67,6 +66,8 @@ class Exec:
         self._runner = runner
         self._identity = identity
         self._bundle = bundle
+        self._tracking = tracking
+        self._starting = False
         self._name, self._start_in, self._option, self._directory = tracking.for_exec(init)
 
     async def start(self, request: Request, process_fd: int, on_exit: Callable[[int], None]) -> Streams:
@@ -81,6 +82,7 @@ class Exec:
         process_file = f"/proc/{os.getpid()}/fd/{process_fd}"
         pid_file = os.path.join(self._bundle, f"{self._name}.pid")
         options = ["--detach", "--process", process_file, "--pid-file", pid_file]
+        self._starting = True
         try:
             if request.flag("tty"):
                 console = pipes.ConsoleSocket(self._bundle, f"{self._name}.sock")
@@ -110,11 +112,12 @@ class Exec:
             streams.close()
             # The runtime may have been killed when the process ran already. Whatever ran is not the session's any more.
             if self._directory:
-                await until(self._loop, lambda: cgroups.kill_tree(self._directory), KILL_TIME)
+                await until(self._loop, lambda: self._tracking.kill_exec(self._name, self._directory), KILL_TIME)
             self.ended = True
             self._remove()
             raise
         finally:
+            self._starting = False
             if console is not None:
                 console.close()
 
@@ -129,17 +132,15 @@ class Exec:
         return streams
 
     def _remove(self) -> None:
-        """Remove the cgroup, unless the process has left others behind: then it goes with the container."""
         if self._directory:
-            cgroups.remove_tree(self._directory)
+            self._tracking.remove_exec(self._name, self._directory)
 
     async def kill(self) -> None:
-        """Kill the process and everything it has started, and see that they are gone."""
+        """Kill the process and everything it has started, and see that they are gone; also if it is only being started."""
 
         def dead() -> bool:
-            if self._directory:
-                return cgroups.kill_tree(self._directory)
-            return self._kill_leader()
+            gone = self._tracking.kill_exec(self._name, self._directory) if self._directory else self._kill_leader()
+            return gone and not self._starting
 
         if not await until(self._loop, dead, KILL_TIME):
             raise CrispError(Code.DEADLINE_EXCEEDED, f"processes of exec {self.pid} do not die: {self._directory}")

@@ -21,6 +21,21 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+PAUSE_AFTER_DEFECT = 0.1  # seconds; the descriptor is as ready as before, and the log is not to fill
+
+
+MAX_COMPLAINTS = 1 << 18  # bytes of shim.log, after which it is begun anew
+
+
+def complain() -> None:
+    """Write the present exception to stderr, which is a file in memory (/run) and must not grow for ever."""
+    try:
+        if os.fstat(2).st_size > MAX_COMPLAINTS:
+            os.ftruncate(2, 0)
+    except OSError:  # it is no file
+        pass
+    sys.excepthook(*sys.exc_info())
+
 
 class Event(Generic[T]):
     """Something that happens once and has a value; any number of coroutines may await it, before or after."""
@@ -61,7 +76,7 @@ def _step(task: Coroutine[Any, Any, Any]) -> None:
         return
     except Exception:
         # A defect in one session must not take the container's supervisor away.
-        sys.excepthook(*sys.exc_info())
+        complain()
         return
     event.resume_with(task)
 
@@ -159,6 +174,15 @@ class Loop:
         """Leave `run` after the present round."""
         self._running = False
 
+    @staticmethod
+    def _handle(handler: Callable[[int], None], events: int) -> None:
+        """What goes wrong with one descriptor must not take the container's supervisor away."""
+        try:
+            handler(events)
+        except Exception:
+            complain()
+            time.sleep(PAUSE_AFTER_DEFECT)
+
     def run(self) -> None:
         """Serve until `stop`."""
         while self._running:
@@ -166,7 +190,7 @@ class Loop:
             for fd, events in self._epoll.poll(timeout, 32):
                 handler = self._handlers.get(fd)
                 if handler is not None:
-                    handler(events)
+                    self._handle(handler, events)
             now = time.monotonic()
             while self._timers and self._timers[0][0] <= now:
                 heapq.heappop(self._timers)[2].set(False)

@@ -32,7 +32,8 @@ class OomWatch:
         self._group = group
         self._own = group.directory() if group.hierarchies.mode is Mode.V2 else ""
         self._above = os.path.dirname(self._own)
-        self._killed = False
+        self.killed = False
+        """Whether a kill was seen."""
         self._base = 0
         self._neighbours: dict[str, int] = {}
         self._notices: list[int] = []
@@ -55,21 +56,21 @@ class OomWatch:
             return self._group.oom_kills() > 0
         own = kills(self._own)
         if own is not None:
-            return self._killed or own > 0
-        return self._killed or self._lost_kills() > 0
+            return self.killed or own > 0
+        return self.killed or self._lost_kills() > 0
 
     def _noticed(self, _events: int) -> None:
         for notice in self._notices:
             inotify.drain(notice)
         self._look()
-        if self._killed:
+        if self.killed:
             self._stop()
 
     def _look(self) -> None:
         above, neighbours = self._others()
         own = kills(self._own)
         if own:
-            self._killed = True
+            self.killed = True
         elif own == 0:  # not yet when `above` was read, therefore
             self._base, self._neighbours = above, neighbours
 

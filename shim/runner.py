@@ -8,15 +8,18 @@ from collections.abc import Callable
 from proto.errors import CrispError
 from shim import oci_runtime, process
 from shim.loop import Event, Loop
+from shim.tracking import Tracking, opened_procs
 
+MAX_KEPT = 1 << 16  # bytes after which runtime.log is begun anew; one older one is kept
 MAX_LOG = 1 << 16  # bytes of a runtime's own log that are read
 
 
 class Runner:
     """Runs one OCI runtime for one container."""
 
-    def __init__(self, loop: Loop, runtime: oci_runtime.Runtime, bundle: str) -> None:
+    def __init__(self, loop: Loop, runtime: oci_runtime.Runtime, tracking: Tracking, bundle: str) -> None:
         self.runtime = runtime
+        self._tracking = tracking
         self._loop = loop
         self._bundle = bundle
 
@@ -30,8 +33,22 @@ class Runner:
     ) -> Call:
         """Start a call; await its `finish`, or its `ended` and then ask for its `verdict`.
 
-        Without `stdio` the runtime gets /dev/null. `procs_fd` and `prepare` are for the child, see `process.spawn`.
+        Without `stdio` the runtime gets /dev/null. `procs_fd` and `prepare` are for the child, see `process.spawn`. Without
+        `procs_fd` the call starts in the container's group for calls, so that a kill reaches it and its hooks.
         """
+        if procs_fd < 0:
+            with opened_procs(self._tracking.for_call()) as fd:
+                return self._spawn(verb, arguments, stdio, fd, prepare)
+        return self._spawn(verb, arguments, stdio, procs_fd, prepare)
+
+    def _spawn(
+        self,
+        verb: str,
+        arguments: tuple[str, ...],
+        stdio: tuple[int, int, int] | None,
+        procs_fd: int,
+        prepare: Callable[[], None] | None,
+    ) -> Call:
         # The log is a memory file that the runtime opens by this process's name for it. Its stderr cannot serve: a
         # container's init inherits it, and whoever reads it to the end waits for the container's end.
         log = os.memfd_create("oci-log", os.MFD_CLOEXEC)
@@ -79,9 +96,16 @@ class Call:
 
 
 def keep(text: bytes, path: str) -> None:
-    """Append to the bundle's runtime.log; a full disk or a bundle that has gone is no reason to fail."""
+    """Append to the bundle's runtime.log; a full disk or a bundle that has gone is no reason to fail.
+
+    It is in memory (/run), and a probe can fail every second for years: what is old goes.
+    """
     try:
         with open(path, "ab", buffering=0) as file:
+            if file.tell() > MAX_KEPT:
+                os.replace(path, path + ".old")
+                keep(text, path)
+                return
             file.write(text)
     except OSError:
         return

@@ -168,7 +168,8 @@ class Stdio:
         pump = self._pumps.get(name)
         if pump is None or pump.ended.done:
             return -1
-        tap = Tap()
+        tap = Tap(self._loop)
+        pump.taps[:] = [known for known in pump.taps if not known.closed]
         pump.taps.append(tap)
         return tap.read_fd
 

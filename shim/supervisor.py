@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import signal
 import socket
 from typing import Any
 
@@ -36,9 +37,12 @@ from shim.session import Answer, Session
 from shim.tracking import Tracking
 
 MAX_SESSIONS = 256
+ACCEPT_PAUSE = 0.1  # seconds until a shim without room for a connection looks again
 FORGOTTEN_AFTER = 120.0  # seconds without a session until a shim that has created nothing leaves
 # glibc's own limit grows with the first large buffer that is freed; memory would then stay with the shim.
 MMAP_THRESHOLD = 64 << 10  # bytes
+UNHEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+"""Signals that somebody may send to everything called crisp. A shim leaves with its container, and never before."""
 
 
 def main(args: dict[str, Any], _fds: list[int], report: Any) -> None:
@@ -58,6 +62,9 @@ def main(args: dict[str, Any], _fds: list[int], report: Any) -> None:
     os.dup2(log, 2)
     os.close(log)
     set_oom_score(args.get("oom_score_adj"))
+    for number in UNHEARD:
+        # A handler and not SIG_IGN, which the OCI runtime would inherit.
+        signal.signal(number, lambda *_: None)
     mode, controllers, unified = args["hierarchies"]
     hierarchies = cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified)
     if args.get("shim_cgroup"):
@@ -99,8 +106,8 @@ class Shim:
         self._loop = Loop()
         self._id: str = args["id"]
         self._bundle: str = args["bundle"]
-        runner = Runner(self._loop, oci_runtime.from_args(args["runtime"]), self._bundle)
         self._tracking = Tracking(hierarchies, args["cgroup"], self._id)
+        runner = Runner(self._loop, oci_runtime.from_args(args["runtime"]), self._tracking, self._bundle)
         detach = hierarchies.unified if args.get("detach_unified") else ""
         self._runner = runner
         self._container = Container(self._loop, runner, self._tracking, self._id, self._bundle, detach)
@@ -132,15 +139,21 @@ class Shim:
         try:
             connection, _ = self._listener.accept()
         except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.ECONNABORTED):
-                return
-            raise
+            if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
+                # EMFILE, ENFILE, ENOMEM, ENOBUFS: who connects waits. The container must not die of it.
+                self._loop.remove(self._listener.fileno())
+                self._loop.spawn(self._accept_again())
+            return
         if len(self._sessions) >= MAX_SESSIONS:
             connection.close()
             return
         session = Session(self._loop, connection, self._serve, self._on_session_closed)
         self._sessions.append(session)
         session.tell({"event": "hello", **self._state()})
+
+    async def _accept_again(self) -> None:
+        await self._loop.sleep(ACCEPT_PAUSE)
+        self._loop.add(self._listener.fileno(), self._on_connection)
 
     def _on_session_closed(self, session: Session) -> None:
         self._sessions.remove(session)

@@ -1,15 +1,18 @@
 """Which cgroups hold a container's processes, and how each of them is killed for certain.
 
-    mode     the container                              an exec of it
-    v2       its own cgroup                             exec-N below it, by the runtime's --cgroup
+    mode     the container                                  an exec of it
+    v2       its own cgroup                                 exec-N below it, by the runtime's --cgroup
     hybrid   its v1 cgroups, and <cgroup2>/crisp/ID/init    <cgroup2>/crisp/ID/exec-N
 
 On hybrid hosts the limits are v1's, but no v1 controller kills a tree of processes at once. So each runtime call starts in
-a cgroup2 directory that nothing else knows of: its children inherit it, however often they fork.
+a cgroup2 directory that nothing else knows of: its children inherit it, however often they fork. With v2 the call starts in
+such a directory too: until the OCI runtime has moved the process into the container's group, and as long as a hook runs,
+there is no other way to them.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +20,8 @@ from contextlib import contextmanager, suppress
 from kernel import cgroups
 from shim.loop import Loop
 
+TRIED = 8
+"""Of the groups that could not be removed, so many are tried again after each exec."""
 FOLDER = "crisp"  # below the cgroup2 mount of a hybrid host
 
 
@@ -27,13 +32,18 @@ class Tracking:
         self.group = hierarchies.group(path)
         self._v2 = hierarchies.mode is cgroups.Mode.V2
         self._base = ""
-        if hierarchies.mode is cgroups.Mode.HYBRID:
+        if hierarchies.unified:
             self._base = os.path.join(hierarchies.unified, FOLDER, identity)
         self._execs = 0
+        self._busy: dict[str, None] = {}  # groups of execs that have ended, with processes in them; the oldest try first
 
     def for_init(self) -> str:
         """The directory in which `create` is to start, made now; "" for none."""
         return self._make("init") if self._base else ""
+
+    def for_call(self) -> str:
+        """The directory in which a call starts that makes no process in the container; "" for none."""
+        return self._make("call") if self._base else ""
 
     def for_exec(self, init: int) -> tuple[str, str, str, str]:
         """Make a group for one exec: (name, where the call starts, the runtime's --cgroup, the directory to kill).
@@ -42,14 +52,14 @@ class Tracking:
         """
         self._execs += 1
         name = f"exec-{self._execs}"
-        if self._base:
+        if self._base and not self._v2:
             directory = self._make(name)
             return name, directory, "", directory
         if self._v2:
             home = cgroups.of_process(init, self.group.hierarchies) or self.group.path
             directory = os.path.join(self.group.hierarchies.unified, home, name)
             os.mkdir(directory)
-            return name, "", name, directory
+            return name, self._make(name), name, directory
         return name, "", "", ""
 
     def _make(self, name: str) -> str:
@@ -60,6 +70,21 @@ class Tracking:
             except FileNotFoundError:  # the last container's shim has just removed the folder
                 continue
             return directory
+
+    def kill_exec(self, name: str, directory: str) -> bool:
+        """SIGKILL an exec with all it has started, and the call that starts it; True once there is nothing left."""
+        call = cgroups.kill_tree(os.path.join(self._base, name)) if self._base else True
+        return cgroups.kill_tree(directory) and call
+
+    def remove_exec(self, name: str, directory: str) -> None:
+        """Remove what `for_exec` has made, unless the process has left others behind: then it goes with the container."""
+        mine = {directory, os.path.join(self._base, name)} if self._base else {directory}
+        # Those of earlier execs too: what they have left behind may have ended since.
+        tried = [*mine, *itertools.islice(self._busy, TRIED)]
+        for path in tried:
+            self._busy.pop(path, None)
+            if not cgroups.remove_tree(path):
+                self._busy[path] = None
 
     def kill(self) -> bool:
         """SIGKILL everything the container has; True once there is nothing left."""
@@ -89,10 +114,17 @@ def opened_procs(directory: str) -> Iterator[int]:
         os.close(fd)
 
 
+def _tried(done: Callable[[], bool]) -> bool:
+    try:
+        return done()
+    except OSError:  # no descriptor or memory to look with: not yet
+        return False
+
+
 async def until(loop: Loop, done: Callable[[], bool], limit: float) -> bool:
     """Call `done` until it is true, at growing intervals, for at most `limit` seconds."""
     waited, pause = 0.0, 0.001
-    while not done():
+    while not _tried(done):
         if waited >= limit:
             return False
         await loop.sleep(pause)

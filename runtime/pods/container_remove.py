@@ -31,7 +31,7 @@ async def remove(node: Node, reference: str) -> None:
 async def remove_container(node: Node, container: Container) -> None:
     """As `remove`, for a container at hand."""
     await container_stop.kill(node, container)
-    async with container.lock:
+    async with container_stop.locked(container.lock, [container]):
         if container.record.id not in node.containers:
             return
         await container_stop.dismiss(node, container)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
 
 from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
     from runtime.pods.node import Node
     from runtime.pods.objects import Container
 
-ENDED = frozenset((ContainerState.EXITED, ContainerState.CREATING))
+PATIENCE_SECONDS: Final = 0.5
+"""What a create or start that is under way may still take when its container is to end."""
+
+ENDED: Final = frozenset((ContainerState.EXITED, ContainerState.CREATING))
 
 
 async def stop(node: Node, reference: str, grace_seconds: int) -> None:
@@ -54,11 +59,33 @@ async def kill(node: Node, container: Container) -> None:
 
     Raises DEADLINE_EXCEEDED, naming the processes, if they do not die: they hang in the kernel.
     """
-    async with container.lock:
+    async with locked(container.lock, [container]):
         if container.record.state in ENDED:
             return
         if not await _by_shim(container, container.exited) or container.record.state not in ENDED:
             await _by_force(node, container, container.exited)
+
+
+@asynccontextmanager
+async def locked(lock: asyncio.Lock, containers: Collection[Container]) -> AsyncIterator[None]:
+    """Hold a lock, for the end of these containers.
+
+    A create or start that holds it for long, because a hook or a volume hangs, is killed with the OCI runtime and its
+    children, and then fails: who ends a container does not wait for its beginning.
+    """
+    acquiring = asyncio.ensure_future(lock.acquire())
+    try:
+        while not acquiring.done():
+            await asyncio.wait({acquiring}, timeout=PATIENCE_SECONDS)
+            for container in () if acquiring.done() else list(containers):
+                if container.beginning and container.shim is not None:
+                    with suppress(CrispError):
+                        await container.shim.kill()
+        yield
+    finally:
+        if acquiring.done() and not acquiring.cancelled():
+            lock.release()
+        acquiring.cancel()
 
 
 async def dismiss(node: Node, container: Container) -> None:

@@ -22,7 +22,7 @@ async def stop(node: Node, reference: str) -> None:
     sandbox = node.find_sandbox(reference)
     if sandbox is None:
         return
-    async with sandbox.lock:
+    async with container_stop.locked(sandbox.lock, sandbox.containers.values()):
         await _stop(node, sandbox)
 
 
@@ -31,7 +31,7 @@ async def remove(node: Node, reference: str) -> None:
     sandbox = node.find_sandbox(reference)
     if sandbox is None:
         return
-    async with sandbox.lock:
+    async with container_stop.locked(sandbox.lock, sandbox.containers.values()):
         if sandbox.record.id not in node.sandboxes:
             return
         await _stop(node, sandbox)

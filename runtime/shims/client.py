@@ -332,18 +332,49 @@ def shim_alive(bundle: str) -> bool:
 
 
 def kill_shim(bundle: str) -> None:
-    """SIGKILL the shim that holds the lock of `bundle`, if there is one: for a shim that hangs. Blocks, for one file."""
+    """SIGKILL the shim that holds the lock of `bundle`, if there is one: for a shim that hangs. Blocks, for one file.
+
+    /proc/locks may name who took the lock and has ended, and whose pid is another's by now: so the process is held by a
+    pidfd, and must have the lock's file open.
+    """
+    for pid in _lock_holders(bundle):
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:  # it has ended, or is out of sight in another PID namespace
+            continue
+        try:
+            if pid in _lock_holders(bundle) and _has_lock_open(pid, bundle):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(pidfd)
+
+
+def _lock_holders(bundle: str) -> list[int]:
+    """Who is named for the lock, in /proc/locks."""
     try:
         lock = os.stat(os.path.join(bundle, "shim.lock"))
     except (FileNotFoundError, NotADirectoryError):
-        return
+        return []
     held = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}:{lock.st_ino}"
     with open("/proc/locks", encoding="ascii") as file:
-        for line in file:
-            _, kind, _, _, pid, place, *_ = line.replace("->", "").split()
-            if (kind, place) == ("FLOCK", held):
-                with suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+        lines = [line.replace("->", "").split() for line in file]
+    return [int(pid) for _, kind, _, _, pid, place, *_ in lines if (kind, place) == ("FLOCK", held) and int(pid) > 0]
+
+
+def _has_lock_open(pid: int, bundle: str) -> bool:
+    """Whether one of its descriptors is the lock's file."""
+    lock = os.stat(os.path.join(bundle, "shim.lock"))
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for number in numbers:
+        with suppress(OSError):
+            if os.path.samestat(os.stat(f"/proc/{pid}/fd/{number}"), lock):
+                return True
+    return False
 
 
 def read_exit_record(bundle: str) -> ExitRecord | None:

@@ -226,7 +226,7 @@ async def test_leftover_process_with_the_output_does_not_delay_the_exit(lab: Shi
 async def test_log_without_a_final_newline(lab: ShimLab) -> None:
     bundle, shim = await lab.run("printf", "no newline")
     await shim.wait()
-    assert log_text(bundle / "log") == "no newline\n"
+    assert log_text(bundle / "log") == "no newline"
 
 
 async def test_many_lines_arrive_whole(lab: ShimLab) -> None:
