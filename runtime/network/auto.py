@@ -47,6 +47,7 @@ class AutoNetwork:
 
     async def start(self) -> None:
         """Start what is needed: CNI unless it is switched off, builtin if it serves new pods or has some."""
+        await self._cluster.look()
         if self._config.mode != "builtin" or self._cni_store.items():
             await self._cni.start()
         if self._serves_builtin("") or self._builtin_store.items():
@@ -65,7 +66,7 @@ class AutoNetwork:
 
     def _serves_builtin(self, handler: str) -> bool:
         if self._config.mode == "auto":
-            return not self._cni.seen and not self._cni.serves(handler) and not self._cluster.sign()
+            return not self._cni.seen and not self._cni.serves(handler) and not self._cluster.sign
         return self._config.mode == "builtin"
 
     async def _started_builtin(self) -> BuiltinNetwork:
@@ -79,6 +80,7 @@ class AutoNetwork:
 
     async def attach(self, request: NetworkRequest) -> NetworkResult:
         """Connect a sandbox."""
+        await self._cluster.look()
         if self._serves_builtin(request.runtime_handler):
             await self._cni.detach(request)
             return await (await self._started_builtin()).attach(request)
@@ -97,6 +99,7 @@ class AutoNetwork:
 
     async def check(self) -> Readiness:
         """Of the network that the next pod gets."""
+        await self._cluster.look()
         if not self._serves_builtin(""):
             if self._builtin is not None:
                 await self._builtin.check()  # pods from before are mended as long as they are there
@@ -113,7 +116,7 @@ class AutoNetwork:
 
     def _explained(self, message: str) -> str:
         """With the reason why the builtin network does not help out, where it could."""
-        if self._config.mode != "auto" or self._cni.seen or not (sign := self._cluster.sign()):
+        if self._config.mode != "auto" or self._cni.seen or not (sign := self._cluster.sign):
             return message
         return f'{message} (a cluster\'s network is expected: {sign}; network.mode = "builtin" is for a node without one)'
 

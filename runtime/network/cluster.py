@@ -7,6 +7,7 @@ files that kubeadm and others write for it, and the pod CIDR that it hands over 
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 
@@ -28,10 +29,17 @@ class Cluster:
         if pod_cidrs:
             self._note(f"the kubelet has handed over the pod CIDR {','.join(pod_cidrs)}")
 
-    def sign(self) -> str:
-        """What tells that a cluster's network is to be expected; empty if nothing does. Costs a stat(2) for each file."""
-        if not self._sign and (found := next(filter(os.path.lexists, self._files), "")):
+    async def look(self) -> None:
+        """Look for the files, if nothing has told before; not in the event loop, for a disk can hang."""
+        if not self._sign and (found := await asyncio.to_thread(self._first)):
             self._note(f"{found} exists")
+
+    def _first(self) -> str:
+        return next(filter(os.path.lexists, self._files), "")
+
+    @property
+    def sign(self) -> str:
+        """What tells that a cluster's network is to be expected, as of the last look; empty if nothing does."""
         return self._sign
 
     def _note(self, sign: str) -> None:

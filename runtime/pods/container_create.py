@@ -31,6 +31,7 @@ from runtime.pods import (
     restore,
     sandbox_run,
     scope_limits,
+    target_process,
 )
 from runtime.pods.node import new_id
 from runtime.pods.objects import Container
@@ -72,7 +73,7 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, res
                     await container_remove.discard(node, known)
                 continue
             return _existing(known, config)
-    node.store.require_room()
+    await asyncio.get_running_loop().run_in_executor(node.blocking, node.store.require_room)
     container_id = new_id()
     source = restore_from or restore.origin(node, config.image.image, config.image.user_specified_image)
     if source is None:
@@ -112,7 +113,8 @@ async def _create_of(
         try:
             await node.store.containers.put(container.record.id, container.record.document())
             failpoint("container.recorded")
-            await _make(node, container, image, checkpoint)
+            async with target_process.held(node, container) as target_pid:
+                await _make(node, container, image, checkpoint, target_pid)
             container.record.made_at = CLOCK.now()
             await node.store.containers.put(container.record.id, container.record.document())
         except BaseException:
@@ -177,7 +179,45 @@ def _log_path(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, contain
     return os.path.join(directory, config.log_path)
 
 
-async def _make(node: Node, container: Container, image: Image, checkpoint: Checkpoint | None) -> None:
+async def _make(node: Node, container: Container, image: Image, checkpoint: Checkpoint | None, target_pid: int) -> None:
+    record = container.record
+    bundle = node.paths.bundle(record.id)
+    await asyncio.get_running_loop().run_in_executor(node.blocking, _make_directories, node, container, image)
+    described = image if checkpoint is None else restore.described(checkpoint)
+    document = await container_spec.build(node, container, described, target_pid)
+    if checkpoint is not None:
+        document = await restore.prepare(node, container, checkpoint, document)
+    (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
+    (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    await _spawn_shim(node, container)
+    failpoint("container.shim")
+    container.shim = await ShimClient.connect(str(bundle))
+    container.beginning = True
+    try:
+        made = await container.shim.create(
+            _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
+            _user(container, described, document),
+            mkdirs=sorted(image.config.volumes),
+            volumes=image_volumes.shim_arguments(node.images, record),
+            stdin=record.config.stdin,
+            stdin_once=record.config.stdin_once,
+            tty=record.config.tty,
+            max_line=node.config.containers.max_log_line_size,
+            restore=restore.places(checkpoint) if checkpoint is not None else None,
+        )
+    finally:
+        container.beginning = False
+    record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
+    if checkpoint is not None:
+        restore.check_user(checkpoint, made)
+    else:
+        told = systemd_limits.new_assignments(document["linux"]["resources"])
+        await scope_limits.tell(node.host, node.blocking, record.cgroup, told)
+    failpoint("container.made")
+
+
+def _make_directories(node: Node, container: Container, image: Image) -> None:
+    """Runs in the pool: the disk can hang."""
     record = container.record
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
     for directory in (bundle, layer):
@@ -194,33 +234,6 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     os.chown(layer / "upper", uid, gid)
     (layer / "upper").chmod(mode)
     (bundle / "rootfs").mkdir(exist_ok=True)
-    described = image if checkpoint is None else restore.described(checkpoint)
-    document = await container_spec.build(node, container, described)
-    if checkpoint is not None:
-        document = await restore.prepare(node, container, checkpoint, document)
-    (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
-    (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
-    await _spawn_shim(node, container)
-    failpoint("container.shim")
-    container.shim = await ShimClient.connect(str(bundle))
-    made = await container.shim.create(
-        _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
-        _user(container, described, document),
-        mkdirs=sorted(image.config.volumes),
-        volumes=image_volumes.shim_arguments(node.images, record),
-        stdin=record.config.stdin,
-        stdin_once=record.config.stdin_once,
-        tty=record.config.tty,
-        max_line=node.config.containers.max_log_line_size,
-        restore=restore.places(checkpoint) if checkpoint is not None else None,
-    )
-    record.pid, record.uid, record.gid, record.groups = made.pid, made.uid, made.gid, made.groups
-    if checkpoint is not None:
-        restore.check_user(checkpoint, made)
-    else:
-        told = systemd_limits.new_assignments(document["linux"]["resources"])
-        await scope_limits.tell(node.host, node.blocking, record.cgroup, told)
-    failpoint("container.made")
 
 
 async def _spawn_shim(node: Node, container: Container) -> None:

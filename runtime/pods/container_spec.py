@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kernel import cgroups, lsm
-from proto import api_pb2 as cri
-from proto.errors import failed_precondition, invalid
-from runtime.lifecycle import ContainerState
-from runtime.oci import base_spec, cdi, classes, hooks, spec
+from proto.errors import invalid
+from runtime.oci import apparmor_loader, base_spec, cdi, classes, hooks, spec
 from runtime.pods import image_volumes, selinux
 from runtime.pods.host_paths import find_sources
 
@@ -27,37 +25,37 @@ if TYPE_CHECKING:
     from runtime.pods.objects import Container
 
 
-async def build(node: Node, container: Container, image: Image) -> dict[str, Any]:
+async def build(node: Node, container: Container, image: Image, target_pid: int) -> dict[str, Any]:
     """The content of config.json, without the user, which the shim finds in the image."""
     record, sandbox = container.record, container.sandbox.record
     handler = node.handlers.get(sandbox.handler)
+    await apparmor_loader.ensure_default(node.host, node.config.containers.apparmor_profile)
     files = await asyncio.get_running_loop().run_in_executor(node.blocking, _read_files, node, container)
     sources = await _sources(node, container)
     labels = selinux.labels_of(node, container)
     if labels is not None:
         await selinux.relabel_volumes(node.fork_server, record.config, labels)
-    return spec.build(
-        spec.Inputs(
-            container_id=record.id,
-            config=record.config,
-            sandbox_id=sandbox.id,
-            sandbox=sandbox.config,
-            image=image.config,
-            sandbox_directory=node.paths.sandbox(sandbox.id),
-            cgroups_path=cgroups.oci_path(
-                sandbox.cgroup_parent, record.id, node.host.systemd_cgroups, node.config.metrics.group_prefix
-            ),
-            sources=sources,
-            target_pid=_target_pid(node, container),
-            hostname=sandbox.hostname(),
-            daemon=node.config,
-            handler=handler.config,
-            features=handler.features,
-            host=node.host,
-            files=files,
-            labels=labels,
-        )
+    inputs = spec.Inputs(
+        container_id=record.id,
+        config=record.config,
+        sandbox_id=sandbox.id,
+        sandbox=sandbox.config,
+        image=image.config,
+        sandbox_directory=node.paths.sandbox(sandbox.id),
+        cgroups_path=cgroups.oci_path(
+            sandbox.cgroup_parent, record.id, node.host.systemd_cgroups, node.config.metrics.group_prefix
+        ),
+        sources=sources,
+        target_pid=target_pid,
+        hostname=sandbox.hostname(),
+        daemon=node.config,
+        handler=handler.config,
+        features=handler.features,
+        host=node.host,
+        files=files,
+        labels=labels,
     )
+    return await asyncio.get_running_loop().run_in_executor(node.blocking, spec.build, inputs)
 
 
 def _read_files(node: Node, container: Container) -> NodeFiles:
@@ -86,15 +84,3 @@ async def _sources(node: Node, container: Container) -> list[Source]:
     found = await find_sources(node.fork_server, list(dict.fromkeys(m.host_path for m in mounts if m.host_path)))
     volumes = (image_volumes.source(node.paths.bundle(container.record.id), index) for index in itertools.count())
     return [found[mount.host_path] if mount.host_path else next(volumes) for mount in mounts]
-
-
-def _target_pid(node: Node, container: Container) -> int:
-    options = container.record.config.linux.security_context.namespace_options
-    if options.pid != cri.TARGET:
-        return 0
-    target = node.container(options.target_id)
-    if target.sandbox is not container.sandbox:
-        raise invalid(f"target container {options.target_id} belongs to another pod")
-    if target.record.state is not ContainerState.RUNNING or target.shim is None:
-        raise failed_precondition(f"target container {options.target_id} does not run")
-    return target.record.pid

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from kernel.failpoints import failpoint
@@ -36,10 +37,11 @@ async def start(node: Node, reference: str) -> None:
         shim = container.shim
         if shim is None:
             raise failed_precondition(f"container {record.id} has no shim any more: {record.message}")
-        os.makedirs(os.path.dirname(record.log_path), exist_ok=True)
+        directory = os.path.dirname(record.log_path)
+        await asyncio.get_running_loop().run_in_executor(node.blocking, partial(os.makedirs, directory, exist_ok=True))
         if record.restored_from:
             await restore.begin(node, container)
-        container.starting = True
+        container.starting = container.beginning = True
         try:
             started_at = await shim.start(log_path=record.log_path)
         except CrispError as error:
@@ -48,6 +50,8 @@ async def start(node: Node, reference: str) -> None:
             if record.restored_from:
                 raise await restore.explained(node, container, error) from error
             raise
+        finally:
+            container.beginning = False
         record.started_at = started_at
         node.events.container_started(container)
         if record.restored_from:

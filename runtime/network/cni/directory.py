@@ -73,7 +73,7 @@ class Directory:
         async with self._reading:
             good: dict[str, NetworkList] = {}
             problems: dict[str, str] = {}
-            for name in self._names():
+            for name in await asyncio.to_thread(self._names):
                 try:
                     good[name] = await self._load(self.path / name)
                 except CrispError as error:
@@ -94,9 +94,9 @@ class Directory:
             return []
 
     async def _load(self, path: Path) -> NetworkList:
-        network = network_list.parse(_text(path), single=path.suffix != ".conflist", more=True)
+        network = network_list.parse(await asyncio.to_thread(_text, path), single=path.suffix != ".conflist", more=True)
         if not network.inlined_only:
-            network = self._with_more_plugins(network)
+            network = await asyncio.to_thread(self._with_more_plugins, network)
         if not network.plugins:
             raise invalid(f"{network_list.NO_PLUGINS}, and {self.path / network.name} has no *.conf")
         asking = network.versions[0]
@@ -110,19 +110,22 @@ class Directory:
             return network
         return network.with_plugins(network_list.parse_plugin(_text(folder / name)) for name in names)
 
-    def watch(self, changed: Callable[[], Coroutine[None, None, None]]) -> None:
+    async def watch(self, changed: Callable[[], Coroutine[None, None, None]]) -> None:
         """Follow the directory's changes from now on; `changed` is called after each, once it is read."""
         self._unwatch()
         # Where the directory does not exist yet, what can be watched is the nearest of its parents.
-        place = next(parent for parent in (self.path, *self.path.parents) if parent.is_dir())
         try:
+            place = await asyncio.to_thread(self._place)
             self._watched = inotify.watch(str(place))
         except OSError as error:
-            log.warning("CNI directory cannot be watched", directory=str(place), reason=str(error))
+            log.warning("CNI directory cannot be watched", directory=str(self.path), reason=str(error))
             return
         if place == self.path:
-            self._watch_folders()
+            await asyncio.to_thread(self._watch_folders)
         asyncio.get_running_loop().add_reader(self._watched, self._event, changed)
+
+    def _place(self) -> Path:
+        return next(parent for parent in (self.path, *self.path.parents) if parent.is_dir())
 
     def _watch_folders(self) -> None:
         """Those in which networks may have more plugins, and which appear as entries of the directory themselves."""
@@ -142,7 +145,7 @@ class Directory:
                 await asyncio.sleep(QUIET_SECONDS)
                 self._stale = False
                 # Watched anew before it is read: the directory may be another one by now.
-                self.watch(changed)
+                await self.watch(changed)
                 await self.read()
                 await changed()
         finally:

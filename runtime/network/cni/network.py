@@ -90,7 +90,7 @@ class CniNetwork:
         self._used.update(attachment.network.name for record in self._records.values() for attachment in record.attachments)
         await self.set_pod_cidrs(self._pod_cidrs)
         for directory in (self._default, *self._handlers.values()):
-            directory.watch(self._changed)
+            await directory.watch(self._changed)
             await directory.read()
         await self._changed()
 
