@@ -76,7 +76,7 @@ def test_log_format(kubelet: Kubelet) -> None:
         for line in file:
             assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z (stdout|stderr) [PF] ", line)
     stdout = [(tag, text) for stream, tag, text in container.log_lines() if stream == "stdout"]
-    assert stdout == [("F", "a"), ("F", ""), ("F", "last without newline")]
+    assert stdout == [("F", "a"), ("F", ""), ("P", "last without newline")]
     stderr = [(tag, len(text)) for stream, tag, text in container.log_lines() if stream == "stderr"]
     assert stderr == [("P", 16384), ("P", 16384), ("F", 40000 - 2 * 16384)]
 
