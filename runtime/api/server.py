@@ -22,6 +22,7 @@ import structlog
 from google.protobuf import message_factory
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from kernel import sockets
 from proto import api_pb2
 from proto.errors import Code, CrispError
 from runtime import deadlines, limits
@@ -186,9 +187,11 @@ class Boundary:
             observe(call, code)
 
     async def start(self, socket_path: str, group_id: int | None) -> None:
-        """Listen; the socket belongs to root and, if given, a group."""
-        if os.path.exists(socket_path):
-            os.unlink(socket_path)
+        """Listen; the socket belongs to root and, if given, a group. Raises FAILED_PRECONDITION if its place is taken."""
+        try:
+            sockets.make_room(socket_path)
+        except OSError as error:
+            raise CrispError(Code.FAILED_PRECONDITION, f"cannot listen on {socket_path}: {error.strerror}") from None
         before = os.umask(0o177)
         try:
             if self._server.add_insecure_port(f"unix:{socket_path}") == 0:

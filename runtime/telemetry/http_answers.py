@@ -6,7 +6,6 @@ h11 speaks the protocol, asyncio moves the bytes. Requests have no body, answers
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Final
 import h11
 import structlog
 
+from kernel import sockets
 from proto.errors import Code, CrispError, invalid
 
 HEAD_BYTES: Final = 16 * 1024
@@ -59,9 +59,8 @@ class HttpAnswers:
 
     async def listen_unix(self, path: str) -> None:
         """Serve on a socket that root alone may use."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
         try:
+            sockets.make_room(path)
             os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
             before = os.umask(0o177)
             try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import grp
 import os
+import socket
 import stat
+import subprocess
 from pathlib import Path
 
 import grpc
@@ -96,3 +98,28 @@ def test_credentials_of_registries_are_not_kept(kubelet: Kubelet) -> None:
         if path.exists():
             assert SECRET.encode() not in path.read_bytes()
             assert mode(path) & PUBLIC == 0 or mode(kubelet.daemon.root) == 0o700
+
+
+def test_a_socket_that_another_program_serves_is_not_taken(tmp_path: Path) -> None:
+    """A slip in the configuration must not cut off another runtime's clients, nor delete a file."""
+    daemon = Daemon()
+    place = tmp_path / "other.sock"
+    own = f'root = "{daemon.root}"\nstate = "{daemon.state}"\nsocket = "{place}"\n'
+    daemon.config.write_text(own + daemon.config.read_text())
+    command = [*daemon.program, "serve", "--config", str(daemon.config)]
+
+    def refused() -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode != 0
+        return done.stdout + done.stderr
+
+    with socket.socket(socket.AF_UNIX) as theirs:
+        theirs.bind(str(place))
+        theirs.listen()
+        assert "another program listens on it" in refused()
+        assert place.is_socket()
+    place.unlink()
+    place.write_text("precious")
+    assert "is not a socket" in refused()
+    assert place.read_text() == "precious"
+    daemon.destroy()
