@@ -8,9 +8,9 @@ from typing import Any
 
 SCRIPT = """#!/bin/bash
 input=$(cat)
-echo "$CNI_COMMAND" >> {folder}/calls
 printf '%s' "$input" > {folder}/input.$CNI_COMMAND
 env | grep ^CNI_ > {folder}/env.$CNI_COMMAND
+echo "$CNI_COMMAND" >> {folder}/calls  # last: who has seen the call may read the rest
 if [ "$CNI_COMMAND" = VERSION ]; then
     echo '{{"cniVersion": "1.1.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]}}'
     exit

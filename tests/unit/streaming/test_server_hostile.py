@@ -19,6 +19,7 @@ import pytest
 import structlog
 
 from proto.errors import Code, CrispError
+from runtime.streaming import connection
 from runtime.streaming import server as module
 from runtime.streaming.config import StreamingConfig
 from runtime.streaming.server import StreamingServer
@@ -188,7 +189,8 @@ async def test_a_violation_ends_the_session_and_its_process(
 
 
 @pytest.mark.usefixtures("bystander")
-async def test_asking_without_reading_is_cut_off(server: StreamingServer) -> None:
+async def test_asking_without_reading_is_cut_off(server: StreamingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "MAX_UNSENT", 2 * connection.HIGH_WATER)  # soon reached, also on a busy machine
     async with await SpdyClient.connect(url(server, "sleep", "1000")) as client:
         await client.command("error", "stdout")
         client.stop_reading()
