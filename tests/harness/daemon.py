@@ -15,9 +15,10 @@ from typing import Self
 
 import grpc
 
-from kernel import cgroups, mounts
+from kernel import cgroups, mounts, namespaces
 from proto import api_pb2 as cri
 from runtime.client import Client
+from runtime.paths import NETNS_DIRECTORY, Paths
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = int(os.environ.get("CRISP_PATIENCE", "1"))
@@ -137,6 +138,7 @@ class Daemon:
             for mount in mounts.below(str(self.state))
             if os.fsdecode(mount.mount_point) != str(self.state / "containers")
         ]
+        found += self.netns()
         runtimes = [f"run/runtimes/{path.name}" for path in self.state.glob("runtimes/*")]
         for parent in ("run/sandboxes", "run/containers", "lib/containers", *runtimes):
             directory = self.directory / parent
@@ -149,6 +151,12 @@ class Daemon:
                 found += [str(p) for p in directory.iterdir() if p.is_dir() and p.name != "shims"]
         return found
 
+    def netns(self) -> list[str]:
+        """Its pods' namespaces among those of the host."""
+        paths = Paths(self.root, self.state)
+        names = os.listdir(NETNS_DIRECTORY) if NETNS_DIRECTORY.is_dir() else []
+        return [str(NETNS_DIRECTORY / name) for name in names if paths.sandbox_of_netns(name)]
+
     def destroy(self) -> None:
         """End it and remove what it had."""
         if self.process is not None:
@@ -160,5 +168,7 @@ class Daemon:
         deadline = time.monotonic() + STOP_SECONDS
         while not (group.kill() and group.remove()) and time.monotonic() < deadline:
             time.sleep(0.01)
+        for place in self.netns():
+            namespaces.unpin(place)
         mounts.detach_all(str(self.state))
         shutil.rmtree(self.directory, ignore_errors=True)
