@@ -30,6 +30,7 @@ from shim.runner import Runner
 from shim.stdio import Stdio
 from shim.tracking import Tracking, opened_procs, until
 
+RESERVE = 8  # descriptors that are kept for killing a container and putting it away
 DELETE_TIME = 5.0  # seconds that the runtime may take to delete the container before a kill ends it with its hooks
 KILL_TIME = 30.0  # seconds until a kill that does not succeed is reported
 RECORD_TIME = 10.0  # seconds that the exit record waits for the rest of the cgroup to die
@@ -64,6 +65,7 @@ class Container:
         self._stdio: Stdio | None = None
         self._oom = OomWatch(loop, tracking.group)
         self._record: ExitRecord | None = None
+        self._reserve = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(RESERVE)]
         self._busy: Event[None] | None = None  # a create or start under way
         self._freezer: Event[None] | None = None  # a pause, resume or checkpoint under way
         self._to_restore: Request | None = None  # the create of a container that has no process yet
@@ -257,6 +259,7 @@ class Container:
             self._loop.spawn(self._leave())
             return
         self._clients_matter = False
+        self._use_reserve()
         if self._to_restore is not None:
             self._to_restore = None
             self._loop.spawn(self._end(128 + signal.SIGKILL, signal.SIGKILL))
@@ -345,6 +348,7 @@ class Container:
     async def _end(self, code: int, number: int) -> None:
         """Put the container away: its init has exited, or there never was one."""
         finished_at = time.time_ns()
+        self._use_reserve()
         if self._busy is not None:
             await self._busy
         oom_killed = self._oom_killed()
@@ -373,12 +377,17 @@ class Container:
         except OSError:  # no descriptor or memory to look with: what was seen before counts
             return self._oom.killed
 
+    def _use_reserve(self) -> None:
+        """Have descriptors for the end, whatever has used up the others."""
+        while self._reserve:
+            os.close(self._reserve.pop())
+
     async def _delete(self) -> None:
         """Have the runtime forget the container; it may never have known it."""
         self._deleting = True
         try:
             await self._runner.call("delete", "--force", self._id)
-        except CrispError:
+        except (CrispError, OSError):
             return  # said in runtime.log; the cgroups are removed below in any case
         finally:
             self._deleting = False
