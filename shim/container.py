@@ -263,10 +263,14 @@ class Container:
         if self._to_restore is not None:
             self._to_restore = None
             self._loop.spawn(self._end(128 + signal.SIGKILL, signal.SIGKILL))
-        if self._deleting:
-            await until(self._loop, lambda: not self._deleting, DELETE_TIME)
-        # A create or start under way ends with it: what that would make after the kill is killed too.
-        if not await until(self._loop, lambda: self._tracking.kill() and self._busy is None, KILL_TIME):
+        # The delete that follows the end is not to be killed, unless it was under way before and hangs.
+        hangs = self._deleting and not await until(self._loop, lambda: not self._deleting, DELETE_TIME)
+
+        def dead() -> bool:
+            # A create or start under way ends with it: what that would make after the kill is killed too.
+            return self._tracking.kill(spare_calls=self._deleting and not hangs) and self._busy is None
+
+        if not await until(self._loop, dead, KILL_TIME):
             pids = sorted(self._tracking.group.procs())
             raise CrispError(Code.DEADLINE_EXCEEDED, f"processes {pids} of container {self._id} do not die")
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from kernel import cgroups
 from shim.loop import Loop
 
+CALLS = "call"
 TRIED = 8
 """Of the groups that could not be removed, so many are tried again after each exec."""
 FOLDER = "crisp"  # below the cgroup2 mount of a hybrid host
@@ -43,7 +44,7 @@ class Tracking:
 
     def for_call(self) -> str:
         """The directory in which a call starts that makes no process in the container; "" for none."""
-        return self._make("call") if self._base else ""
+        return self._make(CALLS) if self._base else ""
 
     def for_exec(self, init: int) -> tuple[str, str, str, str]:
         """Make a group for one exec: (name, where the call starts, the runtime's --cgroup, the directory to kill).
@@ -86,10 +87,23 @@ class Tracking:
             if not cgroups.remove_tree(path):
                 self._busy[path] = None
 
-    def kill(self) -> bool:
-        """SIGKILL everything the container has; True once there is nothing left."""
-        tracked = cgroups.kill_tree(self._base) if self._base else True
-        return self.group.kill() and tracked
+    def kill(self, *, spare_calls: bool = False) -> bool:
+        """SIGKILL everything the container has; True once there is nothing left.
+
+        `spare_calls`: but not the runtime's calls that make no process, of which one is the delete.
+        """
+        tracked = []
+        if self._base:
+            names = [name for name in self._names() if name != CALLS] if spare_calls else [""]
+            tracked = [cgroups.kill_tree(os.path.join(self._base, name)) for name in names]
+        return self.group.kill() and all(tracked)
+
+    def _names(self) -> list[str]:
+        try:
+            with os.scandir(self._base) as entries:
+                return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
 
     def remove(self) -> bool:
         """Remove every directory; False while one is busy."""

@@ -27,6 +27,7 @@ for argument; do
     case $argument in create|start|exec|delete) verb=$argument; break;; esac
 done
 [ "$verb $(cat "$0.hang" 2>/dev/null)" = "$verb $verb before" ] && { touch "$0.hangs"; setsid sleep 7777 & exec sleep 7777; }
+[ "$verb $(cat "$0.hang" 2>/dev/null)" = "$verb $verb slowly" ] && sleep 0.5
 runc "$@" || exit
 [ "$verb $(cat "$0.hang" 2>/dev/null)" = "$verb $verb after" ] && { touch "$0.hangs"; setsid sleep 7777 & exec sleep 7777; }
 exit 0
@@ -119,6 +120,18 @@ def test_a_container_whose_start_hangs_is_ended(trap: Trap, when: str, end: str)
     assert trap.left == []
     if end != "RemoveContainer":
         assert container.status().state == cri.CONTAINER_EXITED
+
+
+def test_a_kill_does_not_kill_the_delete_that_follows(trap: Trap) -> None:
+    """The OCI runtime would remember the container for ever; the fixture looks for that."""
+    pod = trap.kubelet.pod(handler="hanging")
+    trap.set("delete", "slowly")
+    containers = [pod.run("/bin/sh", "-c", "sleep 1000 & sleep 1000 & sleep 1000") for _ in range(6)]
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda container: container.stop(), containers * 2))
+    for container in containers:
+        assert container.status().exit_code == 137
+        container.remove()
 
 
 def test_a_delete_that_hangs_holds_up_nothing_for_ever(trap: Trap) -> None:

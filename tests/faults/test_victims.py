@@ -19,6 +19,7 @@ import pytest
 
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
+from tests.harness import pure_v2
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Container, Kubelet, Pod, some_limit, wait_until
 from tests.harness.shims import find_shim
@@ -164,10 +165,10 @@ done
 if [ -e {control} ] && read wanted when < {control} && [ "$verb" = "$wanted" ]; then
     rm {control}
     [ $when = before ] && kill -9 $$
-    crun "$@"
+    {runtime} "$@"
     kill -9 $$
 fi
-exec crun "$@"
+exec {runtime} "$@"
 """
 
 
@@ -176,7 +177,7 @@ def flaky(rootfs: Path) -> Iterator[tuple[Kubelet, Path]]:
     """A daemon whose runtime is killed once where the control file says."""
     daemon = Daemon()
     control, program = daemon.directory / "control", daemon.directory / "flaky"
-    program.write_text(FLAKY.format(control=control))
+    program.write_text(FLAKY.format(control=control, runtime=pure_v2.usable_runtime()))
     program.chmod(0o755)
     daemon.config.write_text(daemon.config.read_text() + f'[runtimes.flaky]\npath = "{program}"\n')
     daemon.start()

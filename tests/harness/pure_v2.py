@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import subprocess
 
-from kernel import cgroups, mounts, syscalls
+from kernel import capabilities, cgroups, mounts, syscalls
 from kernel.cgroups import Mode
 
 
@@ -30,3 +30,9 @@ def enter() -> None:
 def missing_controllers(*wanted: str) -> list[str]:
     """Those of `wanted` that the mounted hierarchies do not have."""
     return sorted(set(wanted) - set(cgroups.detect().controllers))
+
+
+def usable_runtime() -> str:
+    """crun, or runc where crun may not load the BPF program that device rules are in pure cgroup v2."""
+    may = "CAP_SYS_RESOURCE" in capabilities.bounding_set()
+    return "crun" if may or cgroups.detect().mode is not Mode.V2 else "runc"

@@ -513,3 +513,12 @@ async def test_malformed_requests_are_answered(lab: ShimLab) -> None:
     with pytest.raises(CrispError, match="needs signal"):
         await shim._connection.request("signal")
     assert (await shim.state())["state"] == "running"
+
+
+async def test_a_kill_does_not_kill_the_delete_that_follows(lab: ShimLab) -> None:
+    """The runtime would remember the container for ever; the lab asserts that it does not."""
+    for _ in range(15):
+        _, shim = await lab.run("sleep", "1000")
+        await asyncio.gather(shim.kill(), shim.kill(), shim.kill())
+        await shim.gone()
+        assert not list((lab.base / "oci").glob("*"))
