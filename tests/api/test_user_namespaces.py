@@ -55,6 +55,7 @@ def test_root_inside_is_nobody_outside(kubelet: Kubelet, tmp_path: Path) -> None
 
 
 def test_groups_may_be_mapped_otherwise_than_users(kubelet: Kubelet) -> None:
+    kubelet.need_handler("crun", user_namespaces=True)
     config = kubelet.pod_config()
     options = config.linux.security_context.namespace_options.userns_options
     options.mode = cri.POD
