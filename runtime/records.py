@@ -90,10 +90,10 @@ class SandboxRecord:
         return SandboxState.READY if self.ready_at else SandboxState.CREATING
 
     def hostname(self) -> str:
-        """The pod's name of itself: the node's if it uses the node's network."""
+        """The pod's name of itself: the node's if it uses the node's network, or has been given none."""
         if self.config.linux.security_context.namespace_options.network == cri.NODE:
             return socket.gethostname()
-        return self.config.hostname
+        return self.config.hostname or socket.gethostname()
 
     def document(self) -> dict[str, Any]:
         """As JSON."""

@@ -4,7 +4,9 @@
      │                 └────────────────┴──── init exits ─────────────┴──▶ STOPPED ──▶ the shim leaves
      └── a create that fails, or `kill`: the shim leaves
 
-A container that is to be restored from a checkpoint has no process while it is CREATED: its `start` makes one.
+A container that is to be restored from a checkpoint has no process while it is CREATED: its `start` makes one. Neither has
+one whose process cannot be made, because its command is missing, say: its `start` fails. That is where Kubernetes expects
+to hear of it; a CreateContainer that fails is tried again for ever.
 
 Putting away, in this order: read the OOM count, kill the rest of the cgroup, copy what is left in the pipes, write the exit
 record, tell, delete the container at the OCI runtime, remove the cgroups.
@@ -21,7 +23,7 @@ from contextlib import asynccontextmanager
 
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message, Request, State
-from shim import cri_log, exit_record, preparation, process
+from shim import cri_log, exit_record, oci_runtime, preparation, process
 from shim.execs import Exec, read_pid
 from shim.exit_record import ExitRecord
 from shim.loop import Event, Loop
@@ -56,7 +58,7 @@ class Container:
         self._id = identity
         self._bundle = bundle
         self._detach_unified = detach_unified
-        self._command = ""
+        self._command = self._directory = ""  # what it runs, and where
         self._pid = 0
         self._pidfd = -1
         self._started_at = 0
@@ -70,6 +72,10 @@ class Container:
         self._freezer: Event[None] | None = None  # a pause, resume or checkpoint under way
         self._to_restore: Request | None = None  # the create of a container that has no process yet
         self._deleting = False
+        self._stillborn: CrispError | None = None  # why it will never have one
+        self._ending = False  # it is put away, and never had a process
+        self._user: Message = {}  # whom the process runs as
+        self._message = ""  # the reason of the exit record in words
         self._clients_matter = True
         """Whether the shim waits for attached clients to take the end of the output: not once somebody kills."""
 
@@ -116,7 +122,7 @@ class Container:
                 user = await self._rehearse(request)
                 self._to_restore = request
             else:
-                user = await self._launch(request, "create")
+                user = await self._launch_or_note(request)
         except BaseException:
             await self._undo_create()
             raise
@@ -129,26 +135,35 @@ class Container:
         self._loop.unclaim()
         return {"pid": self._pid, **user}
 
+    async def _launch_or_note(self, request: Request) -> Message:
+        """Launch the container; what is wrong with its process is kept for `start`."""
+        try:
+            return await self._launch(request, "create")
+        except oci_runtime.ProcessError as error:
+            self._stillborn = error
+            await until(self._loop, self._tracking.kill, RECORD_TIME)
+            await self._delete()
+            return self._user
+
     def _new_stdio(self, request: Request) -> Stdio:
         max_line = request.fields.get("max_line") or cri_log.MAX_LINE
         return Stdio(self._loop, self._bundle, request.flag("tty"), request.flag("stdin"), max_line)
 
     async def _rehearse(self, request: Request) -> Message:
         """Prepare the root as a restore will, to tell now what is wrong with it; the mounts go with the child."""
-        result_read, result_write = os.pipe2(os.O_CLOEXEC)
+        result = preparation.new_result()
 
         def prepare() -> None:
-            preparation.prepare(self._bundle, request.fields, self._detach_unified, result_write)
+            preparation.prepare(self._bundle, request.fields, self._detach_unified, result)
             raise SystemExit
 
         try:
             with opened_procs(self._tracking.for_init()) as procs_fd:
                 pid = process.spawn([], self._streams().child_fds, procs_fd, prepare)
-            os.close(result_write)
             await self._loop.child(pid)
-            prepared = preparation.read_result(result_read)
+            prepared = preparation.read_result(result)
         finally:
-            os.close(result_read)
+            os.close(result)
         if prepared is None:
             raise CrispError(Code.INTERNAL, f"container {self._id}: its root was not prepared")
         return prepared.user
@@ -160,23 +175,23 @@ class Container:
         options = ["--bundle", self._bundle, "--pid-file", pid_file, *arguments]
         if stdio.console is not None:
             options += ["--console-socket", stdio.console.path]
-        result_read, result_write = os.pipe2(os.O_CLOEXEC)
+        result = preparation.new_result()
 
         def prepare() -> None:
-            preparation.prepare(self._bundle, request.fields, self._detach_unified, result_write)
+            preparation.prepare(self._bundle, request.fields, self._detach_unified, result)
 
         try:
             with opened_procs(self._tracking.for_init()) as procs_fd:
                 call = self._runner.begin(
                     verb, *options, self._id, stdio=stdio.child_fds, procs_fd=procs_fd, prepare=prepare
                 )
-            os.close(result_write)
             await call.ended
-            prepared = preparation.read_result(result_read)
+            prepared = preparation.read_result(result)
         finally:
-            os.close(result_read)
-        self._command = prepared.command if prepared is not None else ""
-        await call.finish(self._command)
+            os.close(result)
+        if prepared is not None:
+            self._command, self._directory, self._user = prepared.command, prepared.directory, prepared.user
+        await call.finish(self._command, self._directory)
         if prepared is None:
             raise CrispError(Code.INTERNAL, f"container {self._id}: its root was not prepared")
         stdio.created()
@@ -199,22 +214,27 @@ class Container:
     async def start(self, log_path: str) -> Message:
         """Open the log and let the container's process run; a failure ends the container with code 128."""
         self._require(State.CREATED)
-        if self._busy is not None:
-            raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is being started")
+        if self._busy is not None or self._ending:
+            raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is being started or ended")
         stdio = self._streams()
-        stdio.start(log_path)
         busy: Event[None] = Event()
         self._busy = busy
         # Taken before the process can run, so that it never ends before it has started.
         started_at = time.time_ns()
         try:
+            stdio.start(log_path)
             if self._to_restore is not None:
                 await self._restore(self._to_restore)
+            elif self._stillborn is not None:
+                raise self._stillborn
             else:
-                await self._runner.begin("start", self._id).finish(self._command)
-        except CrispError:
-            self._reason = "StartError"
-            self._tracking.kill()
+                await self._runner.begin("start", self._id).finish(self._command, self._directory)
+        except CrispError as error:
+            self._reason, self._message = "StartError", error.message[: exit_record.MAX_MESSAGE]
+            if self._pid:
+                self._tracking.kill()
+            else:
+                self._end_without_process(process.EXEC_FAILED, 0)
             raise
         finally:
             self._busy = None
@@ -232,11 +252,8 @@ class Container:
         self._loop.claim()
         try:
             await self._launch(request, "restore", *options)
-        except BaseException as error:
-            self._loop.spawn(self._end(process.EXEC_FAILED, 0))
-            if isinstance(error, OSError):
-                raise CrispError(Code.INTERNAL, f"container {self._id} cannot be restored: {error}") from error
-            raise
+        except OSError as error:
+            raise CrispError(Code.INTERNAL, f"container {self._id} cannot be restored: {error}") from error
         else:
             self._loop.spawn(self._watch(self._loop.child(self._pid)))
         finally:
@@ -260,9 +277,8 @@ class Container:
             return
         self._clients_matter = False
         self._use_reserve()
-        if self._to_restore is not None:
-            self._to_restore = None
-            self._loop.spawn(self._end(128 + signal.SIGKILL, signal.SIGKILL))
+        if self.state is State.CREATED and not self._pid and self._busy is None:
+            self._end_without_process(128 + signal.SIGKILL, signal.SIGKILL)
         # The delete that follows the end is not to be killed, unless it was under way before and hangs.
         hangs = self._deleting and not await until(self._loop, lambda: not self._deleting, DELETE_TIME)
 
@@ -349,6 +365,12 @@ class Container:
         """Wait for the container's init and put the container away."""
         await self._end(*process.exit_code(await ended))
 
+    def _end_without_process(self, code: int, number: int) -> None:
+        """Put a container away that has no init whose end would be noticed."""
+        if not self._ending:
+            self._ending = True
+            self._loop.spawn(self._end(code, number))
+
     async def _end(self, code: int, number: int) -> None:
         """Put the container away: its init has exited, or there never was one."""
         finished_at = time.time_ns()
@@ -363,7 +385,7 @@ class Container:
             code, number = 128, 0
         elif not empty:
             self._reason = "processes of the container do not die"
-        self._record = ExitRecord(code, number, oom_killed, self._started_at, finished_at, self._reason)
+        self._record = ExitRecord(code, number, oom_killed, self._started_at, finished_at, self._reason, self._message)
         try:
             exit_record.write(self._bundle, self._record)
         except OSError:  # the disk is full, or someone has removed the bundle: those who listen are told all the same

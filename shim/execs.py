@@ -33,7 +33,7 @@ class Streams:
         if not request.flag("tty"):
             for number, name in enumerate(("stdin", "stdout", "stderr")):
                 if request.flag(name):
-                    read_fd, write_fd = pipes.make_pipe(1 << 16)
+                    read_fd, write_fd = pipes.make_pipe(1 << 16, pipes.INPUT if number == 0 else pipes.OUTPUT)
                     self._child[number], self.lent[name] = (read_fd, write_fd) if number == 0 else (write_fd, read_fd)
         self._close = {null, *self._child}
 
@@ -59,7 +59,7 @@ class Streams:
 class Exec:
     """One exec, from its request to its end."""
 
-    def __init__(self, loop: Loop, runner: Runner, tracking: Tracking, bundle: str, identity: str, init: int) -> None:
+    def __init__(self, loop: Loop, runner: Runner, tracking: Tracking, bundle: str, identity: str) -> None:
         self.pid = 0
         self.ended = False
         self._loop = loop
@@ -68,7 +68,7 @@ class Exec:
         self._bundle = bundle
         self._tracking = tracking
         self._starting = False
-        self._name, self._start_in, self._option, self._directory = tracking.for_exec(init)
+        self._name, self._start_in, self._option, self._directory = tracking.for_exec()
 
     async def start(self, request: Request, process_fd: int, on_exit: Callable[[int], None]) -> Streams:
         """Run the process described by the JSON in `process_fd`; its streams, to be sent and closed.

@@ -12,6 +12,7 @@ import os
 from typing import Any, NamedTuple
 
 NAME = "exit.json"
+MAX_MESSAGE = 4096  # characters, as the kubelet bounds a termination message
 
 
 class ExitRecord(NamedTuple):
@@ -29,6 +30,8 @@ class ExitRecord(NamedTuple):
     """ns since the epoch."""
     reason: str = ""
     """Why, where the code does not say it."""
+    message: str = ""
+    """The reason in words, for people; at most MAX_MESSAGE characters."""
 
 
 def write(bundle: str, record: ExitRecord) -> None:

@@ -13,22 +13,27 @@ from typing import Any
 
 from kernel import mounts, syscalls
 from proto.errors import Code, CrispError
+from shim import rootfs
 
 
 def mount_all(bundle: str, volumes: Sequence[dict[str, Any]]) -> None:
-    """Mount `volumes`, {"lowerdirs": [topmost, ...], "sub_path": PATH}, in the present mount namespace.
+    """Mount `volumes`, {"lowerdirs": [topmost, ...], "sub_path": PATH, "userns": FILE}, in the present mount namespace.
 
-    A failure begins with `ImageVolumeMountFailed`, which the kubelet counts.
+    "userns" names a pinned user namespace whose mappings the images' files get; empty for none. An overlay cannot be mapped,
+    so each layer is. A failure begins with `ImageVolumeMountFailed`, which the kubelet counts.
     """
     for index, volume in enumerate(volumes):
         try:
-            _mount(bundle, index, list(volume["lowerdirs"]), str(volume["sub_path"]))
+            _mount(bundle, index, volume)
         except OSError as error:
             name = volume["sub_path"] or "/"
             raise CrispError(Code.INVALID_ARGUMENT, f"ImageVolumeMountFailed: {name}: {error.strerror}") from None
 
 
-def _mount(bundle: str, index: int, lowerdirs: list[str], sub_path: str) -> None:
+def _mount(bundle: str, index: int, volume: dict[str, Any]) -> None:
+    lowerdirs, sub_path = list(volume["lowerdirs"]), str(volume["sub_path"])
+    if volume.get("userns"):
+        lowerdirs = list(rootfs.mapped(os.path.join(bundle, "image-layers", str(index)), lowerdirs, volume["userns"]))
     image = os.path.join(bundle, "images", str(index))
     os.makedirs(image, exist_ok=True)
     if len(lowerdirs) == 1:

@@ -6,12 +6,32 @@ the next line that fits follows the last whole one.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
+from proto.errors import failed_precondition
 from shim import log_repair
 
-_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+# O_NONBLOCK: a FIFO without a reader would hold up everything that the shim does.
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 _MODE = 0o640
+
+
+def open_log(path: str) -> int:
+    """Open a log for appending; FAILED_PRECONDITION says what stands in its place that is none."""
+    try:
+        fd = os.open(path, _FLAGS, _MODE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise failed_precondition(f"log file {path}: it is a FIFO that nobody reads, or a socket") from None
+        raise failed_precondition(f"log file {path}: {error.strerror}") from None
+    kind = stat.S_IFMT(os.fstat(fd).st_mode)
+    if kind not in (stat.S_IFREG, stat.S_IFCHR):  # /dev/null is some people's log
+        os.close(fd)
+        raise failed_precondition(f"log file {path}: it is neither a file nor a character device")
+    os.set_blocking(fd, True)
+    return fd
 
 
 class LogFile:
@@ -23,7 +43,7 @@ class LogFile:
             log_repair.complete(path)
         self.lost = 0
         """Bytes of log lines that could not be written."""
-        self._fd = os.open(path, _FLAGS, _MODE) if path else -1
+        self._fd = open_log(path) if path else -1
 
     def write(self, lines: bytes) -> None:
         """Append whole lines."""
@@ -51,7 +71,7 @@ class LogFile:
         """Continue in a file of the same name, made anew if it was renamed or removed; on failure, in the old one."""
         if not self.path:
             return
-        fd = os.open(self.path, _FLAGS, _MODE)
+        fd = open_log(self.path)
         os.close(self._fd)
         self._fd = fd
 

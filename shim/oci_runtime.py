@@ -7,9 +7,9 @@ crun and runc share the subset that is used: global --root, --log, --log-format 
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from proto.errors import Code, CrispError
+from proto.errors import Code, CrispError, failed_precondition
 
 
 class Runtime(NamedTuple):
@@ -49,26 +49,62 @@ def last_error(log: bytes) -> str:
     return message
 
 
-def failure(runtime: Runtime, verb: str, exit_code: int, log: bytes, command: str = "") -> CrispError:
+class ProcessError(CrispError):
+    """The container can be made, but not the process that it is to run: its command or its working directory is at fault."""
+
+
+def failure(runtime: Runtime, verb: str, exit_code: int, log: bytes, command: str = "", directory: str = "") -> CrispError:
     """Why a call failed, in words for the person who reads `kubectl describe`.
 
-    `command` is what the container was to run. runc says `exec: "x": executable file not found in $PATH`, crun
-    "executable file `x` not found in $PATH"; both become the first form, which Kubernetes' users know.
+    `command` is what the container was to run, `directory` where. runc says `exec: "x": executable file not found in $PATH`,
+    crun "executable file `x` not found in $PATH"; both become the first form, which Kubernetes' users know. What the pod has
+    got wrong is FAILED_PRECONDITION; INTERNAL is for what nobody has foreseen.
     """
     message = last_error(log)
     if not message:
         return CrispError(Code.INTERNAL, f"{runtime.name} {verb} failed with exit code {exit_code} and without a word")
+    said = f"({runtime.name}: {message})"
     lower = message.lower()
-    if command and _names_missing_command(lower, command.lower()):
-        reason = "executable file not found in $PATH" if "/" not in command else "no such file or directory"
-        return CrispError(Code.FAILED_PRECONDITION, f'exec: "{command}": {reason} ({runtime.name}: {message})')
-    if command and "permission denied" in lower and ("exec" in lower or command.lower() in lower):
-        return CrispError(Code.FAILED_PRECONDITION, f'exec: "{command}": permission denied ({runtime.name}: {message})')
+    reason = next((reason for reason in REASONS if reason in lower), "")
+    if command and (fault := _fault_of_command(lower, command, reason)):
+        return ProcessError(Code.FAILED_PRECONDITION, f'exec: "{command}": {fault} {said}')
+    made = (f"mkdir `{directory.lower()}`", f"mkdir {directory.lower()}:")
+    if reason and directory and ("chdir" in lower or any(words in lower for words in made)):
+        return ProcessError(Code.FAILED_PRECONDITION, f"working directory {directory}: {reason} {said}")
+    for words, what in FAULTS.items():
+        if reason and any(word in lower for word in words):
+            return failed_precondition(f"{what}: {reason} {said}")
+    if "memory limit" in lower:
+        return failed_precondition(f"the memory limit is too low {said}")
     return CrispError(Code.INTERNAL, f"{runtime.name} {verb}: {message}")
 
 
-def _names_missing_command(message: str, command: str) -> bool:
-    """Whether a runtime's (lower-case) message means that the command is not there."""
-    if "executable file" in message and "not found" in message:
-        return True
-    return command in message and "no such file or directory" in message and ("exec" in message or "open" in message)
+REASONS: Final = (
+    "no such file or directory",
+    "not a directory",
+    "is a directory",
+    "permission denied",
+    "operation not permitted",
+    "too many levels of symbolic links",
+    "numerical result out of range",
+    "invalid argument",
+    "no such device",
+)
+"""The kernel's words, in lower case, for what requests and images do wrong."""
+
+FAULTS: Final = {
+    ("cgroup", "writing file", "failed to write", "cpuset"): "a resource limit cannot be set",
+    ("mount", "openat2", "mkdir", "securejoin", "rootfs"): "a mount's place in the container",
+}
+"""Words of crun's and runc's messages, and what they are about."""
+
+
+def _fault_of_command(message: str, command: str, reason: str) -> str:
+    """What a runtime's (lower-case) message says is wrong with the command; empty if it speaks of something else."""
+    if not ("executable" in message or ("exec" in message and command.lower() in message)):
+        return ""
+    if "not found in $path" in message:
+        return "no such file or directory" if "/" in command else "executable file not found in $PATH"
+    if reason in ("operation not permitted", "is a directory"):  # crun's word for a directory in the command's place
+        return "permission denied"
+    return reason or ("exec format error" if "exec format error" in message else "")

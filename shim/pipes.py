@@ -9,14 +9,20 @@ import socket
 import struct
 import termios
 
+TIOCGPTPEER = 0x5441
 PIPE_SIZE = 1 << 20  # bytes; the default limit of /proc/sys/fs/pipe-max-size
 # One read. Twice as much gains 5 % of log throughput; the buffers of a burst count against the shim's memory.
 READ_SIZE = 1 << 18  # bytes
 
 
-def make_pipe(size: int = PIPE_SIZE) -> tuple[int, int]:
-    """A close-on-exec pipe (read end, write end) of `size` bytes if the host permits it, else of its default."""
+def make_pipe(size: int = PIPE_SIZE, mode: int = 0o600) -> tuple[int, int]:
+    """A close-on-exec pipe (read end, write end) of `size` bytes if the host permits it, else of its default.
+
+    `mode` is for those who open it anew by /proc/self/fd, as /dev/stdout is opened: a pipe belongs to the shim's user, and
+    the container's process may be any other, by its configuration, by itself, or because its ids are mapped.
+    """
     read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+    os.fchmod(write_fd, mode)
     try:
         fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, size)
     except OSError as error:
@@ -24,6 +30,15 @@ def make_pipe(size: int = PIPE_SIZE) -> tuple[int, int]:
         if error.errno not in (errno.EPERM, errno.EBUSY):
             raise
     return read_fd, write_fd
+
+
+OUTPUT = 0o622  # mode of a process's output: whoever it has become may write to it
+INPUT = 0o644  # and of its input
+
+
+def open_slave(master: int) -> int:
+    """The other side of a pseudo-terminal, by its master: its name may lie in another mount namespace (ioctl_tty(2))."""
+    return fcntl.ioctl(master, TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
 
 
 def resize(tty_fd: int, width: int, height: int) -> None:

@@ -9,11 +9,15 @@ what keeps the rootfs from propagating.
 from __future__ import annotations
 
 import os
+import posixpath
 from collections.abc import Iterator
 from typing import Any
 
 from kernel import mounts, syscalls
 from kernel.cgroups import ROOT as CGROUP_ROOT
+from proto.errors import failed_precondition
+
+MAX_LINKS = 40  # as the kernel follows in one path (MAXSYMLINKS)
 
 
 def enter_private_namespace(detach_unified: str = "") -> None:
@@ -43,7 +47,7 @@ def mount(bundle: str, rootfs: dict[str, Any]) -> str:
         return target
     lower = [str(directory) for directory in rootfs["lowerdirs"]]
     if rootfs.get("userns"):
-        lower = list(_mapped(bundle, lower, rootfs["userns"]))
+        lower = list(mapped(os.path.join(bundle, "layers"), lower, rootfs["userns"]))
     mounts.overlay(
         target,
         lower,
@@ -55,10 +59,9 @@ def mount(bundle: str, rootfs: dict[str, Any]) -> str:
     return target
 
 
-def _mapped(bundle: str, lower: list[str], userns: str) -> Iterator[str]:
-    """Bind each layer with its ids mapped as in `userns`; the places of these mounts, which overlay can take."""
+def mapped(base: str, lower: list[str], userns: str) -> Iterator[str]:
+    """Bind each layer below `base`, its ids mapped as in `userns`; the places of these mounts, which overlay can take."""
     user_fd = os.open(userns, os.O_RDONLY | os.O_CLOEXEC)
-    base = os.path.join(bundle, "layers")
     try:
         for index, directory in enumerate(lower):
             place = os.path.join(base, str(index))
@@ -75,25 +78,86 @@ def _mapped(bundle: str, lower: list[str], userns: str) -> Iterator[str]:
 
 
 def make_directories(root_fd: int, paths: list[str]) -> None:
-    """`mkdir -p` inside the root file system open at `root_fd`; symbolic links are followed within it."""
+    """`mkdir -p` inside the root file system open at `root_fd`; symbolic links are followed within it.
+
+    A link that leads to nothing gets what it names: `/var/run -> /run` in an image without /run. FAILED_PRECONDITION for
+    links that lead in a circle, and where a file is in the way.
+    """
     for path in paths:
-        done = ""
-        parent = os.dup(root_fd)
+        os.close(_directory(root_fd, path, MAX_LINKS))
+
+
+def make_link_targets(root_fd: int, path: str, source: str) -> None:
+    """Where `path` leads through a symbolic link to nothing, make what the link names; the OCI runtime makes the rest.
+
+    What the last link names is made of the same kind as `source`, which is to be mounted there.
+    """
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    for count in range(1, len(parts) + 1):
+        here = "/".join(parts[:count])
         try:
-            for part in [part for part in path.split("/") if part not in ("", ".", "..")]:
-                done = f"{done}/{part}"
-                child = _open_or_make(root_fd, parent, done, part)
-                os.close(parent)
-                parent = child
-        finally:
-            os.close(parent)
+            os.close(syscalls.openat2(root_fd, here, os.O_PATH, syscalls.RESOLVE_IN_ROOT))
+        except FileNotFoundError:
+            target = _link(root_fd, here)
+            if target is None:
+                return  # nothing is there
+            if count < len(parts) or os.path.isdir(source):
+                make_directories(root_fd, [target])
+            else:
+                _make_file(root_fd, target)
+        except OSError:
+            return  # a file in the way, links in a circle: the runtime says it
 
 
-def _open_or_make(root_fd: int, parent: int, path: str, name: str) -> int:
-    """The directory at `path`, made as `name` in its opened `parent` if it is missing."""
+def _directory(root_fd: int, path: str, links: int) -> int:
+    """The directory at `path`, made if it is missing, opened."""
     flags = os.O_PATH | os.O_DIRECTORY
+    done = ""
+    parent = os.dup(root_fd)
     try:
-        return syscalls.openat2(root_fd, path, flags, syscalls.RESOLVE_IN_ROOT)
-    except FileNotFoundError:
-        os.mkdir(name, 0o755, dir_fd=parent)
-        return syscalls.openat2(root_fd, path, flags, syscalls.RESOLVE_IN_ROOT)
+        for part in [part for part in posixpath.normpath("/" + path).split("/") if part]:
+            done = f"{done}/{part}"
+            try:
+                child = syscalls.openat2(root_fd, done, flags, syscalls.RESOLVE_IN_ROOT)
+            except FileNotFoundError:
+                if (target := _link(root_fd, done)) is None:
+                    os.mkdir(part, 0o755, dir_fd=parent)
+                elif links:
+                    os.close(_directory(root_fd, target, links - 1))
+                else:
+                    raise failed_precondition(f"symbolic links of the image lead in a circle at {done}") from None
+                child = syscalls.openat2(root_fd, done, flags, syscalls.RESOLVE_IN_ROOT)
+            except OSError as error:
+                raise failed_precondition(f"cannot make directory {path} in the image: {done}: {error.strerror}") from None
+            os.close(parent)
+            parent = child
+        return os.dup(parent)
+    finally:
+        os.close(parent)
+
+
+def _link(root_fd: int, path: str) -> str | None:
+    """Where the symbolic link at `path` leads, as a path in the root without links before its end; None if it is none."""
+    directory, _, name = path.rpartition("/")
+    try:
+        parent = syscalls.openat2(root_fd, directory or "/", os.O_PATH | os.O_DIRECTORY, syscalls.RESOLVE_IN_ROOT)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        target = os.readlink(name, dir_fd=parent)
+        root, real = (os.readlink(f"/proc/self/fd/{fd}") for fd in (root_fd, parent))
+    except OSError:
+        return None
+    finally:
+        os.close(parent)
+    return posixpath.normpath(posixpath.join("/", real.removeprefix(root.rstrip("/")), target))
+
+
+def _make_file(root_fd: int, path: str) -> None:
+    """An empty file at `path`, for a file to be mounted over it."""
+    directory, _, name = path.rpartition("/")
+    parent = _directory(root_fd, directory, MAX_LINKS)
+    try:
+        os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644, dir_fd=parent))
+    finally:
+        os.close(parent)

@@ -76,15 +76,15 @@ class Call:
         self._log = log
         self._log_copy = log_copy
 
-    async def finish(self, command: str = "") -> None:
+    async def finish(self, command: str = "", directory: str = "") -> None:
         """Wait for the end and raise a CrispError if it was a failure."""
         await self.ended
-        error = await self.verdict(command)
+        error = await self.verdict(command, directory)
         if error is not None:
             raise error
 
-    async def verdict(self, command: str = "") -> CrispError | None:
-        """Why the call failed, None if it did not; `command` is what is named if that is what's missing."""
+    async def verdict(self, command: str = "", directory: str = "") -> CrispError | None:
+        """Why the call failed, None if it did not; `command` and `directory` are named if they are at fault."""
         code, _ = process.exit_code(await self.ended)
         text = os.pread(self._log, MAX_LOG, 0)
         os.close(self._log)
@@ -92,7 +92,7 @@ class Call:
             keep(text, self._log_copy)
         if code == process.EXEC_FAILED and not text:
             text = f"{self._runtime.path} cannot be executed".encode()
-        return oci_runtime.failure(self._runtime, self._verb, code, text, command) if code else None
+        return oci_runtime.failure(self._runtime, self._verb, code, text, command, directory) if code else None
 
 
 def keep(text: bytes, path: str) -> None:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import stat
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
-from kernel import cgroups, mounts, syscalls
-from shim import oci_runtime, process, rootfs
+from kernel import cgroups, mounts, namespaces, syscalls
+from shim import idmapped_volumes, oci_runtime, process, rootfs
 
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr")
 SECONDS = 10.0
@@ -31,22 +35,70 @@ FIRST_ID, ID_COUNT = 1 << 20, 1 << 16
 def main(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any]:
     """`args`: runtime {name, path, root, systemd_cgroup}, directory (empty), detach_unified, cgroup, hierarchies.
 
-    Returns {"error": why it cannot run a container, or "", "recursive_read_only": bool, "user_namespaces": bool}.
+    Returns {"error": why it cannot run a container, or "", "recursive_read_only": bool, "user_namespaces": why it cannot run
+    one with mapped ids, or ""}.
     """
     mode, controllers, unified = args["hierarchies"]
     group = cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified).group(args["cgroup"])
     trial = Trial(oci_runtime.from_args(args["runtime"]), args["directory"], "/" + args["cgroup"].strip("/"))
     try:
         trial.prepare(unified if args["detach_unified"] else "")
-        error = trial.run("true")
+        error = trial.run("true") or ("" if mode != cgroups.Mode.V2.value else trial.exec_cgroup())
         return {
             "error": error,
             "recursive_read_only": not error and trial.recursive_read_only(),
-            "user_namespaces": not error and trial.user_namespaces(),
+            "user_namespaces": error or trial.user_namespaces(),
         }
     finally:
         while not (group.kill() and group.remove()):
             time.sleep(0.001)
+
+
+@contextmanager
+def _pod() -> Iterator[int]:
+    """A user namespace, and a PID namespace that it owns, as a pod has them; the pid of their init."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        _inhabit(theirs)
+    theirs.close()
+    try:
+        ours.recv(16)
+        mapping = [namespaces.IdMap(0, FIRST_ID, ID_COUNT)]
+        namespaces.write_mappings(child, mapping, mapping)
+        ours.send(b"mapped")
+        yield int(ours.recv(16))
+    finally:
+        ours.close()  # whereupon the child ends, and its init with it
+        os.waitpid(child, 0)
+
+
+def _inhabit(channel: socket.socket) -> NoReturn:
+    """The child of `_pod`: make the namespaces, an init in them, and wait for the end."""
+    try:
+        namespaces.unshare(["user", "pid"])
+        channel.send(b"made")
+        if channel.recv(16):
+            init = os.fork()
+            if init == 0:
+                signal.pause()
+            channel.send(str(init).encode())
+            channel.recv(16)
+            os.kill(init, signal.SIGKILL)
+            os.waitpid(init, 0)
+    finally:
+        os._exit(0)
+
+
+def _closed_directory(path: str) -> str:
+    """The directory above `path` through which nobody but its owner gets, in words; "" if there is none."""
+    while path != "/":
+        path = os.path.dirname(path)
+        if not os.stat(path).st_mode & stat.S_IXOTH:
+            mode = stat.S_IMODE(os.stat(path).st_mode)
+            return f"{path} lets only its owner through (mode {mode:04o}), and the root of a user namespace is another"
+    return ""
 
 
 class Trial:
@@ -78,25 +130,49 @@ class Trial:
         os.makedirs(inner)
         mounts.tmpfs(inner, 1 << 16, mode=0o777)
 
+    def exec_cgroup(self) -> str:
+        """Why execs cannot be kept apart on cgroup v2; "" if the runtime knows how to put them into a group of their own."""
+        said = os.memfd_create("crisp-help", os.MFD_CLOEXEC)
+        try:
+            pid = process.spawn([self._runtime.path, "exec", "--help"], (said, said, said))
+            os.waitpid(pid, 0)
+            if b"--cgroup" in os.pread(said, 1 << 16, 0):
+                return ""
+        finally:
+            os.close(said)
+        return f"{self._runtime.path} has no `exec --cgroup`, which cgroup v2 needs: take a newer one"
+
     def recursive_read_only(self) -> bool:
         """Whether `rro` reaches the mount inside the volume."""
         return not self.run("! touch /volume/inner/x 2>/dev/null", self._volume("rro"))
 
-    def user_namespaces(self) -> bool:
-        """Whether a volume of the host's root belongs to the root of a container with mapped ids."""
+    def user_namespaces(self) -> str:
+        """Why a container in a pod's user and PID namespaces does not get its root and a mapped volume; "" if it does."""
         mapping = [{"containerID": 0, "hostID": FIRST_ID, "size": ID_COUNT}]
-        volume = {**self._volume("rw", "idmap"), "uidMappings": mapping, "gidMappings": mapping}
-        linux = {"uidMappings": mapping, "gidMappings": mapping}
-        return not self.run('test "$(stat -c %u:%g /volume)" = 0:0', volume, linux)
+        with _pod() as pid:
+            error = self.run(
+                'test "$(stat -c %u:%g /volume)" = 0:0',
+                {**self._volume("rw", "idmap"), "uidMappings": mapping, "gidMappings": mapping},
+                {"uidMappings": mapping, "gidMappings": mapping},
+                {kind: f"/proc/{pid}/ns/{kind}" for kind in ("user", "pid")},
+            )
+        return error and (_closed_directory(self._directory) or error)
 
     def _volume(self, *options: str) -> dict[str, Any]:
         source = os.path.join(self._directory, "volume")
         return {"destination": "/volume", "type": "bind", "source": source, "options": ["rbind", *options]}
 
-    def run(self, script: str, volume: dict[str, Any] | None = None, linux: dict[str, Any] | None = None) -> str:
-        """Run a shell script in a container; why it failed, or ""."""
-        kinds = ["mount", "pid", "ipc", "uts"] + (["user"] if linux else [])
-        document = {
+    def run(
+        self,
+        script: str,
+        volume: dict[str, Any] | None = None,
+        linux: dict[str, Any] | None = None,
+        joined: dict[str, str] | None = None,
+    ) -> str:
+        """Run a shell script in a container, some of whose namespaces are given by paths; why it failed, or ""."""
+        paths = joined or {}
+        kinds = dict.fromkeys(("mount", "pid", "ipc", "uts", *paths))
+        document: dict[str, Any] = {
             "ociVersion": "1.0.2",
             "root": {"path": "rootfs", "readonly": True},
             "process": {"cwd": "/", "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "user": {}},
@@ -106,13 +182,15 @@ class Trial:
                 *([volume] if volume is not None else []),
             ],
             "linux": {
-                "namespaces": [{"type": k} for k in kinds],
+                "namespaces": [{"type": k, "path": paths[k]} if k in paths else {"type": k} for k in kinds],
                 "cgroupsPath": self._cgroup,
                 "resources": {"devices": DEVICES},
                 **(linux or {}),
             },
         }
-        document["process"]["user"] = {"uid": 0, "gid": 0}  # type: ignore[index]
+        document["process"]["user"] = {"uid": 0, "gid": 0}
+        if "user" in paths:
+            idmapped_volumes.map_all(self._directory, document, paths["user"])
         with open(os.path.join(self._directory, "config.json"), "w", encoding="utf-8") as file:
             json.dump(document, file)
         return self._call()

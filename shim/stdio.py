@@ -56,7 +56,7 @@ class Pump:
         return True
 
     async def _wait_for_taps(self) -> None:
-        for tap in self.taps:
+        for tap in list(self.taps):
             await tap.catch_up(self._loop)
         if not self.ended.done:
             self.taps = [tap for tap in self.taps if not tap.closed]
@@ -79,7 +79,7 @@ class Pump:
         self._loop.remove(self._fd)
         os.close(self._fd)
         self.ended.set(None)
-        for tap in self.taps:
+        for tap in list(self.taps):  # a tap that has everything leaves the list at once
             self._loop.spawn(self._finish_tap(tap))
 
     async def _finish_tap(self, tap: Tap) -> None:
@@ -98,6 +98,7 @@ class Stdio:
         self._clock = cri_log.Clock()
         self._max_line = max_line
         self._stdin = -1
+        self._slave = -1
         self._pumps: dict[str, Pump] = {}
         self._lent: list[int] = []
         self.console = pipes.ConsoleSocket(bundle, "console.sock") if tty else None
@@ -109,12 +110,12 @@ class Stdio:
             self._make_pipes(null, stdin)
 
     def _make_pipes(self, null: int, stdin: bool) -> None:
-        out_read, out_write = pipes.make_pipe()
-        err_read, err_write = pipes.make_pipe()
+        out_read, out_write = pipes.make_pipe(mode=pipes.OUTPUT)
+        err_read, err_write = pipes.make_pipe(mode=pipes.OUTPUT)
         self._lent += [out_write, err_write]
         in_read = null
         if stdin:
-            in_read, self._stdin = pipes.make_pipe(1 << 16)
+            in_read, self._stdin = pipes.make_pipe(1 << 16, pipes.INPUT)
             self._lent.append(in_read)
             os.set_blocking(self._stdin, False)
         self.child_fds = (in_read, out_write, err_write)
@@ -128,6 +129,8 @@ class Stdio:
         """The runtime has made the container's process: take the terminal, let go of the container's ends."""
         if self.console is not None:
             self._stdin = self.console.receive()
+            # Who reads a terminal that nobody has open gets an error; the container may open it again.
+            self._slave = pipes.open_slave(self._stdin)
             self._add_pump("stdout", os.dup(self._stdin))
             if self.log is not None:  # a restored process runs at once
                 self._pumps["stdout"].start(self.log)
@@ -182,9 +185,10 @@ class Stdio:
         """The container is dead: copy what it left in its pipes, and close everything."""
         for pump in self._pumps.values():
             pump.drain()
-        if self._stdin >= 0:
-            os.close(self._stdin)
-            self._stdin = -1
+        for fd in (self._stdin, self._slave):
+            if fd >= 0:
+                os.close(fd)
+        self._stdin = self._slave = -1
         self.release_child_ends()
         if self.log is not None:
             self.log.close()

@@ -224,9 +224,9 @@ class Shim:
         process_fd = _payload(request, fds)
         if session.exec is not None:
             raise CrispError(Code.FAILED_PRECONDITION, "shim: this session has an exec already")
-        if self._container.state not in (State.RUNNING, State.CREATED):
+        if self._container.state not in (State.RUNNING, State.CREATED) or not self._container.pid:
             raise CrispError(Code.FAILED_PRECONDITION, f"container {self._id} is {self._container.state.value}")
-        started = Exec(self._loop, self._runner, self._tracking, self._bundle, self._id, self._container.pid)
+        started = Exec(self._loop, self._runner, self._tracking, self._bundle, self._id)
         session.exec = started
         self._container.execs.append(started)
 

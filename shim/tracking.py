@@ -46,10 +46,10 @@ class Tracking:
         """The directory in which a call starts that makes no process in the container; "" for none."""
         return self._make(CALLS) if self._base else ""
 
-    def for_exec(self, init: int) -> tuple[str, str, str, str]:
+    def for_exec(self) -> tuple[str, str, str, str]:
         """Make a group for one exec: (name, where the call starts, the runtime's --cgroup, the directory to kill).
 
-        On v2 it lies where the container's `init` is: crun puts that into a group of its own below a systemd scope.
+        On v2 it lies below the container's own group, wherever the container's processes have moved to in the meantime.
         """
         self._execs += 1
         name = f"exec-{self._execs}"
@@ -57,8 +57,7 @@ class Tracking:
             directory = self._make(name)
             return name, directory, "", directory
         if self._v2:
-            home = cgroups.of_process(init, self.group.hierarchies) or self.group.path
-            directory = os.path.join(self.group.hierarchies.unified, home, name)
+            directory = os.path.join(self.group.directory(), name)
             os.mkdir(directory)
             return name, self._make(name), name, directory
         return name, "", "", ""

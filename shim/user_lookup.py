@@ -16,6 +16,7 @@ A group given by the pod (runAsGroup) goes before all of these. Files are opened
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from kernel import syscalls
 from proto.errors import Code, CrispError
 
 MAX_FILE = 16 << 20  # bytes; /etc/passwd of an image
+MAX_DIGITS = 20  # of a number that is looked at; Python refuses to read some thousands
+MAX_GROUPS = 4096  # of one process; the kernel takes 65536, and every message about the container has them all
 MAX_ID = (1 << 32) - 2  # the last id; the next means "no id"
 
 
@@ -32,6 +35,8 @@ class User(NamedTuple):
     uid: int
     gid: int
     groups: list[int]
+    home: str
+    """By /etc/passwd; `/` if that does not say, as runc has it."""
 
 
 class Entry(NamedTuple):
@@ -41,6 +46,7 @@ class Entry(NamedTuple):
     number: int
     group: int
     members: tuple[bytes, ...]
+    home: bytes = b""
 
 
 def parse_passwd(text: bytes) -> list[Entry]:
@@ -48,8 +54,9 @@ def parse_passwd(text: bytes) -> list[Entry]:
     found = []
     for line in text.splitlines():
         fields = line.split(b":")
-        if len(fields) >= 4 and fields[0] and fields[2].isdigit() and fields[3].isdigit():
-            found.append(Entry(fields[0], int(fields[2]), int(fields[3]), ()))
+        if len(fields) >= 4 and fields[0] and _is_id(fields[2]) and _is_id(fields[3]):
+            home = fields[5] if len(fields) > 5 and b"\0" not in fields[5] else b""
+            found.append(Entry(fields[0], int(fields[2]), int(fields[3]), (), home))
     return found
 
 
@@ -58,17 +65,21 @@ def parse_group(text: bytes) -> list[Entry]:
     found = []
     for line in text.splitlines():
         fields = line.split(b":")
-        if len(fields) >= 3 and fields[0] and fields[2].isdigit():
+        if len(fields) >= 3 and fields[0] and _is_id(fields[2]):
             members = tuple(fields[3].strip().split(b",")) if len(fields) > 3 else ()
             found.append(Entry(fields[0], int(fields[2]), int(fields[2]), members))
     return found
+
+
+def _is_id(field: bytes) -> bool:
+    return field.isdigit() and len(field) <= MAX_DIGITS and int(field) <= MAX_ID
 
 
 def resolve(root_fd: int, user: str, group: int | None, supplemental: Sequence[int], policy: str = "merge") -> User:
     """Resolve `user` in the root file system open at `root_fd`; INVALID_ARGUMENT if a name has no entry."""
     user_name, separator, group_name = user.partition(":")
     passwd = parse_passwd(read_file(root_fd, "etc/passwd"))
-    groups = parse_group(read_file(root_fd, "etc/group"))
+    known = parse_group(read_file(root_fd, "etc/group"))
     entry: Entry | None
     number = parse_id(user_name, user) if user_name else 0
     if number is None:
@@ -80,20 +91,24 @@ def resolve(root_fd: int, user: str, group: int | None, supplemental: Sequence[i
         gid = group
     elif separator and group_name:
         named = parse_id(group_name, user)
-        gid = find_name(groups, group_name, user, "group", "/etc/group").number if named is None else named
+        gid = find_name(known, group_name, user, "group", "/etc/group").number if named is None else named
     else:
         gid = entry.group if entry is not None else 0
     extra: list[int] = list(supplemental)
     if policy == "merge" and entry is not None:
-        extra += [line.number for line in groups if entry.name in line.members]
-    return User(number, gid, sorted({gid, *extra}))
+        extra += [line.number for line in known if entry.name in line.members]
+    groups = sorted({gid, *extra})
+    if len(groups) > MAX_GROUPS:
+        raise CrispError(Code.INVALID_ARGUMENT, f"user {user!r} is in {len(groups)} groups, and can be in {MAX_GROUPS}")
+    home = entry.home.decode(errors="replace") if entry is not None else ""
+    return User(number, gid, groups, home or "/")
 
 
 def parse_id(text: str, user: str) -> int | None:
     """A numeric id, None if `text` is a name."""
     if not (text.isascii() and text.isdigit()):
         return None
-    if int(text) > MAX_ID:
+    if len(text) > MAX_DIGITS or int(text) > MAX_ID:
         raise CrispError(Code.INVALID_ARGUMENT, f"user {user!r}: {text} is not a user or group id")
     return int(text)
 
@@ -109,11 +124,20 @@ def find_name(entries: Iterable[Entry], name: str, user: str, kind: str, path: s
 
 
 def read_file(root_fd: int, path: str) -> bytes:
-    """A regular file of the image; empty if there is none."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+    """A regular file of the image, its first MAX_FILE bytes; empty if there is none.
+
+    Anything else is not even opened: to open the device node of a hostile image is to act on the host's device.
+    """
     try:
-        fd = syscalls.openat2(root_fd, path, flags, syscalls.RESOLVE_IN_ROOT)
+        place = syscalls.openat2(root_fd, path, os.O_PATH, syscalls.RESOLVE_IN_ROOT)
     except (FileNotFoundError, NotADirectoryError):
         return b""
-    with open(fd, "rb", buffering=0) as file:
-        return file.read(MAX_FILE) or b""
+    except OSError as error:
+        raise CrispError(Code.INVALID_ARGUMENT, f"/{path} of the image: {error.strerror}") from None
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise CrispError(Code.INVALID_ARGUMENT, f"/{path} of the image is no regular file")
+        with open(f"/proc/self/fd/{place}", "rb", buffering=0) as file:
+            return file.read(MAX_FILE) or b""
+    finally:
+        os.close(place)

@@ -34,7 +34,7 @@ async def status(node: Node, *, verbose: bool) -> cri.StatusResponse:
     return cri.StatusResponse(
         status=cri.RuntimeStatus(conditions=[_runtime_ready(node, await _look_at_disk(node)), await _network_ready(node)]),
         runtime_handlers=_handlers(node),
-        features=cri.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True),
+        features=cri.RuntimeFeatures(supplemental_groups_policy=True, mount_options=True, user_namespaces_host_network=True),
         info=_info(node) if verbose else {},
     )
 

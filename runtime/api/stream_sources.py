@@ -27,12 +27,22 @@ class StreamSources:
         self._node = node
 
     async def exec(
-        self, container_id: str, cmd: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
+        self,
+        container_id: str,
+        cmd: Sequence[str],
+        *,
+        tty: bool,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        size: tuple[int, int] | None,
     ) -> ProcessIO:
         """Start a process in a running container."""
         container, shim = container_exec.running(self._node, container_id)
         await apparmor_loader.ensure_default(self._node.host, self._node.config.containers.apparmor_profile)
         process = container_exec.process(self._node, container, list(cmd), tty=tty)
+        if size is not None:
+            process["consoleSize"] = {"width": size[0], "height": size[1]}
         return ExecIO(await shim.exec(process, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr))
 
     async def attach(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> ProcessIO:

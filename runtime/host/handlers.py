@@ -25,7 +25,13 @@ class Features:
 
     version: str
     recursive_read_only: bool
-    user_namespaces: bool
+    no_user_namespaces: str = ""
+    """Why it cannot run pods with a user namespace; empty if it can."""
+
+    @property
+    def user_namespaces(self) -> bool:
+        """Whether it can run pods with a user namespace."""
+        return not self.no_user_namespaces
 
 
 @dataclass(frozen=True, slots=True)

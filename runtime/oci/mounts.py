@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from proto import api_pb2 as cri
-from proto.errors import Code, CrispError, invalid
+from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime.oci import user_namespaces
 from runtime.oci.resources import withheld
 
@@ -23,6 +23,11 @@ PROPAGATION: Final = {
     cri.PROPAGATION_HOST_TO_CONTAINER: "rslave",
     cri.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
+
+NAMES: Final = {"rslave": "HostToContainer", "rshared": "Bidirectional"}
+
+PRESERVED: Final = ("nosuid", "nodev", "noexec", "ro")
+"""Flags of a mount that a bind of it keeps."""
 
 CLIENT_OPTIONS: Final = frozenset(("noexec", "nodev", "nosuid"))
 """What Mount.mount_options may hold (Kubernetes 1.37)."""
@@ -37,6 +42,10 @@ class Source:
     directory: bool
     propagation: str
     """Of the mount it lies on: shared, slave or private."""
+    flags: tuple[str, ...] = ()
+    """Of the mount it lies on, those in PRESERVED: crun's `rw` takes from a bind all that it does not name."""
+    mount_point: str = ""
+    """Of the mount it lies on, for messages."""
 
 
 def default_mounts(*, privileged: bool, cgroup_v2: bool, mqueue: bool) -> list[dict[str, Any]]:
@@ -84,7 +93,7 @@ def pod_files(directory: Path, *, host_ipc: bool, readonly: bool) -> list[dict[s
         for name in ("hosts", "hostname", "resolv.conf")
     ]
     shm = "/dev/shm" if host_ipc else str(directory / "shm")
-    return [*files, _mount("/dev/shm", shm, "bind", "rbind", "rprivate", "rw")]
+    return [*files, _mount("/dev/shm", shm, "bind", "rbind", "rprivate", "nosuid", "nodev", "noexec", "rw")]
 
 
 def client_mount(mount: cri.Mount, source: Source, *, rro: bool) -> dict[str, Any]:
@@ -94,7 +103,10 @@ def client_mount(mount: cri.Mount, source: Source, *, rro: bool) -> dict[str, An
     """
     if not mount.container_path.startswith("/"):
         raise invalid(f"mount of {mount.host_path}: container path {mount.container_path!r} is not absolute")
-    options = ["rbind", _propagation(mount, source)]
+    destination = posixpath.normpath(mount.container_path)
+    if destination.strip("/") == "":
+        raise invalid(f"mount of {mount.host_path}: nothing can be mounted over the container's root")
+    options = ["rbind", _propagation(mount, source), *(flag for flag in source.flags if flag != "ro")]
     if mount.recursive_read_only:
         if not mount.readonly:
             raise invalid(f"mount {mount.container_path}: recursive_read_only needs readonly")
@@ -106,28 +118,34 @@ def client_mount(mount: cri.Mount, source: Source, *, rro: bool) -> dict[str, An
                 "RROUnsupported: the runtime handler cannot make recursive read-only mounts",
             )
         options.append("rro")
-    options.append("ro" if mount.readonly else "rw")
+    options.append("ro" if mount.readonly or "ro" in source.flags else "rw")
     for option in mount.mount_options:
         if option not in CLIENT_OPTIONS:
             raise invalid(f"mount {mount.container_path}: unknown option {option!r}; known: noexec, nodev, nosuid")
-        options.append(option)
-    mapped = user_namespaces.mount_options(mount)
+        if option not in options:
+            options.append(option)
+    # Images are mapped where they are mounted, layer by layer.
+    mapped = {} if mount.image.image else user_namespaces.mount_options(mount)
     if mapped:
         options.append("idmap")
-    return {**_mount(posixpath.normpath(mount.container_path), source.path, "bind", *options), **mapped}
+    return {**_mount(destination, source.path, "bind", *options), **mapped}
 
 
 def _propagation(mount: cri.Mount, source: Source) -> str:
     wanted = PROPAGATION.get(mount.propagation)
     if wanted is None:
         raise invalid(f"mount {mount.container_path}: unknown propagation {mount.propagation}")
-    if wanted == "rshared" and source.propagation != "shared":
-        withheld("Bidirectional volumes: the host path does not lie on a shared mount")
-        return "rslave" if source.propagation == "slave" else "rprivate"
-    if wanted == "rslave" and source.propagation == "private":
-        withheld("HostToContainer volumes: the host path lies on a private mount")
-        return "rprivate"
-    return wanted
+    needed = {"rshared": ("shared",), "rslave": ("shared", "slave")}.get(wanted, ())
+    if not needed or source.propagation in needed:
+        return wanted
+    if source.mount_point != "/":
+        raise failed_precondition(
+            f"mount {mount.container_path}: path {mount.host_path} is mounted on {source.mount_point}, but it is not a "
+            f"{' or '.join(needed)} mount"
+        )
+    # Test machines and some container hosts have a private root, and no pod with a CSI driver would start there.
+    withheld(f"{NAMES[wanted]} volumes: the host's root is a private mount")
+    return "rslave" if source.propagation == "slave" else "rprivate"
 
 
 def arrange(defaults: list[dict[str, Any]], clients: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -160,7 +161,8 @@ def build(
         "terminal": config.tty,
         "args": arguments(config, image),
         "env": environment(config, image, hostname),
-        "cwd": config.working_dir or image.working_dir or "/",
+        # A relative one is below the root, as crun has it; runc refuses it.
+        "cwd": posixpath.join("/", config.working_dir or image.working_dir),
         "capabilities": capabilities(config, host),
         "rlimits": rlimits,
         "noNewPrivileges": config.linux.security_context.no_new_privs,

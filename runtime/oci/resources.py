@@ -31,8 +31,40 @@ def withheld(what: str) -> None:
         log.warning("this host withholds something; pods run without it", what=what)
 
 
+RANGES: Final = {
+    "cpu_period": (1_000, 1_000_000),
+    "cpu_quota": (1_000, 2**44),
+    "cpu_shares": (2, 262_144),
+}
+"""What the kernel takes (sched-bwc.rst; cgroup v1's cpu.shares); 0 asks for nothing, and a quota of -1 for none."""
+
+SET: Final = re.compile(r"[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*")
+"""`0-3,7`: of processors or memory nodes."""
+
+
+def check(asked: cri.LinuxContainerResources) -> None:
+    """INVALID_ARGUMENT for what no kernel takes, with the field's name: OCI runtimes give an errno, or pass it over."""
+    for name, (least, most) in RANGES.items():
+        value = getattr(asked, name)
+        if value and not least <= value <= most and not (name == "cpu_quota" and value == -1):
+            raise invalid(f"{name} {value} is not between {least} and {most}")
+    for name in ("cpuset_cpus", "cpuset_mems"):
+        value = getattr(asked, name)
+        if value and not SET.fullmatch(value):
+            raise invalid(f"{name} {value!r} is not of the form 0-3,7")
+    limit, swap = asked.memory_limit_in_bytes, asked.memory_swap_limit_in_bytes
+    for name, value in (("memory_limit_in_bytes", limit), ("memory_swap_limit_in_bytes", swap)):
+        if value < -1:
+            raise invalid(f"{name} {value} is neither -1 nor a number of bytes")
+    if 0 < swap < limit:
+        raise invalid(f"memory_swap_limit_in_bytes {swap} counts memory and swap, and is less than {limit} of memory alone")
+    if not -1000 <= asked.oom_score_adj <= 1000:
+        raise invalid(f"oom_score_adj {asked.oom_score_adj} is not between -1000 and 1000")
+
+
 def build(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
-    """The `resources` object without devices."""
+    """The `resources` object without devices; INVALID_ARGUMENT for what no kernel takes."""
+    check(asked)
     resources: dict[str, Any] = {}
     if cpu := _cpu(asked, host):
         resources["cpu"] = cpu
@@ -57,9 +89,6 @@ def build(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
 
 
 def _cpu(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
-    for name in ("cpu_period", "cpu_shares"):
-        if getattr(asked, name) < 0:
-            raise invalid(f"{name} must not be negative")
     cpu: dict[str, Any] = {}
     if asked.cpu_shares:
         cpu["shares"] = asked.cpu_shares

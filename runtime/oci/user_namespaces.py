@@ -72,8 +72,8 @@ def check(config: cri.PodSandboxConfig, handler: Handler) -> None:
     """Raise if the pod wants a user namespace that it cannot have."""
     if mapping(config) is not None and not handler.features.user_namespaces:
         raise failed_precondition(
-            f"user namespaces: runtime handler {handler.name} ({handler.features.version}) cannot map the ids of mounts "
-            "on this host"
+            f"user namespaces: runtime handler {handler.name} ({handler.features.version}) has none on this host: "
+            f"{handler.features.no_user_namespaces}"
         )
 
 

@@ -7,7 +7,6 @@ uses; until the container is made no list shows it.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -19,6 +18,7 @@ from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import limits
 from runtime.lifecycle import ContainerState, SandboxState
+from runtime.oci import document as oci_document
 from runtime.oci import stop_signals, systemd_limits, user_namespaces
 from runtime.oci.process import user
 from runtime.pods import (
@@ -176,7 +176,7 @@ def _log_path(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, contain
         return str(node.paths.writable_layer(container_id) / "container.log")
     if ".." in PurePosixPath(config.log_path).parts:
         raise invalid(f"log path {config.log_path!r} leaves the pod's log directory")
-    return os.path.join(directory, config.log_path)
+    return os.path.join(directory, config.log_path.lstrip("/"))
 
 
 async def _make(node: Node, container: Container, image: Image, checkpoint: Checkpoint | None, target_pid: int) -> None:
@@ -188,17 +188,18 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     if checkpoint is not None:
         document = await restore.prepare(node, container, checkpoint, document)
     (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
-    (bundle / "spec.json").write_bytes(json.dumps(document, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    (bundle / "spec.json").write_bytes(oci_document.encode(document))
     await _spawn_shim(node, container)
     failpoint("container.shim")
     container.shim = await ShimClient.connect(str(bundle))
     container.beginning = True
+    rootfs = _rootfs(node, container, image)
     try:
         made = await container.shim.create(
-            _rootfs(node, container, image) | {"label": document["linux"].get("mountLabel", "")},
+            rootfs | {"label": document["linux"].get("mountLabel", "")},
             _user(container, described, document),
             mkdirs=sorted(image.config.volumes),
-            volumes=image_volumes.shim_arguments(node.images, record),
+            volumes=image_volumes.shim_arguments(node.images, record, rootfs["userns"]),
             stdin=record.config.stdin,
             stdin_once=record.config.stdin_once,
             tty=record.config.tty,
@@ -212,7 +213,8 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
         restore.check_user(checkpoint, made)
     else:
         told = systemd_limits.new_assignments(document["linux"]["resources"])
-        await scope_limits.tell(node.host, node.blocking, record.cgroup, told)
+        if made.pid:
+            await scope_limits.tell(node.host, node.blocking, record.cgroup, told)
     failpoint("container.made")
 
 

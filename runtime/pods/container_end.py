@@ -49,7 +49,7 @@ def _reason(exit_record: ExitRecord) -> tuple[str, str]:
     if exit_record.oom_killed:
         return "OOMKilled", ""
     if exit_record.reason == "StartError":
-        return "StartError", "the OCI runtime could not start the container's process"
+        return "StartError", exit_record.message or "the OCI runtime could not start the container's process"
     return "Completed" if exit_record.exit_code == 0 else "Error", exit_record.reason
 
 

@@ -32,6 +32,8 @@ def running(node: Node, reference: str) -> tuple[Container, ShimClient]:
 
 def process(node: Node, container: Container, command: list[str], *, tty: bool) -> dict[str, Any]:
     """OCI process object of an exec: the container's own with another command line."""
+    if any("\0" in argument for argument in command):
+        raise invalid("an argument of the command holds a zero byte")
     if container.process is None:
         with open(node.paths.bundle(container.record.id) / "config.json", "rb") as file:
             container.process = json.loads(file.read().decode("utf-8", "surrogateescape"))["process"]

@@ -5,13 +5,14 @@ They can lie on a dead NFS, where stat(2) never returns. The daemon itself never
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kernel import mounts
 from proto.errors import Code, CrispError, invalid
 from runtime import limits
-from runtime.oci.mounts import Source
+from runtime.oci.mounts import PRESERVED, Source
 
 if TYPE_CHECKING:
     from runtime.shims.fork_server import ForkServer
@@ -41,7 +42,15 @@ async def find_sources(fork_server: ForkServer, paths: Sequence[str]) -> dict[st
             ) from None
         raise
     table = mounts.mountinfo()
-    return {
-        path: Source(found["path"], found["kind"] == "directory", mounts.holding(found["path"], table).propagation)
-        for path, found in zip(paths, reply["paths"], strict=True)
-    }
+    return {path: _source(found, table) for path, found in zip(paths, reply["paths"], strict=True)}
+
+
+def _source(found: dict[str, Any], table: list[mounts.Mount]) -> Source:
+    mount = mounts.holding(found["path"], table)
+    return Source(
+        path=found["path"],
+        directory=found["kind"] == "directory",
+        propagation=mount.propagation,
+        flags=tuple(flag for flag in PRESERVED if flag.encode() in mount.options),
+        mount_point=os.fsdecode(mount.mount_point),
+    )

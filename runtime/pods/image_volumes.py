@@ -56,14 +56,15 @@ def holders(record: ContainerRecord) -> Iterator[tuple[str, str]]:
         yield f"{record.id}/volume-{index}", image_id
 
 
-def shim_arguments(images: ImageService, record: ContainerRecord) -> list[dict[str, Any]]:
-    """As the shim's `create` expects them."""
+def shim_arguments(images: ImageService, record: ContainerRecord, userns: str) -> list[dict[str, Any]]:
+    """As the shim's `create` expects them; `userns` is the file of the pod's user namespace, or empty."""
     arguments = []
     for mount, image_id in zip(requested(record.config), record.volume_images, strict=True):
         image = images.image_of(image_id)
         if image is None:
             raise CrispError(Code.ABORTED, f"ImageVolumeMountFailed: image {image_id} was removed meanwhile")
-        arguments.append({"lowerdirs": images.lower_dirs(image), "sub_path": mount.image_sub_path})
+        lower = images.lower_dirs(image)
+        arguments.append({"lowerdirs": lower, "sub_path": mount.image_sub_path, "userns": userns})
     return arguments
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from runtime.streaming.connection import ConnectionLostError, unless_lost
 from runtime.streaming.relay import Output, copy_input
-from runtime.streaming.remote_command import ResizeDecoder, Streams
+from runtime.streaming.remote_command import Streams, TerminalSizes
 from runtime.streaming.seam import ProcessIO
 from runtime.streaming.session import Session, Stream, StreamResetError
 
@@ -20,8 +20,9 @@ CLOSE_SECONDS: Final = 30.0
 class ProcessSession:
     """One exec or attach."""
 
-    def __init__(self, io: ProcessIO, streams: Streams, *, is_attach: bool) -> None:
+    def __init__(self, io: ProcessIO, streams: Streams, sizes: TerminalSizes, *, is_attach: bool) -> None:
         self._io = io
+        self._sizes = sizes
         self._streams = streams
         self._is_attach = is_attach
         self._stdin_is_terminal = io.stdin is not None and (io.stdin == io.stdout or os.isatty(io.stdin))
@@ -44,7 +45,7 @@ class ProcessSession:
         pairs = ((self._io.stdout, self._streams.stdout), (self._io.stderr, self._streams.stderr))
         outputs = [Output(fd, stream) for fd, stream in pairs if fd is not None and stream is not None]
         stdin = asyncio.create_task(self._copy_stdin())
-        resize = asyncio.create_task(self._follow_size())
+        resize = asyncio.create_task(self._sizes.follow(self._io.resize))
         waiter = asyncio.create_task(self._io.wait())
         silence = asyncio.create_task(_all_ended(outputs))
         try:
@@ -79,15 +80,6 @@ class ProcessSession:
         if not self._stdin_is_terminal:
             self._close_fd(fd)
         await self._io.close_stdin()
-
-    async def _follow_size(self) -> None:
-        if self._streams.resize is None:
-            return
-        decoder = ResizeDecoder()
-        with contextlib.suppress(ConnectionLostError, StreamResetError):
-            while data := await self._streams.resize.read():
-                for width, height in decoder.receive_data(data):
-                    self._io.resize(width, height)
 
     def _close_fd(self, fd: int) -> None:
         if fd in self._open:

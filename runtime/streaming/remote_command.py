@@ -10,18 +10,26 @@ v5 differs from v4 only on WebSocket, by its close signal. With a terminal there
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from proto.errors import invalid
-from runtime.streaming.session import Stream
+from runtime.streaming.connection import ConnectionLostError
+from runtime.streaming.session import Stream, StreamResetError
 
 SPDY_PROTOCOLS: Final = ("v4.channel.k8s.io", "v3.channel.k8s.io", "v2.channel.k8s.io", "channel.k8s.io")
 """On SPDY, v1's name is this one."""
 
 MAX_RESIZE_BYTES: Final = 1024
 """Of one resize message; `{"Width":80,"Height":24}` is one."""
+
+
+FIRST_SIZE_SECONDS: Final = 0.3
+"""How long a process with a terminal waits for the size with which it begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +138,41 @@ class ResizeDecoder:
                 rest = ""
         self._rest = rest
         return sizes
+
+
+class TerminalSizes:
+    """The sizes that a client sends for its terminal, in their order, until its stream ends."""
+
+    def __init__(self, stream: Stream | None) -> None:
+        self._stream = stream
+        self._decoder = ResizeDecoder()
+        self._known: list[tuple[int, int]] = []
+
+    async def first(self) -> tuple[int, int] | None:
+        """Width and height in characters with which the terminal begins; None if the client does not say it soon.
+
+        Clients send it as soon as the streams are there. A process that starts before it sees a terminal of 0 by 0.
+        """
+        try:
+            async with asyncio.timeout(FIRST_SIZE_SECONDS):
+                while not self._known and await self._receive():
+                    continue
+        except (TimeoutError, ConnectionLostError, StreamResetError):
+            return None
+        return self._known.pop() if self._known else None
+
+    async def follow(self, resize: Callable[[int, int], None]) -> None:
+        """Call `resize` with each size that comes."""
+        with contextlib.suppress(ConnectionLostError, StreamResetError):
+            while await self._receive():
+                for width, height in self._known:
+                    resize(width, height)
+                self._known.clear()
+
+    async def _receive(self) -> bool:
+        data = await self._stream.read() if self._stream is not None else b""
+        self._known += self._decoder.receive_data(data)
+        return bool(data)
 
 
 def _size(value: object) -> tuple[int, int] | None:

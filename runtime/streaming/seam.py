@@ -41,9 +41,17 @@ class StreamingBackend(Protocol):
     """Who makes the processes and connections that sessions are about. Failures are CrispErrors."""
 
     async def exec(
-        self, container_id: str, cmd: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
+        self,
+        container_id: str,
+        cmd: Sequence[str],
+        *,
+        tty: bool,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        size: tuple[int, int] | None,
     ) -> ProcessIO:
-        """Start a process in a container."""
+        """Start a process in a container; `size` is its terminal's width and height in characters, if that is known."""
 
     async def attach(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> ProcessIO:
         """Connect to a container's own process, from now on."""

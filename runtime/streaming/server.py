@@ -30,6 +30,7 @@ from runtime.streaming.remote_command import (
     SPDY_PROTOCOLS,
     StreamOptions,
     Streams,
+    TerminalSizes,
     exit_message,
     expected_streams,
     failure_message,
@@ -265,17 +266,18 @@ class StreamingServer:
 
     async def _run(self, ticket: ExecTicket | AttachTicket, session: Session, streams: Streams, protocol: str) -> bytes:
         """Run the session; returns what is to be said at its end."""
+        sizes = TerminalSizes(streams.resize)
         try:
-            io = await self._open(ticket)
+            io = await self._open(ticket, session, sizes)
         except CrispError as error:
             return failure_message(protocol, error.message)
         except Exception:
             log.exception("cannot open a streaming session", verb=ticket.verb, container=ticket.container_id)
             return failure_message(protocol, f"{ticket.verb} failed for a reason that is in the log of crisp")
-        code = await ProcessSession(io, streams, is_attach=isinstance(ticket, AttachTicket)).run(session)
+        code = await ProcessSession(io, streams, sizes, is_attach=isinstance(ticket, AttachTicket)).run(session)
         return exit_message(protocol, code)
 
-    async def _open(self, ticket: ExecTicket | AttachTicket) -> ProcessIO:
+    async def _open(self, ticket: ExecTicket | AttachTicket, session: Session, sizes: TerminalSizes) -> ProcessIO:
         options = ticket.options
         if isinstance(ticket, AttachTicket):
             return await self._backend.attach(
@@ -285,9 +287,11 @@ class StreamingServer:
                 stdout=options.stdout,
                 stderr=options.stderr,
             )
+        size = await unless_lost(session.lost, sizes.first()) if options.tty else None
         return await self._backend.exec(
             ticket.container_id,
             ticket.cmd,
+            size=size,
             tty=options.tty,
             stdin=options.stdin,
             stdout=options.stdout,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import grpc
 import pytest
 
 from kernel import cgroups
+from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.kubelet import Container, Kubelet, wait_until
 
@@ -346,10 +348,103 @@ def test_seccomp(kubelet: Kubelet, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("handler", ["crun", "runc"])
-def test_missing_command_is_named(kubelet: Kubelet, handler: str) -> None:
+def test_missing_command_fails_the_start(kubelet: Kubelet, handler: str) -> None:
+    """The pod fails with StartError, and a Job counts it; a CreateContainer that fails would be tried again for ever."""
     kubelet.need_handler(handler)
-    with pytest.raises(grpc.RpcError, match="/bin/no-such-thing"):
-        kubelet.pod(handler=handler).run("/bin/no-such-thing")
+    container = kubelet.pod(handler=handler).create("/bin/no-such-thing")
+    assert container.status().state == cri.CONTAINER_CREATED
+    kubelet.daemon.kill()
+    kubelet.daemon.start()
+    assert container.status().state == cri.CONTAINER_CREATED
+    with pytest.raises(grpc.RpcError, match='exec: "/bin/no-such-thing": no such file or directory'):
+        container.start()
+    status = container.wait()
+    assert (status.state, status.exit_code, status.reason) == (cri.CONTAINER_EXITED, 128, "StartError")
+    assert 'exec: "/bin/no-such-thing"' in status.message
+    unstarted = container.pod.create("/bin/no-such-thing")
+    unstarted.stop()
+    assert (unstarted.status().state, unstarted.status().exit_code) == (cri.CONTAINER_EXITED, 137)
+    unstarted.remove()
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_streams_can_be_opened_by_who_has_dropped_rights(kubelet: Kubelet, handler: str, mapped: bool) -> None:
+    """nginx writes its log to /dev/stdout as another user than it was started as."""
+    kubelet.need_handler(handler, user_namespaces=mapped)
+    pod_config = kubelet.pod_config()
+    if mapped:
+        options = pod_config.linux.security_context.namespace_options.userns_options
+        options.mode = cri.POD
+        options.uids.add(host_id=200000, container_id=0, length=65536)
+        options.gids.add(host_id=200000, container_id=0, length=65536)
+    script = "su app -s /bin/sh -c 'echo out >/dev/stdout; echo err >/dev/stderr'"
+    pod = kubelet.pod(pod_config, handler=handler)
+    done = pod.shell(script)
+    assert (done.status().exit_code, done.output(), done.output("stderr")) == (0, "out\n", "err\n")
+    reply = pod.run("/bin/sleep", "1000").exec("/bin/sh", "-c", script)
+    assert (reply.exit_code, reply.stdout, reply.stderr) == (0, b"out\n", b"err\n")
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_bytes_that_are_no_text(kubelet: Kubelet, handler: str) -> None:
+    """A variable is any bytes, and may be a secret: the container starts, and no error has what the variable holds."""
+    kubelet.need_handler(handler)
+    pod = kubelet.pod(handler=handler)
+    value = config(envs=[cri.KeyValue(key="A", value=b"a\xffb"), cri.KeyValue(key="SECRET", value=b"hunter2")])
+    shown = pod.shell("echo $A", value).output()
+    assert shown in ("a\xffb\n", "a\ufffdb\n")
+    with pytest.raises(grpc.RpcError, match=r"process\.env\[\d+\] \(SECRET\) holds a zero byte") as caught:
+        pod.create("/bin/true", config=config(envs=[cri.KeyValue(key="SECRET", value=b"hunter2\0")]))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "hunter2" not in str(caught.value.details()) + kubelet.daemon.log_path.read_text()
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_mounts_through_links_to_nothing(kubelet: Kubelet, handler: str, tmp_path: Path, rootfs: Path) -> None:
+    """`/var/run -> /run` in an image without /run: what the link names is made, inside the root."""
+    kubelet.need_handler(handler)
+    source = tmp_path / "volume"
+    source.mkdir()
+    (source / "file").write_text("here\n")
+    image = tmp_path / "image"
+    shutil.copytree(rootfs, image, symlinks=True)
+    (image / "var/run").symlink_to("/run/away")
+    (image / "var/up").symlink_to("../../../up")
+    (image / "var/conf").symlink_to("/made/conf")
+    (image / "loop").symlink_to("loop")
+    request = admin.AddRootfsRequest(name=f"localhost/links-{handler}:test", directory=str(image))
+    made = kubelet.client.admin.AddRootfs(request).image_id
+    wanted = cri.ContainerConfig(image=cri.ImageSpec(image=made))
+    for place in ("/var/run", "/var/up/below", "/var/run/deep/er"):
+        wanted.mounts.add(container_path=place, host_path=str(source))
+    wanted.mounts.add(container_path="/var/conf", host_path=str(source / "file"))
+    pod = kubelet.pod(handler=handler)
+    container = pod.run("/bin/sleep", "1000", config=wanted)
+    listed = container.sh("cat /run/away/file /up/below/file /run/away/deep/er/file /var/conf; readlink /var/run")
+    assert listed == "here\n" * 4 + "/run/away\n"
+    assert not Path("/run/away").exists()
+    circle = cri.ContainerConfig(image=cri.ImageSpec(image=made))
+    circle.mounts.add(container_path="/loop/x", host_path=str(source))
+    with pytest.raises(grpc.RpcError, match="too many levels of symbolic links") as caught:
+        pod.create("/bin/true", config=circle)
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+
+
+def test_log_path_stays_in_the_pods_directory(kubelet: Kubelet) -> None:
+    pod = kubelet.pod()
+    container = pod.create("/bin/true", config=config(log_path="/absolute.log"))
+    assert container.status().log_path == f"{pod.config.log_directory}/absolute.log"
+
+
+def test_log_that_cannot_be_opened_says_so(kubelet: Kubelet) -> None:
+    container = kubelet.pod().create("/bin/true")
+    Path(container.status().log_path).mkdir()
+    with pytest.raises(grpc.RpcError, match="Is a directory"):
+        container.start()
+    status = container.wait()
+    assert (status.exit_code, status.reason) == (128, "StartError")
+    assert "Is a directory" in status.message
 
 
 def test_missing_image_and_ids(kubelet: Kubelet) -> None:

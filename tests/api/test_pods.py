@@ -217,3 +217,11 @@ def test_verbose_status_is_what_scripts_read(kubelet: Kubelet) -> None:
         assert os.stat(f"/proc/{pid}/ns/{name}").st_ino == os.stat(path).st_ino
     container.stop()
     assert info()["pid"] == 0
+
+
+def test_a_pod_without_a_host_name_has_the_nodes(kubelet: Kubelet) -> None:
+    config = kubelet.pod_config()
+    config.hostname = ""
+    container = kubelet.pod(config).run("/bin/sleep", "1000")
+    name = socket.gethostname()
+    assert container.sh("hostname; cat /etc/hostname").split() == [name, name]

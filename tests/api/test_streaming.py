@@ -349,6 +349,36 @@ def test_crisp_port_forward(kubelet: Kubelet) -> None:
             forwarder.send_signal(signal.SIGINT)
 
 
+def on_terminal(*command: str, rows: int, columns: int) -> tuple[int, bytes]:
+    """Run a command on a pseudo-terminal of this size: its exit code, and what it has shown."""
+    pid, master = pty.fork()
+    if pid == 0:
+        termios.tcsetwinsize(0, (rows, columns))
+        os.execv(command[0], command)
+    seen = b""
+    try:
+        while part := os.read(master, 4096):
+            seen += part
+    except OSError:  # EIO: it has ended
+        pass
+    _, status = os.waitpid(pid, 0)
+    os.close(master)
+    return os.waitstatus_to_exitcode(status), seen
+
+
+def test_a_terminal_has_its_size_when_the_command_starts(kubelet: Kubelet) -> None:
+    """With runc. crun lets the process go and sets the size then, so that the process can be faster."""
+    kubelet.need_handler("runc")
+    container = kubelet.pod(handler="runc").run("/bin/sleep", "1000")
+    command = (sys.executable, str(ROOT / "crisp.py"), "--socket", kubelet.daemon.socket, "exec", "-i", "-t", container.id)
+    crictl = shutil.which("crictl") or ""
+    theirs = (crictl, "--runtime-endpoint", f"unix://{kubelet.daemon.socket}", "exec", "-i", "-t", container.id)
+    for client in (command, theirs) if crictl else (command,):
+        for number in range(5):
+            code, seen = on_terminal(*client, "/bin/stty", "size", rows=33 + number, columns=101)
+            assert (code, seen.split()[-2:]) == (0, [str(33 + number).encode(), b"101"])
+
+
 def test_crisp_exec_with_a_terminal(kubelet: Kubelet) -> None:
     """`crisp exec -it` on a real pseudo-terminal: raw mode, the size, the exit code."""
     container = sleeper(kubelet)

@@ -8,8 +8,10 @@ from pathlib import Path
 import grpc
 import pytest
 
+from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Kubelet
+from tests.harness.daemon import Daemon
+from tests.harness.kubelet import Kubelet, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -95,12 +97,55 @@ def test_refused(kubelet: Kubelet, first: int, lines: int, mode: int, message: s
         kubelet.pod(pod_config(kubelet, first=first, lines=lines, mode=mode), handler="crun")
 
 
-def test_handler_that_cannot(kubelet: Kubelet) -> None:
-    """Debian's runc 1.1 ignores the mappings of mounts: the probe has seen it, and the pod is refused with the reason."""
-    features = {h.name: h.features for h in kubelet.runtime.Status(cri.StatusRequest()).runtime_handlers}
-    if features["runc"].user_namespaces:
-        kubelet.pod(pod_config(kubelet), handler="runc")
-        return
-    with pytest.raises(grpc.RpcError, match="cannot map the ids of mounts") as caught:
-        kubelet.pod(pod_config(kubelet), handler="runc")
-    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+@pytest.mark.parametrize("pid", [cri.CONTAINER, cri.POD])
+def test_volumes_and_image_volumes_with_any_runtime(kubelet: Kubelet, tmp_path: Path, handler: str, pid: int) -> None:
+    """Debian's runc maps no mounts, its crun none where it joins a PID namespace, and nobody an overlay: crisp maps them."""
+    kubelet.need_handler(handler, user_namespaces=True)
+    tmp_path.chmod(0o755)
+    (tmp_path / "of-root").write_text("x")
+    config = pod_config(kubelet)
+    config.linux.security_context.namespace_options.pid = pid
+    mapped = {
+        "uidMappings": [cri.IDMapping(host_id=HOST_ID, container_id=0, length=COUNT)],
+        "gidMappings": [cri.IDMapping(host_id=HOST_ID, container_id=0, length=COUNT)],
+    }
+    base = kubelet.pod().run("/bin/sh", "-c", "echo upper > /in-upper; exec sleep 1000")
+    wait_until(lambda: base.exec("/bin/cat", "/in-upper").exit_code == 0)
+    request = admin.CommitContainerRequest(container_id=base.id, reference=f"localhost/two-{handler}-{pid}:test")
+    layers = kubelet.client.admin.CommitContainer(request).image_id
+    wanted = cri.ContainerConfig(
+        mounts=[
+            cri.Mount(container_path="/volume", host_path=str(tmp_path), **mapped),
+            cri.Mount(container_path="/file", host_path=str(tmp_path / "of-root"), **mapped),
+            cri.Mount(container_path="/image", image=cri.ImageSpec(image=layers), readonly=True, **mapped),
+        ]
+    )
+    container = kubelet.pod(config, handler=handler).run("/bin/sleep", "100", config=wanted)
+    assert (
+        container.sh("stat -c %u:%g /volume /volume/of-root /file /image/bin/busybox /image/in-upper").split() == ["0:0"] * 5
+    )
+    assert container.sh("cat /image/in-upper; touch /volume/made") == "upper\n"
+    assert (tmp_path / "made").stat().st_uid == 0
+    kubelet.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=layers)))
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_state_below_a_closed_directory(rootfs: Path, handler: str) -> None:
+    """The root of a user namespace gets through no 0700 directory on its own. Where that matters, the error names it."""
+    daemon = Daemon()
+    daemon.directory.chmod(0o700)
+    try:
+        daemon.start()
+        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
+        assert daemon.client is not None
+        kubelet = Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+        kubelet.need_handler(handler)
+        try:
+            container = kubelet.pod(pod_config(kubelet), handler=handler).run("/bin/sleep", "100")
+        except grpc.RpcError as error:
+            assert f"{daemon.directory} lets only its owner through (mode 0700)" in str(error.details())
+        else:
+            assert container.sh("id -u; stat -c %u /bin/busybox").split() == ["0", "0"]
+    finally:
+        daemon.destroy()

@@ -17,14 +17,15 @@ import grpc
 
 from kernel import cgroups, mounts, namespaces
 from proto import api_pb2 as cri
+from proto.errors import CrispError
 from runtime.client import Client
 from runtime.paths import NETNS_DIRECTORY, Paths
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = int(os.environ.get("CRISP_PATIENCE", "1"))
 """By how much this machine is slower than others: an emulated one."""
-START_SECONDS = 30 * PATIENCE
-STOP_SECONDS = 20 * PATIENCE
+START_SECONDS = 160 * PATIENCE
+STOP_SECONDS = 60 * PATIENCE
 
 
 class Daemon:
@@ -71,10 +72,10 @@ class Daemon:
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"the daemon ended: {self.tail()}"
             if os.path.exists(self.socket):
-                self.client = Client(self.socket)
                 try:
+                    self.client = Client(self.socket)
                     self.client.runtime.Version(cri.VersionRequest(), timeout=START_SECONDS)
-                except grpc.RpcError:
+                except (grpc.RpcError, CrispError):  # it has just removed the socket of the daemon before
                     self.disconnect()
                 else:
                     return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from kernel import mounts
 from proto.errors import Code, CrispError
 from runtime.shims.client import ShimClient, read_exit_record, shim_alive
 from runtime.shims.fork_server import ForkServer
+from shim.container import CLIENT_TIME
 from tests.kernel.conftest import DEADLINE, ShimLab
 
 pytestmark = pytest.mark.root
@@ -111,11 +113,104 @@ async def test_unknown_user_fails_and_leaves_nothing(lab: ShimLab) -> None:
     await lab.shims[-1].gone()
 
 
-async def test_missing_command_is_named(lab: ShimLab) -> None:
-    with pytest.raises(CrispError, match='exec: "nosuch": executable file not found in \\$PATH'):
-        bundle, shim, _ = await lab.create("nosuch")
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        ("nosuch", "executable file not found in $PATH"),
+        ("/bin/nosuch", "no such file or directory"),
+        ("/etc/passwd", "permission denied"),
+        ("/etc", "permission denied"),
+        ("/etc/passwd/x", "not a directory"),
+    ],
+)
+async def test_command_that_cannot_be_run_is_made_and_not_started(lab: ShimLab, command: str, reason: str) -> None:
+    """A kubelet tries a CreateContainer that fails again for ever; one that fails to start is told to the pod's owner."""
+    bundle, shim, created = await lab.create(command)
+    assert created.pid == 0
+    with pytest.raises(CrispError, match=re.escape(f'exec: "{command}": {reason}')) as caught:
         await shim.start(str(bundle / "log"))
-    await lab.shims[-1].gone()
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    record = await shim.wait()
+    assert record is not None
+    assert (record.exit_code, record.signal, record.reason, record.started_at) == (128, 0, "StartError", 0)
+    assert record.message == caught.value.message
+    await shim.gone()
+
+
+async def test_container_without_a_process_is_killed(lab: ShimLab) -> None:
+    bundle, shim, _ = await lab.create("nosuch")
+    with pytest.raises(CrispError, match="is created"):
+        await shim.exec(lab.exec_process("true"))
+    await shim.kill()
+    record = await shim.wait()
+    assert record is not None
+    assert (record.exit_code, record.reason) == (137, "")
+    with pytest.raises(CrispError):
+        await shim.start(str(bundle / "log"))
+    await shim.gone()
+
+
+@pytest.mark.parametrize(("kind", "words"), [("fifo", "FIFO"), ("directory", "Is a directory"), ("missing", "No such file")])
+async def test_log_that_cannot_be_opened(lab: ShimLab, kind: str, words: str) -> None:
+    bundle, shim, _ = await lab.create("sleep", "1000")
+    path = bundle / "log"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path = bundle / "not" / "log"
+    with pytest.raises(CrispError, match=words):
+        await shim.start(str(path))
+    record = await shim.wait()
+    assert record is not None
+    assert (record.exit_code, record.reason, record.started_at) == (128, "StartError", 0)
+    assert str(path) in record.message
+
+
+async def test_log_that_is_a_fifo_somebody_reads(lab: ShimLab) -> None:
+    bundle, shim, _ = await lab.create("sleep", "1000")
+    os.mkfifo(bundle / "log")
+    reader = os.open(bundle / "log", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(CrispError, match="neither a file nor a character device"):
+        await shim.start(str(bundle / "log"))
+    os.close(reader)
+
+
+async def test_home_is_the_users_for_every_runtime(lab: ShimLab) -> None:
+    for user, home in (("app", "/home/app"), ("4242", "/"), ("0", "/root")):
+        bundle, shim, _ = await lab.create("sh", "-c", "echo $HOME", user={"user": user})
+        await shim.start(str(bundle / "log"))
+        await shim.wait()
+        assert log_text(bundle / "log") == f"{home}\n"
+
+
+async def test_terminal_that_is_closed_and_opened_again(lab: ShimLab) -> None:
+    script = "exec </dev/null >/dev/null 2>&1; echo again >/dev/console; read x; echo more >/dev/console"
+    fifo = "mkfifo /go; exec 3</dev/null; "
+    bundle, shim = await lab.run("sh", "-c", fifo + script.replace("read x", "read x </go"), tty=True)
+    await until(bundle / "log", "again")
+    client = await shim.attach(stdin=True)
+    session = await shim.exec(lab.exec_process("sh", "-c", "echo x > /go"))
+    await session.wait()
+    session.close()
+    assert b"more" in await read_all(client.stdout)
+    client.close()
+    await shim.wait()
+    assert "more" in log_text(bundle / "log")
+
+
+async def test_all_attached_clients_see_the_end_at_once(lab: ShimLab) -> None:
+    _, shim = await lab.run("sh", "-c", "read go; echo out", stdin=True)
+    clients = [await shim.attach(stdin=True) for _ in range(4)]
+    os.write(clients[0].stdin, b"go\n")
+    seen = [await read_all(client.stdout) for client in clients]
+    assert seen == [b"out\n"] * 4
+    # Who waited for a client that had got everything did so for CLIENT_TIME.
+    assert await shim.wait() is not None
+    await asyncio.wait_for(shim.gone(), CLIENT_TIME / 2)
+    for client in clients:
+        client.close()
 
 
 async def test_missing_rootfs_names_the_path(lab: ShimLab) -> None:
@@ -227,6 +322,7 @@ async def test_log_without_a_final_newline(lab: ShimLab) -> None:
     bundle, shim = await lab.run("printf", "no newline")
     await shim.wait()
     assert log_text(bundle / "log") == "no newline"
+    assert " P no newline" in (bundle / "log").read_text()
 
 
 async def test_many_lines_arrive_whole(lab: ShimLab) -> None:
@@ -489,6 +585,7 @@ def test_fork_server_ends_with_its_client() -> None:
     script = """
 import asyncio, os, signal
 from runtime.shims.fork_server import ForkServer
+from shim.container import CLIENT_TIME
 async def main():
     server = await ForkServer.start([])
     print(server.pid, flush=True)

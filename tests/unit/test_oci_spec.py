@@ -12,7 +12,7 @@ from imagesvc.store.images import OciConfig
 from kernel.capabilities import NAMES
 from kernel.cgroups import Hierarchies, Mode
 from proto import api_pb2 as cri
-from proto.errors import CrispError
+from proto.errors import Code, CrispError
 from runtime.config.settings import ContainersConfig
 from runtime.host.host import Host
 from runtime.oci import devices, mounts, process, resources, seccomp, ulimits
@@ -207,18 +207,67 @@ def test_bad_client_mounts(fields: dict[str, Any], message: str) -> None:
     ],
 )
 def test_propagation_is_clamped(asked: int, lies_on: str, becomes: str) -> None:
+    """Only where the host's root itself is private."""
     mount = cri.Mount(container_path="/a", host_path="/src", propagation=asked)
-    assert becomes in mounts.client_mount(mount, Source("/real", True, lies_on), rro=False)["options"]
+    source = Source("/real", True, lies_on, mount_point="/")
+    assert becomes in mounts.client_mount(mount, source, rro=False)["options"]
+    elsewhere = Source("/real", True, lies_on, mount_point="/mnt")
+    if becomes in ("rprivate", "rshared") and mounts.PROPAGATION[asked] == becomes:
+        assert becomes in mounts.client_mount(mount, elsewhere, rro=False)["options"]
+    elif mounts.PROPAGATION[asked] != becomes:
+        with pytest.raises(CrispError, match="path /src is mounted on /mnt, but it is not a shared"):
+            mounts.client_mount(mount, elsewhere, rro=False)
+
+
+def test_a_bind_keeps_the_flags_of_what_it_binds() -> None:
+    mount = cri.Mount(container_path="/a", host_path="/src", mount_options=["nodev"])
+    source = Source("/real", True, "private", flags=("nosuid", "nodev", "ro"))
+    found = mounts.client_mount(mount, source, rro=False)["options"]
+    assert sorted(found) == ["nodev", "nosuid", "rbind", "ro", "rprivate"]
+    [shm] = [m for m in mounts.pod_files(Path("/p"), host_ipc=False, readonly=False) if m["destination"] == "/dev/shm"]
+    assert {"nosuid", "nodev", "noexec", "rw"} <= set(shm["options"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"cpu_quota": 1},
+        {"cpu_quota": -2},
+        {"cpu_period": 999},
+        {"cpu_period": 1_000_001},
+        {"cpu_shares": 1},
+        {"cpu_shares": -1},
+        {"cpu_shares": 2**40},
+        {"cpuset_cpus": "abc"},
+        {"cpuset_cpus": "0-"},
+        {"cpuset_mems": "0,,1"},
+        {"memory_limit_in_bytes": -5},
+        {"memory_limit_in_bytes": 10, "memory_swap_limit_in_bytes": 5},
+        {"oom_score_adj": 1001},
+    ],
+)
+def test_resources_that_no_kernel_takes(fields: dict[str, Any]) -> None:
+    with pytest.raises(CrispError, match=next(reversed(fields))) as refused:
+        resources.build(cri.LinuxContainerResources(**fields), host())
+    assert refused.value.code is Code.INVALID_ARGUMENT
+
+
+def test_relative_working_directories_are_below_the_root() -> None:
+    for wanted, image, expected in (("", "", "/"), ("app", "", "/app"), ("", "srv/app", "/srv/app"), ("/x", "y", "/x")):
+        built = process.build(config(working_dir=wanted), OciConfig(cmd=("c",), working_dir=image), "", [], host())
+        assert built["cwd"] == expected
 
 
 def test_mounts_are_arranged_by_depth_and_replace_defaults() -> None:
     defaults = mounts.default_mounts(privileged=False, cgroup_v2=False, mqueue=True)
-    arranged = mounts.arrange(defaults, [bind("/a/b"), bind("/a"), bind("/dev/shm"), bind("/")])
+    arranged = mounts.arrange(defaults, [bind("/a/b"), bind("/a"), bind("/dev/shm"), {**bind("/a"), "destination": "/"}])
     places = [mount["destination"] for mount in arranged]
     assert places[0] == "/"
     assert places.index("/a") < places.index("/a/b")
     assert places.count("/dev/shm") == 1
     assert places.index("/dev") < places.index("/dev/pts")
+    with pytest.raises(CrispError, match="over the container's root"):
+        bind("/")
     with pytest.raises(CrispError, match="two mounts"):
         mounts.arrange([], [bind("/x"), bind("/x/")])
 

@@ -108,18 +108,28 @@ class LocalBackend:
         self.containers: dict[str, Container] = {}
 
     async def exec(
-        self, container_id: str, cmd: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool
+        self,
+        container_id: str,
+        cmd: Sequence[str],
+        *,
+        tty: bool,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        size: tuple[int, int] | None,
     ) -> LocalProcess:
         if container_id == "missing":
             raise not_found(f"container {container_id} does not exist")
         if container_id == "broken":
             raise RuntimeError("a bug")
-        made = await (self._tty(cmd) if tty else self._piped(cmd, stdin=stdin, stdout=stdout, stderr=stderr))
+        made = await (self._tty(cmd, size) if tty else self._piped(cmd, stdin=stdin, stdout=stdout, stderr=stderr))
         self.processes.append(made)
         return made
 
-    async def _tty(self, cmd: Sequence[str]) -> LocalProcess:
+    async def _tty(self, cmd: Sequence[str], size: tuple[int, int] | None) -> LocalProcess:
         master, slave = pty.openpty()
+        if size is not None:
+            termios.tcsetwinsize(master, (size[1], size[0]))
 
         def controlling() -> None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
