@@ -62,7 +62,6 @@ async def lost(node: Node, container: Container, why: str, *, said: bool = False
     loop = asyncio.get_running_loop()
     try:
         await loop.run_in_executor(node.blocking, cgroup_end.end_container, node.host.hierarchies, record)
-        await loop.run_in_executor(node.blocking, log_repair.complete, record.log_path)
     except (CrispError, OSError) as error:
         log.error("container lost, and it does not end", container=record.id, why=why, error=str(error))
         record.lost_at = record.lost_at or CLOCK.now()
@@ -72,6 +71,7 @@ async def lost(node: Node, container: Container, why: str, *, said: bool = False
         return
     if record.state in (ContainerState.RUNNING, ContainerState.CREATED, ContainerState.UNKNOWN):
         node.lost_containers += 1
+        await loop.run_in_executor(node.blocking, log_repair.complete, record.log_path)
         if not said:
             log.error("container lost", container=record.id, why=why)
         record.exit_code = LOST_EXIT_CODE
