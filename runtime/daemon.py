@@ -29,7 +29,7 @@ from runtime.api.rpc_images import ImageService as ImageRpcs
 from runtime.api.rpc_runtime import RuntimeService
 from runtime.api.server import Boundary
 from runtime.api.stream_sources import StreamSources
-from runtime.host import handler_probe, host, systemd
+from runtime.host import handler_probe, host, neighbours, systemd
 from runtime.lifecycle import ContainerState
 from runtime.network import rules_watch
 from runtime.network.config import HandlerNetworks
@@ -88,6 +88,8 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
     seccomp.check(config.containers.seccomp_profile)
     paths = Paths(config.root, config.state)
     stack.callback(os.close, lock(paths.lock))
+    for held in neighbours.claim(_shared(config)):
+        stack.callback(held.close)
     fork_server = await ForkServer.start(FORK_JOBS)
     stack.push_async_callback(fork_server.close)
     node = await assemble(config, paths, fork_server, stack, handler_probe.find)
@@ -97,6 +99,13 @@ async def start(config: Config, stack: AsyncExitStack) -> Node:
     node.recovery_seconds = time.monotonic() - begin
     await _serve(node, stack)
     return node
+
+
+def _shared(config: Config) -> list[str]:
+    """What another daemon with the same defaults would use too."""
+    network = config.network
+    builtin = [f"bridge {network.bridge}", f"nftables table {network.table}"] if network.mode != "cni" else []
+    return [f"cgroup parent {config.cgroup.parent}", *builtin]
 
 
 async def assemble(

@@ -237,6 +237,8 @@ def _missing(node: Node, record: SandboxRecord) -> str:
 def _sweep(node: Node, spared: set[str]) -> None:
     """Remove directories, mounts and cgroups that no record explains, but those of the ids in `spared`."""
     known = set(node.containers) | set(node.sandboxes) | spared
+    # The directory is made before the pod's cgroup and removed after it: other groups are those of another daemon's pods.
+    made_here = set(_names(node.paths.sandboxes))
     runtimes = [node.paths.runtime_root(name) for name in _names(node.paths.runtimes)]
     for parent in (node.paths.sandboxes, node.paths.bundles, node.paths.writable_layers, *runtimes):
         for name in _names(parent):
@@ -254,7 +256,7 @@ def _sweep(node: Node, spared: set[str]) -> None:
         pods = node.host.hierarchies.group(cgroups.parent_path(pods.path.replace("/", "-") + ".slice"))
     for name in _names_of_group(pods.directory()):
         match = POD_GROUP.fullmatch(name)
-        if match and match[1] not in known:
+        if match and match[1] in made_here - known:
             log.info("swept", cgroup=f"{pods.path}/{name}")
             try:
                 cgroup_end.end(node.host.hierarchies.group(f"{pods.path}/{name}"))
