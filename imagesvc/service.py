@@ -18,7 +18,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
@@ -51,13 +51,15 @@ from imagesvc.transfer.unpacking import Unpacker
 from imagesvc.worker.pool import JobFailed, WorkerPool
 from kernel import modes
 from kernel.failpoints import failpoint
-from proto.errors import invalid, not_found
+from proto.errors import CrispError, invalid, not_found
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
 
 _THREADS = 4
+_PULLS = 3
+"""Times that a pull is done again because somebody has removed what it has just brought."""
 _MAX_JOBS = 32
 """Worker processes at a time. Those that wait for a download count too, so it is well above what one pull may have."""
 
@@ -144,7 +146,12 @@ class ImageService:
             finally:
                 self._pulls.pop(key, None)
 
-        image: Image = await self._joins.run(key, run)
+        for _attempt in range(_PULLS):
+            image: Image = await self._joins.run(key, run)
+            if self._index.get(image.id) is not None:
+                break
+            # Removed between its record and this answer: who pulls shall have it.
+            shown = self._pulls.setdefault(key, PullProgress(str(parsed)))
         return image.id
 
     def running_pulls(self) -> Sequence[PullProgress]:
@@ -193,7 +200,7 @@ class ImageService:
         if image is None:
             raise not_found(f"image {source} is not on this node")
         name = parse_reference(target)
-        return await self._index.add(replace(image, repo_tags=(str(name),), repo_digests=()))
+        return await self._index.name(replace(image, repo_tags=(str(name),), repo_digests=()))
 
     def image_of(self, image_id: str) -> Image | None:
         """The image of a container by its whole id, also if the image has been removed since."""
@@ -308,8 +315,10 @@ class ImageService:
         shown = PullProgress(str(name), watchers=[progress] if progress else [])
         with self._using([image]), self._materials() as materials:
             digest = await Pusher(self._client, self._store).push(image, name, found, materials, shown)
-        fingerprint = access.fingerprint(found, self._key)
-        await self._index.add(replace(image, repo_tags=(), repo_digests=(name.with_digest(digest),), checked=(fingerprint,)))
+            fingerprint = access.fingerprint(found, self._key)
+            named = replace(image, repo_tags=(), repo_digests=(name.with_digest(digest),), checked=(fingerprint,))
+            with suppress(CrispError):  # removed meanwhile: it was pushed all the same
+                await self._index.name(named)
         return digest
 
     async def commit(self, base: Image, upper: str, reference: str, changes: Changes | None = None) -> str:

@@ -92,8 +92,14 @@ class RegistryClient:
         return await with_retries(once, access.budget)
 
     @asynccontextmanager
-    async def blob(self, access: Access, digest: str, offset: int) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
-        """Opens a blob at an offset: yields where the reply really starts (0 or the offset), and its chunks."""
+    async def blob(
+        self, access: Access, digest: str, offset: int, size: int
+    ) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        """Opens a blob at an offset: yields where the reply really starts (0 or the offset), and its chunks.
+
+        A reply that tells another length than the blob's `size` is refused before its first byte: it is something else, such
+        as the page by which a network asks for a password.
+        """
         endpoint = access.endpoint
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         scope = auth.pull_scope(endpoint.repository)
@@ -105,6 +111,11 @@ class RegistryClient:
                 start = offset
             else:
                 raise await failure_of(reply)
+            told = reply.content_length
+            total = reply.headers.get("Content-Range", "").rpartition("/")[2] if start else ""
+            if (told is not None and start + told != size) or (total.isdigit() and int(total) != size):
+                told_of = total or told
+                raise RegistryFailure(Kind.BROKEN, f"it sends {told_of} bytes for a blob that has {size}")
             yield start, _chunks(reply, access.budget)
 
     @asynccontextmanager

@@ -9,6 +9,7 @@ its digest references until it is removed.
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import math
 import time
@@ -20,7 +21,7 @@ import structlog
 
 from imagesvc.limits import MAX_UID
 from imagesvc.references import id_prefix, try_parse
-from proto.errors import Code, CrispError
+from proto.errors import Code, CrispError, not_found
 
 IMAGE, ROOTFS, ARTIFACT = "image", "rootfs", "artifact"
 _MAX_CHECKED = 64
@@ -229,6 +230,8 @@ class ImageIndex:
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
         self._removed: dict[str, Image] = {}
+        self._changing = asyncio.Lock()
+        """Held from the look at a record to its change: what was awaited in between has changed others' records too."""
 
     def load(self) -> None:
         """Reads the records."""
@@ -269,6 +272,17 @@ class ImageIndex:
 
         The names move last: a crash in between leaves a tag on two records, and the younger record wins at the start.
         """
+        async with self._changing:
+            return await self._add(image)
+
+    async def name(self, image: Image) -> Image:
+        """As `add`, for an image that has to be here still; NOT_FOUND where it has been removed meanwhile."""
+        async with self._changing:
+            if image.id not in self._images:
+                raise not_found(f"image {image.id} has been removed meanwhile")
+            return await self._add(image)
+
+    async def _add(self, image: Image) -> Image:
         known = self._images.get(image.id)
         if known is not None:
             image = _joined(known, image)
@@ -288,13 +302,13 @@ class ImageIndex:
 
     async def untag(self, image: Image, name: str) -> None:
         """Takes one name from an image."""
-        await self._put(
-            replace(
-                image,
-                repo_tags=tuple(t for t in image.repo_tags if t != name),
-                repo_digests=tuple(d for d in image.repo_digests if d != name),
-            )
-        )
+        async with self._changing:
+            now = self._images.get(image.id)
+            if now is None:
+                return
+            tags = tuple(t for t in now.repo_tags if t != name)
+            digests = tuple(d for d in now.repo_digests if d != name)
+            await self._put(replace(now, repo_tags=tags, repo_digests=digests))
 
     def removed(self) -> list[Image]:
         """Images that are no longer shown, but whose layers containers use."""
@@ -305,19 +319,26 @@ class ImageIndex:
         return self._removed.get(image_id)
 
     async def remove(self, image: Image, *, in_use: bool) -> None:
-        """Forgets an image and all its names; with `in_use` its record stays, but it is no longer shown."""
-        if in_use:
-            gone = replace(image, removed=True, repo_tags=(), repo_digests=())
-            await self._records.put(image.id, gone.to_record())
-            self._removed[image.id] = gone
-        else:
-            await self._records.delete(image.id)
-        self._hide(image.id)
+        """Forgets an image and all its names; with `in_use` its record stays, but it is no longer shown.
+
+        An image that a pull has named since this was asked for, which `image` then is not any more, stays.
+        """
+        async with self._changing:
+            if self._images.get(image.id) is not image:
+                return
+            if in_use:
+                gone = replace(image, removed=True, repo_tags=(), repo_digests=())
+                await self._records.put(image.id, gone.to_record())
+                self._removed[image.id] = gone
+            else:
+                await self._records.delete(image.id)
+            self._hide(image.id)
 
     async def forget(self, image: Image) -> None:
         """Forgets a removed image that nobody uses any more."""
-        if self._removed.pop(image.id, None) is not None:
-            await self._records.delete(image.id)
+        async with self._changing:
+            if self._removed.pop(image.id, None) is not None and image.id not in self._images:
+                await self._records.delete(image.id)
 
     async def _put(self, image: Image) -> None:
         names = {*image.repo_tags, *image.repo_digests}

@@ -34,6 +34,11 @@ _ZERO_BLOCK = bytes(BLOCK)
 _BLANK_CHECKSUM = sum(b" " * 8)
 _ADLER = 65521
 _XATTR = b"SCHILY.xattr."
+_MAX_ID = (1 << 32) - 2
+"""(uid_t)-1 means "leave it" to chown."""
+_MAX_SIZE = (1 << 63) - 1
+_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
+"""Of a device (MINORBITS)."""
 
 
 class TarError(Exception):
@@ -252,6 +257,7 @@ class TarReader:
         entry.type = kind
         if len(entry.name) > MAX_NAME_BYTES or len(entry.link) > MAX_NAME_BYTES:
             raise TarError(f"a name is longer than {MAX_NAME_BYTES} bytes")
+        _check_numbers(entry, size)
         if kind == REGULAR:
             entry.size = entry.stored = size
         self._sparse_1_0 = None
@@ -324,6 +330,19 @@ class TarReader:
         if len(window) >= min(entry.stored, MAX_TAR_METADATA_BYTES):
             raise TarError(f"{_shown(entry.name)} has no sparse map")
         return None
+
+
+def _check_numbers(entry: Entry, size: int) -> None:
+    """What the kernel cannot take is refused here, by name. Times are brought into range by who sets them."""
+    for what, value, limit in (
+        ("owner", entry.uid, _MAX_ID),
+        ("group", entry.gid, _MAX_ID),
+        ("size", size, _MAX_SIZE),
+        ("device number", entry.major, _MAX_MAJOR),
+        ("device number", entry.minor, _MAX_MINOR),
+    ):
+        if not 0 <= value <= limit:
+            raise TarError(f"{_shown(entry.name)} has the {what} {value if abs(value) < 1 << 64 else 'beyond 64 bits'}")
 
 
 def _check(block: bytes) -> int:
@@ -450,7 +469,7 @@ def _check_segments(entry: Entry) -> None:
             raise TarError(f"{_shown(entry.name)}: its sparse segments overlap")
         end = offset + length
         total += length
-    if end > entry.size or total != entry.stored:
+    if entry.size > _MAX_SIZE or end > entry.size or total != entry.stored:
         raise TarError(f"{_shown(entry.name)}: its sparse map does not fit its data")
 
 

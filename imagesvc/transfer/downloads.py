@@ -138,17 +138,27 @@ class Downloads:
         failures: list[tuple[str, RegistryFailure]] = []
         for access in source.accesses:
             try:
-                await self._from_endpoint(ingest, access)
-                await ingest.verify()
+                await self._whole(ingest, access)
             except RegistryFailure as failure:
                 failures.append((str(access), failure))
-            except CrispError as error:
-                if error.code is not Code.ABORTED:
-                    raise
-                failures.append((str(access), RegistryFailure(Kind.BROKEN, error.message)))
             else:
                 return
         raise give_up(f"blob {ingest.digest} of {source.reference}", failures)
+
+    async def _whole(self, ingest: Ingest, access: Access) -> None:
+        """The blob from one endpoint, verified. Bytes that were there before may be another's, or an earlier try's, and not
+        the blob's: if all together are wrong, once more, this one's alone."""
+        for last in (not ingest.received, True):
+            await self._from_endpoint(ingest, access)
+            try:
+                await ingest.verify()
+            except CrispError as error:
+                if error.code is not Code.ABORTED:
+                    raise
+                if last:
+                    raise RegistryFailure(Kind.BROKEN, error.message) from None
+            else:
+                return
 
     async def _from_endpoint(self, ingest: Ingest, access: Access) -> None:
         """Goes on where the download stands, again and again while that brings bytes."""
@@ -156,7 +166,7 @@ class Downloads:
         while ingest.received < ingest.size:
             before = ingest.received
             try:
-                async with self._client.blob(access, ingest.digest, before) as (start, chunks):
+                async with self._client.blob(access, ingest.digest, before, ingest.size) as (start, chunks):
                     skip = before - start
                     async for chunk in chunks:
                         if skip:

@@ -15,6 +15,10 @@ from imagesvc.worker.pool import Job, JobFailed, WorkerPool
 from proto.errors import Code, CrispError, invalid
 
 _MAX_TRIES = 3
+_WINDOW_SECONDS = 2.0
+_WINDOW_BYTES = 64 << 10
+"""A download that brings less than this in a window is not unpacked on its way: a worker, of which there are so many, would
+wait for it. Its layer is unpacked once it is whole."""
 
 
 class Incoming(Protocol):
@@ -41,6 +45,10 @@ class Incoming(Protocol):
     def unfollow(self, callback: Callable[[int], None]) -> None:
         """Ends `follow`."""
         ...
+
+
+class _StalledError(Exception):
+    """The download stood still and is whole now: what has been unpacked of it goes, and all is unpacked at once."""
 
 
 class Unpacker:
@@ -79,6 +87,8 @@ class Unpacker:
                     )
                 layer = self._layers.stage(directory, result, diff_id, chain_id)
                 kept = True
+            except _StalledError:
+                continue
             except (JobFailed, CrispError) as failure:
                 if not _may_pass(failure, tries):
                     raise
@@ -103,7 +113,25 @@ class Unpacker:
     async def _run(
         self, blob: Incoming, directory: str, lower: Sequence[Layer] | None, progress: Callable[[int], None]
     ) -> dict[str, Any]:
-        """One run of the job; it is stopped when the download fails, since it would wait for ever."""
+        """The job in step with a download that runs well, else when it is whole."""
+        pace = _Pace(blob)
+        with pace:
+            await pace.began()
+            result = await self._attempt(blob, directory, lower, progress, pace)
+            if result is not None:
+                return result
+        await asyncio.shield(blob.done)
+        raise _StalledError
+
+    async def _attempt(
+        self,
+        blob: Incoming,
+        directory: str,
+        lower: Sequence[Layer] | None,
+        progress: Callable[[int], None],
+        pace: _Pace | None,
+    ) -> dict[str, Any] | None:
+        """One run of the job; it is stopped when the download fails, and, with None, when it stalls."""
         job = Job(progress)
         request = {
             "job": "unpack",
@@ -120,16 +148,60 @@ class Unpacker:
 
         blob.follow(tell)
         running: asyncio.Future[dict[str, Any]] = asyncio.create_task(self._workers.run(request, job))
+        stalled = asyncio.create_task(pace.stalls()) if pace is not None else None
         try:
             either: set[asyncio.Future[Any]] = {running, blob.done}
+            if stalled is not None:
+                either.add(stalled)
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not running.done() and (blob.done.cancelled() or blob.done.exception()):
+            if not running.done() and blob.done.done() and (blob.done.cancelled() or blob.done.exception()):
                 blob.done.result()
+            if stalled is not None and stalled.done() and not running.done() and not blob.done.done():
+                return None
             return await running
         finally:
             blob.unfollow(tell)
+            if stalled is not None:
+                stalled.cancel()
             running.cancel()
             await asyncio.wait([running])
+
+
+class _Pace:
+    """How a download gets on. As a context: watches it."""
+
+    def __init__(self, blob: Incoming) -> None:
+        self._blob = blob
+        self._available = 0
+        self._more = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self._blob.follow(self._note)
+
+    def __exit__(self, *_error: object) -> None:
+        self._blob.unfollow(self._note)
+
+    def _note(self, available: int) -> None:
+        self._available = available
+        self._more.set()
+
+    async def began(self) -> None:
+        """Returns when the first bytes are there, or the download is over: until then a worker has nothing to do."""
+        while self._available == 0 and not self._blob.done.done() and self._blob.size:
+            self._more.clear()
+            waiter = asyncio.ensure_future(self._more.wait())
+            either: set[asyncio.Future[Any]] = {waiter, self._blob.done}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            waiter.cancel()
+
+    async def stalls(self) -> None:
+        """Returns when the download has brought too little for a while."""
+        before = self._available
+        while True:
+            await asyncio.sleep(_WINDOW_SECONDS)
+            if abs(self._available - before) < _WINDOW_BYTES and self._available < self._blob.size:
+                return
+            before = self._available
 
 
 def _may_pass(failure: JobFailed | CrispError, tries: int) -> bool:
@@ -148,4 +220,6 @@ def layer_error(failure: JobFailed, digest: str, directory: str) -> CrispError:
     if failure.kind == "os":
         error = OSError(failure.errno, failure.message, failure.path)
         return disk_error(error, directory, f"unpacking layer {digest}")
+    if failure.kind == "defect":
+        return CrispError(Code.INTERNAL, f"layer {digest} cannot be unpacked: {failure.message}")
     return invalid(f"layer {digest} cannot be unpacked: {failure.message}")

@@ -21,6 +21,7 @@ import resource
 import shutil
 import socket
 import struct
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -39,6 +40,8 @@ PROGRESS = struct.Struct("<Q")
 _READ = 512 * 1024
 _WHITEOUTS = "whiteouts"
 """File beside `fs`: the paths of a layer's whiteouts that are still to be looked at, NUL between them."""
+_TEXT, _TRACE = 8192, 16384
+"""Bytes that an answer tells of a failure, and of its trace: it has to fit into one message."""
 _REPORT_EVERY = 8 * MIB
 _UNPACKING = frozenset(
     f"CAP_{name}" for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN")
@@ -51,14 +54,29 @@ def run(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
     try:
         return {"ok": _JOBS[request["job"]](request, channel)}
     except (TarError, inflate.InflateError, ValueError) as error:
-        return {"error": "bad", "message": str(error)}
+        return {"error": "bad", "message": _short(f"{error}{_where(error)}")}
     except unpack.NeedsLower as error:
         return {"error": "needs_lower", "message": str(error)}
     except OSError as error:
         if error.errno in (errno.EPIPE, errno.ECONNRESET):
             raise
-        name = os.fsdecode(error.filename) if error.filename else ""
-        return {"error": "os", "errno": error.errno or 0, "message": error.strerror or str(error), "path": name}
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+        message = (error.strerror or str(error)) + _where(error)
+        return {"error": "os", "errno": error.errno or 0, "message": _short(message), "path": _short(name)}
+    except Exception as error:
+        # A defect, or what nobody has thought of: an answer all the same, and the trace for the log.
+        message = _short(f"{type(error).__name__}: {error}{_where(error)}")
+        return {"error": "defect", "message": message, "trace": traceback.format_exc()[-_TRACE:]}
+
+
+def _where(error: BaseException) -> str:
+    """The entry at which it happened, which `_apply` has noted."""
+    return "".join(f" ({note})" for note in getattr(error, "__notes__", []))
+
+
+def _short(text: str) -> str:
+    """As it fits into one message, whatever a name is made of."""
+    return text.encode(errors="backslashreplace")[:_TEXT].decode(errors="replace")
 
 
 def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
@@ -104,14 +122,26 @@ def _apply(
     """Reads a whole archive and applies it; `seen` gets every byte of it, for the diff id and the limits."""
     reader = TarReader()
     next_event = reader.next_event
+    last = b""
     while chunk := read():
         seen(chunk)
         reader.receive_data(chunk)
         while (event := next_event()) is not None:
             if type(event) is Entry:
-                writer.entry(event)
+                last = event.name
+                try:
+                    writer.entry(event)
+                except (TarError, unpack.NeedsLower):
+                    raise  # they name it themselves
+                except Exception as error:
+                    error.add_note(f"at the entry {event.name[:200]!r}")
+                    raise
             elif type(event) is Data:
-                writer.data(event)
+                try:
+                    writer.data(event)
+                except Exception as error:
+                    error.add_note(f"at the entry {last[:200]!r}")
+                    raise
             elif type(event) is Tail:
                 bones.raw(event.raw)
     reader.close()

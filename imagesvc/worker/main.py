@@ -1,6 +1,8 @@
 """The worker server: a small process that forks one child for each piece of blocking work on layers.
 
-    daemon ──SEQPACKET: JSON request + the job's socket──▶ server ──fork──▶ child ──SEQPACKET: replies──▶ daemon
+    daemon ──SEQPACKET: the job's socket, a file of its request──▶ server ──fork──▶ child ──SEQPACKET: replies──▶ daemon
+
+Requests are JSON in a memfd, since they are of any size.
 
 The server imports what the jobs need once; a fork of it takes about a millisecond. It has one thread, no asyncio and no
 gRPC. It ends when the daemon closes its socket. A child speaks to the daemon over the job's socket alone (jobs.py): first it
@@ -22,9 +24,6 @@ import sys
 from imagesvc.worker import jobs
 from kernel import syscalls
 
-MAX_REQUEST = 256 * 1024
-"""Bytes of one request: a job with the paths of 500 lower layers."""
-
 
 def serve(control: socket.socket) -> None:
     """Takes requests until the daemon goes."""
@@ -37,6 +36,10 @@ def serve(control: socket.socket) -> None:
         data, descriptors = _receive(control)
         if not data:
             return
+        if len(descriptors) != 2:  # they did not fit into this process: the caller sees its socket close
+            for descriptor in descriptors:
+                os.close(descriptor)
+            continue
         pid = os.fork()
         if pid:
             for descriptor in descriptors:
@@ -44,19 +47,19 @@ def serve(control: socket.socket) -> None:
             continue
         control.close()
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-        _run_child(data, socket.socket(fileno=descriptors[0]))
+        _run_child(descriptors[1], socket.socket(fileno=descriptors[0]))
 
 
 def _receive(control: socket.socket) -> tuple[bytes, list[int]]:
     descriptors = array.array("i")
-    data, ancillary, _flags, _address = control.recvmsg(MAX_REQUEST, socket.CMSG_SPACE(descriptors.itemsize))
+    data, ancillary, _flags, _address = control.recvmsg(16, socket.CMSG_SPACE(2 * descriptors.itemsize))
     for level, kind, payload in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(payload)
     return data, list(descriptors)
 
 
-def _run_child(data: bytes, channel: socket.socket) -> None:
+def _run_child(request_file: int, channel: socket.socket) -> None:
     """Never returns: what a child does ends with the child."""
     status = 1
     try:
@@ -64,7 +67,9 @@ def _run_child(data: bytes, channel: socket.socket) -> None:
         pidfd = os.pidfd_open(os.getpid())
         socket.send_fds(channel, [b"{}"], [pidfd])
         os.close(pidfd)
-        request = json.loads(data)
+        with open(request_file, "rb") as stream:
+            stream.seek(0)
+            request = json.load(stream)
         channel.send(json.dumps(jobs.run(request, channel)).encode())
         status = 0
     except OSError:

@@ -15,8 +15,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import structlog
+
 from imagesvc.worker import jobs
 from proto.errors import Code, CrispError
+
+log = structlog.get_logger()
 
 _IDLE_SECONDS = 60.0
 _ATTEMPTS = 3
@@ -25,7 +29,7 @@ _MAX_REPLY = 64 * 1024
 
 
 class JobFailed(Exception):
-    """A job's own failure: its kind (`bad`, `needs_lower`, `os`), message and details."""
+    """A job's own failure: its kind (`bad`, `needs_lower`, `os`, `defect`), message and details."""
 
     def __init__(self, reply: Mapping[str, Any]) -> None:
         super().__init__(str(reply.get("message", "")))
@@ -63,7 +67,14 @@ class WorkerPool:
 
     async def _run(self, request: Mapping[str, Any], job: Job) -> dict[str, Any]:
         """Runs it on the server, which is started first if need be, and again if it dies before it has begun the job."""
-        data = json.dumps(request).encode()
+        descriptor = _written(json.dumps(request).encode())
+        try:
+            return await self._run_written(descriptor, str(request["job"]), job)
+        finally:
+            os.close(descriptor)
+
+    async def _run_written(self, request: int, name: str, job: Job) -> dict[str, Any]:
+        """The request is in a file, whose descriptor is sent: it may be of any size, and a message may not."""
         for _attempt in range(_ATTEMPTS):
             control = await self._start()
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -71,8 +82,8 @@ class WorkerPool:
             with ours:
                 try:
                     with theirs:
-                        await _send_fd(control, data, theirs.fileno())
-                    return await job.follow(ours, str(request["job"]))
+                        await _send_fds(control, [theirs.fileno(), request])
+                    return await job.follow(ours, name)
                 except OSError:
                     if control is self._control:
                         self._end()
@@ -84,21 +95,7 @@ class WorkerPool:
             self._idle = None
         async with self._starting:
             if self._control is None:
-                ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-                with theirs:
-                    self._process = await asyncio.create_subprocess_exec(
-                        sys.executable,
-                        "-P",
-                        "-m",
-                        "imagesvc.worker.main",
-                        str(theirs.fileno()),
-                        pass_fds=[theirs.fileno()],
-                        stdin=asyncio.subprocess.DEVNULL,
-                        env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
-                        start_new_session=True,
-                    )
-                ours.setblocking(False)
-                self._control = ours
+                self._control, self._process = await _launch()
         return self._control
 
     def _plan_end(self) -> None:
@@ -184,6 +181,8 @@ class Job:
                 os.close(pidfd)
         if reply is None:
             raise CrispError(Code.INTERNAL, f"the worker for {name!r} ended without an answer; was it killed?")
+        if "trace" in reply:
+            log.error("a worker failed where it must not", job=name, error=reply.get("message"), trace=reply["trace"])
         if "error" in reply:
             raise JobFailed(reply)
         ok: dict[str, Any] = reply["ok"]
@@ -243,14 +242,50 @@ async def _readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-async def _send_fd(control: socket.socket, data: bytes, descriptor: int) -> None:
+async def _send_fds(control: socket.socket, descriptors: Sequence[int]) -> None:
     while True:
         try:
-            socket.send_fds(control, [data], [descriptor])
+            socket.send_fds(control, [b"job"], descriptors)
         except BlockingIOError:
             await asyncio.sleep(0.005)
         else:
             return
+
+
+def _written(data: bytes) -> int:
+    """A file in memory that has the data."""
+    descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+async def _launch() -> tuple[socket.socket, asyncio.subprocess.Process]:
+    """A server, and the socket by which it takes requests."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "imagesvc.worker.main",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_path())},
+                start_new_session=True,
+            )
+        ours.setblocking(False)
+    except BaseException:
+        ours.close()
+        raise
+    return ours, process
 
 
 def _import_path() -> Sequence[str]:

@@ -258,6 +258,10 @@ class LayerWriter:
             except OSError as error:
                 # As containerd and tar do: a file system or a kernel without these attributes still runs the image.
                 ignorable = error.errno == errno.EOPNOTSUPP or (error.errno == errno.EPERM and name.startswith(b"user."))
+                if not ignorable and not (error.errno in (errno.ENOSPC, errno.EDQUOT) and _disk_is_full()):
+                    # ext4 says ENOSPC where an inode has no room for more, however empty the disk is.
+                    why = "the file system has no room for it" if error.errno == errno.ENOSPC else error.strerror
+                    raise TarError(f"{_shown(entry.name)}: its attribute {_shown(name)} cannot be set: {why}") from None
                 if not ignorable:
                     raise
 
@@ -482,6 +486,11 @@ def _disk_bytes(entry: Entry) -> int:
     if entry.segments is None:
         return (entry.size + _PAGE - 1) & -_PAGE
     return sum((length + 2 * _PAGE - 1) & -_PAGE for _offset, length in entry.segments)
+
+
+def _disk_is_full() -> bool:
+    disk = os.statvfs(".")
+    return disk.f_bavail < 64 or (disk.f_files > 0 and disk.f_favail < 1)
 
 
 def _time(entry: Entry) -> int:

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from imagesvc.worker.pool import Job, JobFailed, WorkerPool
 from proto.errors import CrispError
@@ -66,5 +67,31 @@ async def test_server_that_is_killed_is_replaced(tmp_path: Path) -> None:
             assert answer["inodes"] == 0
             assert pool._process is not None
             os.kill(pool._process.pid, signal.SIGKILL)
+    finally:
+        await pool.close()
+
+
+async def test_requests_of_any_size(tmp_path: Path) -> None:
+    """Above what a socket's message may be; and the server is the same one afterwards."""
+    pool = WorkerPool(2)
+    try:
+        names = [f"/nowhere/{i}-{'x' * 200}" for i in range(20_000)]
+        (tmp_path / "gone").mkdir()
+        await pool.run({"job": "remove", "paths": [*names, str(tmp_path / "gone")]})
+        process = pool._process
+        await pool.run({"job": "remove", "paths": []})
+        assert pool._process is process
+        assert not (tmp_path / "gone").exists()
+    finally:
+        await pool.close()
+
+
+async def test_a_defect_in_a_worker_is_an_answer_and_a_line_in_the_log() -> None:
+    pool = WorkerPool(2)
+    try:
+        with capture_logs() as logs, pytest.raises(JobFailed, match="KeyError") as caught:
+            await pool.run({"job": "remove"})
+        assert caught.value.kind == "defect"
+        assert "Traceback" in logs[0]["trace"]
     finally:
         await pool.close()
