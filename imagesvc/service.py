@@ -58,6 +58,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 _THREADS = 4
+_SWEEP_SECONDS = 3600.0
+"""Between two looks at partial downloads."""
 _PULLS = 3
 """Times that a pull is done again because somebody has removed what it has just brought."""
 _MAX_JOBS = 32
@@ -94,6 +96,7 @@ class ImageService:
         self._tasks: set[asyncio.Task[None]] = set()
         self._holders: dict[str, Image] = {}
         self._key = b""
+        self._sweeping: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Loads the records and cleans up after whatever ended the last run."""
@@ -101,6 +104,13 @@ class ImageService:
         self._index.load()
         self._layers.remove_directories(junk)
         self._collect()
+        self._sweeping = asyncio.create_task(self._sweep(), name="partial downloads")
+
+    async def _sweep(self) -> None:
+        """Drops partial downloads that nobody has come back for."""
+        while True:
+            await asyncio.sleep(min(max(self._config.keep_partial / 4, 1.0), _SWEEP_SECONDS))
+            await self._blocking(self._store.drop_stale, self._config.keep_partial, self._downloads.paths())
 
     def _prepare(self) -> Sequence[str]:
         # Layers have set-user-id programs and the world's readable files: nobody else may come so far.
@@ -112,11 +122,14 @@ class ImageService:
 
     async def close(self) -> None:
         """Stops pulls, keeping what they have downloaded, and ends the worker process."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         await self._joins.close()
         await self.settle()
         await self._workers.close()
         await self._client.close()
         self._executor.shutdown(wait=True)
+        self._layers.close()
 
     async def settle(self) -> None:
         """Returns when everything that was to be removed is gone from the disk."""
@@ -266,16 +279,18 @@ class ImageService:
         return 0o755, 0, 0
 
     async def fs_info(self) -> FsInfo:
-        """Disk taken by images. Reads memory."""
-        return image_usage(self._root, self._store, self._layers)
+        """Disk taken by images, and by what has come of those that are not whole."""
+        partial = await self._blocking(self._store.partial_usage)
+        return image_usage(self._root, self._store, self._layers, *partial)
 
     async def add_rootfs(self, name: str, directory: str, config: OciConfig | None = None) -> str:
         """Makes an image of a plain directory, without copying it; returns its id."""
         reference: Reference = parse_reference(name)
         platform = self._config.wanted_platform()
         image, raw = await self._blocking(rootfs_image, reference, directory, config or OciConfig(), platform)
+        mark = self._layers.mark()
         staged = {image.id: await self._store.put(image.id, raw)}
-        await self._layers.publish([], lambda: self._store.publish(staged))
+        await self._layers.publish([], mark, lambda: self._store.publish(staged))
         return (await self._index.add(image)).id
 
     async def import_archive(

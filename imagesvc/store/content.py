@@ -75,6 +75,17 @@ class ContentStore:
             except FileNotFoundError:
                 continue
 
+    def partial_usage(self) -> tuple[int, int]:
+        """Bytes of disk and files in ingest/: downloads that run, and those that wait to be resumed. Blocking."""
+        size = count = 0
+        for entry in os.scandir(self._ingest_dir):
+            try:
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+            except FileNotFoundError:
+                continue
+            count += 1
+        return size, count
+
     def path(self, digest: str) -> str:
         """Where a published blob lies. INVALID_ARGUMENT for what is no digest: it would be any path."""
         algorithm, _, value = check_digest(digest, "blob").partition(":")

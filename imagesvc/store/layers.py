@@ -26,15 +26,17 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import structlog
 
 from imagesvc.disk_errors import disk_error
+from imagesvc.limits import MIB
 from imagesvc.store.content import sync_directory
 from imagesvc.worker.pool import JobFailed, WorkerPool
-from kernel import modes
+from kernel import modes, syscalls
 from proto.errors import Code, CrispError
 
 log = structlog.get_logger()
@@ -42,12 +44,16 @@ log = structlog.get_logger()
 _REMOVALS = 3
 """Attempts at removing a directory: the worker may have been killed. The next start tries again."""
 
+_PAGE = 4096
+_SKELETON_FLOOR = 1 * MIB
+"""A skeleton above this, and above its layer, is not kept: an archive that is all headers must not take the disk twice."""
+
 _NEW, _OLD, _CHAIN = "new-", "old-", "chain-"
 
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What layer.json keeps. `bytes` are of disk, in whole pages; `inflated` of the uncompressed tar."""
+    """What layer.json keeps. `bytes` are of disk, in whole pages, the skeleton's among them; `inflated` of the tar."""
 
     key: str
     diff_id: str
@@ -84,12 +90,17 @@ class LayerStore:
         self._staged: dict[str, Layer] = {}
         self._wanted: collections.Counter[str] = collections.Counter()
         self._syncing = asyncio.Lock()
+        self._disk = -1
+        """A descriptor that is older than every byte: the kernel tells it of all write errors since (syncfs(2))."""
+        self._failures = 0
         self._background: set[asyncio.Task[None]] = set()
         self._removals: set[asyncio.Task[None]] = set()
 
     def prepare(self) -> list[str]:
         """Loads the whole layers; returns the directories that are left over and have to be removed. Blocking."""
         modes.own(self.root, 0o711)
+        if self._disk < 0:
+            self._disk = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         junk = []
         for entry in os.scandir(self.root):
             if entry.name.startswith((_NEW, _OLD)):
@@ -138,18 +149,21 @@ class LayerStore:
         """Takes in an unpacked directory. Where another pull has staged the same layer meanwhile, that one is returned
         and this directory removed. Blocking, but only for one small file."""
         key = _chain_key(chain_id) if result["depends"] or result["unsettled"] else _own_key(diff_id)
-        if not result["skeleton"]:
-            os.unlink(os.path.join(path, "skeleton"))
+        bones = os.path.join(path, "skeleton")
+        size = os.stat(bones).st_size
+        keep = result["skeleton"] and size <= max(_SKELETON_FLOOR, result["bytes"])
+        if not keep:
+            os.unlink(bones)
         if not result["unsettled"]:
             os.unlink(os.path.join(path, "whiteouts"))
         info = LayerInfo(
             key=key,
             diff_id=diff_id,
-            bytes=result["bytes"],
-            inodes=result["inodes"],
+            bytes=result["bytes"] + ((size + _PAGE - 1) & -_PAGE if keep else 0),
+            inodes=result["inodes"] + keep,
             inflated=result["inflated"],
             has_root=result["has_root"],
-            skeleton=result["skeleton"],
+            skeleton=keep,
         )
         layer = self._stage(path, info)
         if layer.path == path:
@@ -177,18 +191,42 @@ class LayerStore:
     def _write_back(self) -> None:
         """Has the kernel write while the next layers are unpacked, so that the sync at the end finds little to do."""
         if not self._syncing.locked() and not self._background:
-            task = asyncio.create_task(sync_file_system(self.root))
+            task = asyncio.create_task(self._sync_early())
             self._background.add(task)
             task.add_done_callback(self._background.discard)
 
-    async def publish(self, layers: Iterable[Layer], before_rename: Callable[[], None] = lambda: None) -> None:
+    async def _sync_early(self) -> None:
+        async with self._syncing:
+            with suppress(CrispError):  # told to who publishes: `_sync` has counted it
+                await self._sync()
+
+    async def _sync(self) -> None:
+        """syncfs(2). A write error is told once, and of any file: nothing that was written until now can be trusted."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, syscalls.syncfs, self._disk)
+        except OSError as error:
+            self._failures += 1
+            staged, self._staged = self._staged, {}
+            self.remove_directories([layer.path for layer in staged.values()])
+            raise disk_error(error, self.root, "writing to disk") from error
+
+    def mark(self) -> int:
+        """For `publish`: taken before the first byte is written."""
+        return self._failures
+
+    async def publish(self, layers: Iterable[Layer], mark: int, before_rename: Callable[[], None] = lambda: None) -> None:
         """Makes staged layers durable: one sync of the file system, then their names.
 
         `before_rename` runs on the executor after the sync: what else was written and waits for it.
+
+        Raises:
+            CrispError: INTERNAL or RESOURCE_EXHAUSTED where the disk has failed a write since the `mark`, whoever saw it.
         """
         wanted = list(layers)
         async with self._syncing:
-            await sync_file_system(self.root)
+            await self._sync()
+            if mark != self._failures:
+                raise CrispError(Code.INTERNAL, f"the disk has failed to write what was pulled: {self.root}")
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._executor, before_rename)
             await loop.run_in_executor(self._executor, self._rename, wanted)
@@ -259,6 +297,12 @@ class LayerStore:
             else:
                 return
 
+    def close(self) -> None:
+        """Nothing is written any more."""
+        descriptor, self._disk = self._disk, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
     async def settle(self) -> None:
         """Returns when what was to be removed is gone."""
         while running := self._removals | self._background:
@@ -285,15 +329,3 @@ def _own_key(diff_id: str) -> str:
 
 def _chain_key(chain_id: str) -> str:
     return _CHAIN + chain_id.partition(":")[2]
-
-
-async def sync_file_system(directory: str) -> None:
-    """syncfs(2) of the file system that a directory is on, in a process: Python has no call for it."""
-    process = await asyncio.create_subprocess_exec(
-        "sync", "--file-system", directory, stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
-    )
-    _out, stderr = await process.communicate()
-    if process.returncode:
-        text = stderr.decode(errors="replace").strip()
-        code = Code.RESOURCE_EXHAUSTED if "No space left" in text else Code.INTERNAL
-        raise CrispError(code, f"syncing {directory} to disk: {text}")

@@ -1,4 +1,4 @@
-"""ImageFsInfo: what images take of the disk, from what was counted when they came. Nothing is walked."""
+"""ImageFsInfo: what images take of the disk, from what was counted when they came. No layer is walked."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class FsInfo:
     inodes_used: int
 
 
-def image_usage(root: str, store: ContentStore, layers: LayerStore) -> FsInfo:
-    """Layers count once, however many images have them. Reads memory."""
+def image_usage(root: str, store: ContentStore, layers: LayerStore, partial_bytes: int, partial_files: int) -> FsInfo:
+    """Layers count once, however many images have them; `partial_*` is what ingest/ has."""
     infos = [layer.info for layer in layers.all()]
     return FsInfo(
         mountpoint=root,
-        used_bytes=sum(info.bytes for info in infos) + store.total_bytes,
-        inodes_used=sum(info.inodes for info in infos) + store.count,
+        used_bytes=sum(info.bytes for info in infos) + store.total_bytes + partial_bytes,
+        inodes_used=sum(info.inodes for info in infos) + store.count + partial_files,
     )

@@ -242,6 +242,7 @@ class Puller:
         def came(descriptor: Descriptor, diff_id: str) -> None:
             self._proofs.remember(source, descriptor.digest, diff_id)
 
+        mark = self._layers.mark()
         work = LayerWork(
             self._layers,
             self._unpacker,
@@ -255,7 +256,7 @@ class Puller:
             layers = await work.all(manifest.layers, config.diff_ids)
             blobs = [blob for blob in work.incoming if isinstance(blob, Download)]
             image = _image(manifest, resolved.digest, resolved.top, config, layers, documents)
-            return await self._record(named(image), layers, documents, progress, downloads=blobs)
+            return await self._record(named(image), layers, documents, progress, mark, downloads=blobs)
 
     async def take_in(
         self, archived: ArchivedImage, hold: HoldBlob, progress: PullProgress, blobs: Sequence[str] = ()
@@ -266,6 +267,7 @@ class Puller:
         """
         manifest = archived.manifest
         config = manifests.parse_config(archived.config, manifest.config.digest)
+        mark = self._layers.mark()
         parallel = self._config.unpacks_at_once()
         work = LayerWork(self._layers, self._unpacker, self._joins, Blobs(hold), progress, parallel=parallel)
         async with work:
@@ -278,9 +280,10 @@ class Puller:
                 if archived.from_registry
                 else (),
             )
-            return (await self._record(named, layers, archived.documents, progress, blobs=blobs)).id
+            return (await self._record(named, layers, archived.documents, progress, mark, blobs=blobs)).id
 
     async def _pull_artifact(self, resolved: _Resolved, named: Callable[[Image], Image], progress: PullProgress) -> Image:
+        mark = self._layers.mark()
         self._layers.want([resolved.digest])
         try:
             layer = await unpack_artifact(
@@ -300,7 +303,7 @@ class Puller:
                 top=resolved.top,
                 annotations=resolved.manifest.annotations,
             )
-            return await self._record(named(image), [layer], documents, progress)
+            return await self._record(named(image), [layer], documents, progress, mark)
         finally:
             self._layers.unwant([resolved.digest])
 
@@ -310,11 +313,13 @@ class Puller:
         layers: Sequence[Layer],
         documents: Mapping[str, bytes],
         progress: PullProgress,
+        mark: int,
         *,
         downloads: Sequence[Download] = (),
         blobs: Sequence[str] = (),
     ) -> Image:
-        """Makes everything durable, then the record. `downloads` and `blobs` are layer blobs that are kept."""
+        """Makes everything durable, then the record. `downloads` and `blobs` are layer blobs that are kept; `mark` is from
+        before the first byte (LayerStore.mark)."""
         progress.state = "syncing"
         progress.changed()
         staged = {digest: self._store.staged_path(digest) for digest in blobs}
@@ -327,7 +332,7 @@ class Puller:
                         staged[digest] = await self._store.put(digest, data)
                         made.append(staged[digest])
                 failpoint("image.unpacked")
-                await self._layers.publish(layers, lambda: self._store.publish(staged))
+                await self._layers.publish(layers, mark, lambda: self._store.publish(staged))
             except BaseException:
                 for path in made:
                     self._store.discard(path)

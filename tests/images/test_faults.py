@@ -326,3 +326,75 @@ async def test_a_full_disk(registry: Registry, image: tuple[str, str], node: Nod
     await service.settle()
     assert node.leftovers() == []
     await service.close()
+
+
+@pytest.fixture
+def failing_disk(node: Node) -> Iterator[Path]:
+    """The node's directory on a disk that promises 64 MiB and can write 12: what is more fails when it is written back."""
+    backing = node.root.with_suffix(".tmpfs")
+    node.root.mkdir(parents=True)
+    backing.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", backing], check=True)
+    image = backing / "disk.img"
+    with image.open("wb") as out:
+        out.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, node.root], check=True)
+    yield image
+    subprocess.run(["umount", node.root], check=True)
+    subprocess.run(["umount", "-l", backing], check=True)  # the loop device lets go of it a moment later
+
+
+@pytest.mark.parametrize("seen_before", [False, True])
+async def test_a_write_error_that_a_sync_has_seen_fails_the_pull(
+    failing_disk: Path, layout: Layout, registry: Registry, node: Node, start: StartService, seen_before: bool
+) -> None:
+    name = f"{registry.host}/faults/written-{seen_before}:v1".lower()
+    layout.image("w", [tar([Member(f"big{i}", os.urandom(6 << 20))]) for i in range(3)], compression="none")
+    layout.push("w", name)
+    service = await start()
+    if seen_before:
+        publish = service._layers.publish
+
+        async def late(*args: object) -> None:
+            """As if the sync in the background had been the one to see it."""
+            await service._layers._sync_early()
+            await publish(*args)  # type: ignore[arg-type]
+
+        service._layers.publish = late
+    error = await failure(service.pull(name))
+    assert error.code in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED)
+    assert str(node.root) in error.message
+    assert service.list() == []
+    await service.settle()
+    await service.close()
+
+
+async def test_partial_downloads_count_and_go_in_time(
+    registry: Registry, image: tuple[str, str], node: Node, start: StartService
+) -> None:
+    name, digest = image
+    async with FaultProxy(registry.host) as proxy:
+        proxy.rules += [Rule(f"/blobs/{digest}", times=1, cut_after=4 << 20), Rule(f"/blobs/{digest}", times=1, status=403)]
+        service = await start(keep_partial=2.0)
+        await failure(service.pull(f"{proxy.host}/{name}"))
+        await service.settle()
+        assert (await service.fs_info()).used_bytes > 1 << 20
+        async with asyncio.timeout(60):
+            while node.leftovers():
+                await asyncio.sleep(0.05)
+        assert (await service.fs_info()).used_bytes < 1 << 20
+
+
+async def test_a_skeleton_counts_and_is_no_larger_than_its_layer(
+    layout: Layout, registry: Registry, node: Node, start: StartService
+) -> None:
+    """A layer whose archive is all tail: 8 MiB that make no file."""
+    layout.image("bones", [tar([Member("x", b"1")]) + os.urandom(8 << 20)])
+    layout.push("bones", f"{registry.host}/faults/bones:v1")
+    service = await start()
+    await service.pull(f"{registry.host}/faults/bones:v1")
+    used = (await service.fs_info()).used_bytes
+    taken = int(subprocess.run(["du", "-s", "-B1", node.root], capture_output=True, check=True).stdout.split()[0])
+    assert used < 1 << 20
+    assert taken < 2 << 20

@@ -107,7 +107,7 @@ async def test_who_has_the_bytes_shares_them(start: StartService) -> None:
 async def test_a_partial_download_is_its_owners(start: StartService, node: Any) -> None:
     """What the victim has of a blob does not complete what a stranger has not."""
     async with FakeRegistry() as registry, FakeRegistry() as own:
-        service = await start()
+        service = await start(pull_progress_timeout=1.0)
         registry.image("private", "v1", [SECRET])
         layer = json.loads(registry.manifests["private"]["v1"][1])["layers"][0]
         # The victim's registry gives all but the end, and refuses from then on.
