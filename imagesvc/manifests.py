@@ -27,6 +27,8 @@ class Descriptor:
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
     platform: Mapping[str, Any] = field(default_factory=dict)
+    artifact_type: str = ""
+    """Of an entry of an index: what it leads to is no image."""
 
     def to_json(self) -> dict[str, Any]:
         """The descriptor as it stands in a manifest."""
@@ -95,7 +97,7 @@ def parse_manifest(data: bytes, digest: str, content_type: str = "", limits: Lim
         # CVE-2021-41190: a document that is both reads differently to different tools.
         raise invalid(f"manifest {digest} has both `config` and `manifests`, which the OCI specification forbids")
     where = f"manifest {digest}"
-    layers = _list(document.get("layers", []), f"{where}: layers")
+    layers = _list([] if document.get("layers") is None else document["layers"], f"{where}: layers")
     if len(layers) > MAX_LAYERS:
         raise invalid(f"{where} has {len(layers)} layers; overlayfs takes at most {MAX_LAYERS}")
     bounds = limits or Limits()
@@ -115,14 +117,20 @@ def _parse_index(document: Mapping[str, Any], digest: str, media_type: str) -> I
     if len(entries) > MAX_INDEX_ENTRIES:
         raise invalid(f"index {digest} lists {len(entries)} manifests; at most {MAX_INDEX_ENTRIES} are read")
     bounds = Limits()
-    return Index(media_type, tuple(_descriptor(entry, f"index {digest}", bounds) for entry in entries))
+    known = [entry for entry in entries if not isinstance(entry, dict) or _is_known_digest(entry.get("digest"))]
+    return Index(media_type, tuple(_descriptor(entry, f"index {digest}", bounds) for entry in known))
+
+
+def _is_known_digest(digest: Any) -> bool:
+    """False for an algorithm that is not known here: such an entry is skipped, and no error of the whole index."""
+    return not isinstance(digest, str) or digest.partition(":")[0] in ("sha256", "sha512") or ":" not in digest
 
 
 def parse_config(data: bytes, digest: str) -> ImageConfigDocument:
     """Reads an image configuration (`application/vnd.oci.image.config.v1+json`)."""
     where = f"image configuration {digest}"
     document = _object(data, where)
-    rootfs = document.get("rootfs")
+    rootfs = document.get("rootfs") or {"type": "layers"}  # an image without layers need not have it
     if not isinstance(rootfs, dict) or rootfs.get("type") != "layers":
         raise invalid(f"{where}: rootfs is missing or its type is not 'layers'")
     diff_ids = tuple(str(d) for d in _list(rootfs.get("diff_ids") or [], f"{where}: rootfs.diff_ids"))
@@ -182,6 +190,7 @@ def _descriptor(value: Any, where: str, limits: Limits) -> Descriptor:
         size=size,
         annotations=_strings(value.get("annotations")),
         platform=platform if isinstance(platform, dict) else {},
+        artifact_type=str(value.get("artifactType") or ""),
     )
 
 

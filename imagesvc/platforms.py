@@ -59,8 +59,11 @@ def choose(entries: Sequence[Descriptor], wanted: Platform, where: str) -> Descr
     """The best manifest for a platform.
 
     An exact variant wins over an older variant of the same architecture (an arm/v7 host runs arm/v6), which wins over an
-    entry that names no platform. Attestations (`unknown/unknown`) never match. NOT_FOUND lists what there is.
+    architecture that the processor runs too, which wins over an entry that names no platform. Attestations
+    (`unknown/unknown`) never match. NOT_FOUND lists what there is.
     """
+    # Signatures and the like stand beside the images; they count where there is nothing else.
+    entries = [entry for entry in entries if not entry.artifact_type] or list(entries)
     scored = [(score, -i) for i, entry in enumerate(entries) if (score := _score(entry.platform, wanted))]
     if not scored:
         have = sorted({_text(e.platform) for e in entries if e.platform.get("os") != "unknown"})
@@ -76,7 +79,7 @@ def _score(platform: Mapping[str, Any], wanted: Platform) -> int:
         str(platform.get("os") or ""), str(platform.get("architecture") or ""), str(platform.get("variant") or "")
     )
     if (have.os, have.architecture) != (wanted.os, wanted.architecture):
-        return 0
+        return _foreign(have, wanted)
     if have.variant == wanted.variant:
         return 1000
     if wanted.architecture == "arm":
@@ -86,6 +89,18 @@ def _score(platform: Mapping[str, Any], wanted: Platform) -> int:
         level, limit = _level(have.variant, default=1), _level(wanted.variant, default=1)
         return 100 + level if level <= limit else 0
     return 50 if not have.variant or not wanted.variant else 0
+
+
+def _foreign(have: Platform, wanted: Platform) -> int:
+    """What the processor runs as well (containerd's platforms.Default): 386 on amd64, 32-bit ARM on arm64."""
+    if have.os != wanted.os:
+        return 0
+    if (have.architecture, wanted.architecture) == ("386", "amd64"):
+        return 10
+    if (have.architecture, wanted.architecture) == ("arm", "arm64"):
+        level = _level(have.variant, default=7)
+        return 10 + level if level <= 8 else 0
+    return 0
 
 
 def _normalise(os_name: str, architecture: str, variant: str) -> Platform:

@@ -17,8 +17,9 @@ The kubelet adds `:latest` but no `docker.io/`. Grammar: distribution/reference,
 
 from __future__ import annotations
 
+import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from proto.errors import CrispError, invalid
 
@@ -46,6 +47,8 @@ class Reference:
     path: str
     tag: str = ""
     digest: str = ""
+    short: bool = field(default=False, compare=False)
+    """Whether it was written without a registry."""
 
     @property
     def name(self) -> str:
@@ -76,14 +79,15 @@ def parse_reference(text: str) -> Reference:
     rest, at, digest = text.partition("@")
     if at:
         check_digest(digest, f"image reference {text!r}")
-    domain, rest = _split_domain(rest)
+    domain, whole = _split_domain(rest)
+    short, rest = whole == rest, whole
     path, tag = rest, ""
     colon = rest.rfind(":")
     if colon > rest.rfind("/"):
         path, tag = rest[:colon], rest[colon + 1 :]
         if not _TAG.match(tag):
             raise invalid(f"image reference {text!r}: {tag!r} is not a tag")
-    if not _DOMAIN.match(domain):
+    if not _DOMAIN.match(domain) or not _is_host(domain):
         raise invalid(f"image reference {text!r}: {domain!r} is not a registry host")
     if domain == DEFAULT_DOMAIN and "/" not in path:
         path = f"{_OFFICIAL}/{path}"
@@ -92,8 +96,22 @@ def parse_reference(text: str) -> Reference:
     if len(domain) + 1 + len(path) > _MAX_NAME:
         raise invalid(f"image reference {text!r}: a repository name has at most {_MAX_NAME} characters")
     if digest:
-        return Reference(domain, path, digest=digest)
-    return Reference(domain, path, tag=tag or _DEFAULT_TAG)
+        return Reference(domain, path, digest=digest, short=short)
+    return Reference(domain, path, tag=tag or _DEFAULT_TAG, short=short)
+
+
+def _is_host(domain: str) -> bool:
+    """What the grammar lets through and nobody can look up: ports, labels and names that are too long, no addresses."""
+    host, _, port = domain.rpartition(":") if not domain.endswith("]") and ":" in domain else (domain, "", "1")
+    if len(port) > 5 or not 0 < int(port) < 65536 or len(host) > 253:
+        return False
+    if host.startswith("["):
+        try:
+            ipaddress.IPv6Address(host[1:-1])
+        except ValueError:
+            return False
+        return True
+    return all(0 < len(label) < 64 for label in host.rstrip(".").split("."))
 
 
 def _split_domain(name: str) -> tuple[str, str]:

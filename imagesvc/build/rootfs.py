@@ -12,11 +12,13 @@ from imagesvc.store.images import ROOTFS, Image, OciConfig
 from proto.errors import invalid
 
 
-def rootfs_image(reference: Reference, directory: str, config: OciConfig, platform: Platform) -> tuple[Image, bytes]:
+def rootfs_image(
+    reference: Reference, directory: str, config: OciConfig, platform: Platform, size: int
+) -> tuple[Image, bytes]:
     """The record for a directory, and the configuration document whose digest is the image's id.
 
-    The id derives from name, path and configuration, so that adding the same again changes nothing. The size is the
-    directory's own: to know more, a tree would have to be walked that is not this node's to judge.
+    The id derives from name, path and configuration, so that adding the same again changes nothing. `size` is what the
+    directory takes of the disk, in bytes.
     """
     if reference.digest:
         raise invalid(f"{reference} names a digest; a root file system is added under a tag")
@@ -37,7 +39,7 @@ def rootfs_image(reference: Reference, directory: str, config: OciConfig, platfo
         kind=ROOTFS,
         repo_tags=(str(reference),),
         repo_digests=(),
-        size=max(os.stat(real).st_size, 1) + len(raw),
+        size=size + len(raw),
         config=config,
         pinned=False,
         layers=(),

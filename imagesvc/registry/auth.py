@@ -28,7 +28,8 @@ _EXPIRY_MARGIN = 10.0
 
 # RFC 7235: auth-param = token BWS "=" BWS ( token / quoted-string )
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_SCHEME = re.compile(rf"\s*({_WORD})(?:\s+|\Z)")
+_SCHEME = re.compile(rf"[\s,]*({_WORD})(?:\s*,\s*|\s+|\Z)")
+_TOKEN68 = re.compile(r"[A-Za-z0-9\-._~+/]+=*\s*(?:,|\Z)")
 _PARAM = re.compile(rf"\s*({_WORD})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|({_WORD}))\s*(?:,|\Z)")
 
 
@@ -66,13 +67,14 @@ def parse_challenges(headers: Iterable[str]) -> list[Challenge]:
         while match := _SCHEME.match(header, position):
             position = match.end()
             parameters: dict[str, str] = {}
+            token = _TOKEN68.match(header, position)
+            if token and not _SCHEME.fullmatch(token.group()):  # else it is the next scheme: `Negotiate, Basic`
+                position = token.end()
             while param := _PARAM.match(header, position):
                 name, quoted, plain = param.groups()
                 parameters[name.lower()] = plain if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
                 position = param.end()
             found.append(Challenge(match.group(1).lower(), parameters))
-            if not parameters:
-                break
     return found
 
 
@@ -99,7 +101,10 @@ def token_request(challenge: Challenge, credentials: Credentials, scopes: Sequen
             HTTPS registry to a plain HTTP server.
     """
     realm = challenge.parameters.get("realm", "")
-    parts = urlsplit(realm)
+    try:
+        parts = urlsplit(realm)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise CrispError(Code.UNAUTHENTICATED, f"the registry names no usable token server (realm {realm!r})")
     if https and parts.scheme == "http" and not credentials.anonymous and not is_loopback(parts.netloc):

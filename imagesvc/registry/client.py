@@ -15,7 +15,7 @@ import collections
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -41,6 +41,8 @@ Origin = tuple[str, str, int]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 10
+_NO_HEAD = frozenset({400, 403, 404, 405, 501})
+"""Answers to HEAD after which GET is asked, as containerd does: some registries and proxies know no other method."""
 _READ_BUFFER = 1 << 20
 _CACHED_TOKENS = 256
 _KEEPALIVE_SECONDS = 15.0
@@ -62,14 +64,14 @@ class RegistryClient:
     """Requests to endpoints. Every method raises RegistryFailure, and nothing else, for what registries do wrong."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._contexts: dict[Any, ssl.SSLContext] = {}
         self._authorizations: collections.OrderedDict[Any, auth.Token] = collections.OrderedDict()
 
     async def close(self) -> None:
         """Closes all connections; the next request opens the client again."""
-        session, self._session = self._session, None
-        if session is not None:
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
             await session.close()
 
     async def manifest(self, access: Access, name: str, *, head: bool) -> ManifestReply:
@@ -81,6 +83,8 @@ class RegistryClient:
             scope = auth.pull_scope(endpoint.repository)
             url = endpoint.url("manifests", name)
             async with self.request(access, method, url, scope, {"Accept": ACCEPT}) as reply:
+                if head and reply.status in _NO_HEAD:
+                    return ManifestReply("", "", b"")
                 if reply.status != 200:
                     raise await failure_of(reply)
                 body = b"" if head else await read_bounded(reply, MAX_MANIFEST_BYTES, "manifest")
@@ -142,7 +146,7 @@ class RegistryClient:
         authorization = self._cached(key)
 
         def sent() -> _Sent:
-            secret = {**dict(endpoint.headers), **({"Authorization": authorization} if authorization else {})}
+            secret = [*endpoint.headers, *([("Authorization", authorization)] if authorization else [])]
             return _Sent(method, url, common, secret, home, body)
 
         reply, at_home = await self._send(access, sent())
@@ -198,7 +202,14 @@ class RegistryClient:
             raise RegistryFailure(Kind.UNAUTHENTICATED, error.message) from None
         common = {"User-Agent": _USER_AGENT}
         server = wanted.url.partition("?")[0]
-        sent = _Sent(wanted.method, wanted.url, common, wanted.headers, origin_of(wanted.url), lambda: wanted.body or None)
+        sent = _Sent(
+            wanted.method,
+            wanted.url,
+            common,
+            list(wanted.headers.items()),
+            origin_of(wanted.url),
+            lambda: wanted.body or None,
+        )
         reply, _at_home = await self._send(access, sent)
         try:
             if reply.status != 200:
@@ -225,8 +236,9 @@ class RegistryClient:
             origin = origin_of(url)
             at_home = at_home and origin == sent.home
             context = await self._tls_context(tls if at_home or tls.skip_verify else Tls(tls.ca_files))
-            headers = {**sent.headers, **sent.secret} if at_home else _harmless(sent.headers, sent.method)
-            session = await self._open_session()
+            headers = _all(sent) if at_home else _harmless(sent.headers, sent.method)
+            proxy = _proxy(origin)
+            session = await self._open_session(proxy if proxy.startswith("socks") else "")
             try:
                 reply = await session.request(
                     sent.method,
@@ -235,11 +247,13 @@ class RegistryClient:
                     data=sent.body() if sent.body else None,
                     allow_redirects=False,
                     ssl=context,
-                    proxy=_proxy(origin),
+                    proxy=None if proxy.startswith("socks") else proxy or None,
                     timeout=_timeout(access, sending=sent.body is not None),
                 )
             except _transport_errors() as error:
                 raise _unreachable(error, access) from error
+            except ValueError as error:  # a host that cannot be looked up: IDNA, a header with a line's end
+                raise RegistryFailure(Kind.BROKEN, f"it cannot be asked at {url[:200]}: {error}") from None
             location = reply.headers.get("Location", "")
             if reply.status not in _REDIRECTS or not location or sent.method not in ("GET", "HEAD"):
                 return reply, at_home
@@ -250,19 +264,27 @@ class RegistryClient:
             url = target
         raise RegistryFailure(Kind.BROKEN, f"more than {_MAX_REDIRECTS} redirects")
 
-    async def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
+    async def _open_session(self, socks: str = "") -> aiohttp.ClientSession:
+        """The session of all requests, or of those that go through a SOCKS proxy."""
+        session = self._sessions.get(socks)
+        if session is None:
             import aiohttp  # noqa: PLC0415
 
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_SECONDS)
-            self._session = aiohttp.ClientSession(
+            options: Any = {"limit": 0, "keepalive_timeout": _KEEPALIVE_SECONDS}
+            if socks:
+                from imagesvc.registry.socks import SocksConnector  # noqa: PLC0415
+
+                connector: aiohttp.TCPConnector = SocksConnector(socks, **options)
+            else:
+                connector = aiohttp.TCPConnector(**options)
+            session = self._sessions[socks] = aiohttp.ClientSession(
                 connector=connector,
                 auto_decompress=False,
                 read_bufsize=_READ_BUFFER,
                 cookie_jar=aiohttp.DummyCookieJar(),
                 trust_env=False,  # it would also send what root's netrc has
             )
-        return self._session
+        return session
 
     async def _tls_context(self, tls: Tls) -> ssl.SSLContext:
         """A context for these files as they are now: certificates may be renewed while the daemon runs."""
@@ -285,9 +307,17 @@ class _Sent:
     method: str
     url: str
     headers: Mapping[str, str]
-    secret: Mapping[str, str] = field(repr=False)
+    secret: Sequence[tuple[str, str]] = field(repr=False)
     home: Origin
     body: Callable[[], Any] | None
+
+
+def _all(sent: _Sent) -> Mapping[str, str]:
+    """Both together; what an endpoint's own headers say takes the place of crisp's, and may be said several times."""
+    from multidict import CIMultiDict  # noqa: PLC0415  comes with aiohttp
+
+    own = {name.lower() for name, _value in sent.secret}
+    return CIMultiDict([*((n, v) for n, v in sent.headers.items() if n.lower() not in own), *sent.secret])
 
 
 def _harmless(headers: Mapping[str, str], method: str) -> Mapping[str, str]:
@@ -311,9 +341,9 @@ def origin_of(url: str) -> Origin:
     return parsed.scheme, host.rstrip(".").lower(), port
 
 
-def _proxy(origin: Origin) -> str | None:
+def _proxy(origin: Origin) -> str:
     try:
-        return proxy_for(*origin, os.environ) or None
+        return proxy_for(*origin, os.environ)
     except ValueError as error:
         raise RegistryFailure(Kind.UNAVAILABLE, str(error)) from None
 
@@ -342,6 +372,8 @@ def _make_context(tls: Tls) -> ssl.SSLContext:
         context.load_verify_locations(cafile=path)
     for certificate, key in tls.client_certificates:
         context.load_cert_chain(certificate, key)
+    # Python 3.13 sets it, Go does not: private authorities without key identifiers go on working.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if tls.skip_verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -12,7 +12,9 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Sequence
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,6 +23,8 @@ from imagesvc.references import DEFAULT_DOMAIN, Reference
 from imagesvc.registry.endpoint import DOCKER_HUB_HOST
 from proto.errors import invalid
 
+_HELPER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HELPER_SECONDS = 30.0
 _HUB_NAMES = frozenset({DEFAULT_DOMAIN, DOCKER_HUB_HOST, "index.docker.io", "hub.docker.com"})
 
 
@@ -102,10 +106,11 @@ def of_name(name: str, host: str, paths: Sequence[str]) -> Credentials:
     """The node's credentials for a repository, which `host` alone may see: of the first file that has any. Reads files.
 
     Keys are tried from the most specific: `quay.io/team/app`, `quay.io/team`, `quay.io` (containers-auth.json(5)); Docker
-    writes Docker Hub as `https://index.docker.io/v1/`. Credential helpers are programs, and are not run here.
+    writes Docker Hub as `https://index.docker.io/v1/`. `credHelpers` of the host come first, `credsStore` last; both are
+    programs `docker-credential-NAME`, which are run.
     """
     for path in paths:
-        entry = _entry(name, path)
+        entry = _entry(name, host, path)
         if entry is None:
             continue
         found = from_auth(
@@ -123,7 +128,7 @@ def of_name(name: str, host: str, paths: Sequence[str]) -> Credentials:
     return ANONYMOUS
 
 
-def _entry(name: str, path: str) -> dict[str, Any] | None:
+def _entry(name: str, host: str, path: str) -> dict[str, Any] | None:
     try:
         with open(path, "rb") as stream:
             document = json.load(stream)
@@ -131,7 +136,46 @@ def _entry(name: str, path: str) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise invalid(f"credentials file {path}: {error}") from None
-    auths = document.get("auths") if isinstance(document, dict) else None
+    if not isinstance(document, dict):
+        return None
+    helpers = document.get("credHelpers")
+    for key, helper in helpers.items() if isinstance(helpers, dict) else ():
+        if same_host(_key(key).partition("/")[0], host):
+            return _helped(str(helper), key, path)
+    found = _stored(name, document)
+    if found and any(found.values()):
+        return found
+    store = document.get("credsStore")
+    if isinstance(store, str) and store:
+        return _helped(store, "https://index.docker.io/v1/" if host in _HUB_NAMES else host, path)
+    return found
+
+
+def _helped(helper: str, key: str, path: str) -> dict[str, Any] | None:
+    """What a credential helper says of a server; None where it knows nothing of it.
+
+    https://github.com/docker/docker-credential-helpers: the server on stdin of `get`, JSON on stdout.
+    """
+    if not _HELPER.fullmatch(helper):
+        raise invalid(f"credentials file {path}: {helper[:80]!r} is not the name of a credential helper")
+    program = f"docker-credential-{helper}"
+    try:
+        done = subprocess.run(
+            [program, "get"], input=key.encode(), capture_output=True, timeout=_HELPER_SECONDS, check=False
+        )
+        said = json.loads(done.stdout) if not done.returncode else {}
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise invalid(f"credentials file {path}: {program} cannot be used: {type(error).__name__}") from None
+    if not isinstance(said, dict) or not said.get("Secret"):
+        return None
+    if said.get("Username") == "<token>":
+        return {"identitytoken": said["Secret"]}
+    return {"username": said.get("Username"), "password": said["Secret"]}
+
+
+def _stored(name: str, document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The entry of `auths`, the most specific one."""
+    auths = document.get("auths")
     if not isinstance(auths, dict):
         return None
     by_name = {_key(key): value for key, value in auths.items() if isinstance(value, dict)}
@@ -155,7 +199,10 @@ def _host_of(server_address: str) -> str:
     if not server_address:
         return ""
     address = server_address if "://" in server_address else f"https://{server_address}"
-    return urlsplit(address).netloc
+    try:
+        return urlsplit(address).netloc
+    except ValueError:
+        raise invalid(f"the pull credentials' server address {server_address[:200]!r} is no host") from None
 
 
 def same_host(a: str, b: str) -> bool:

@@ -1,6 +1,6 @@
 """containerd's registry configuration: `<certs.d>/<host>/hosts.toml`.
 
-    server = "https://registry-1.docker.io"          asked last; the registry itself where this is left out
+    server = "https://registry-1.docker.io"          asked last; the registry itself where this is left out or empty
     [host."https://mirror.example"]                  asked first, in the order of the file
       capabilities = ["pull", "resolve", "push"]
       ca = "mirror.crt"                              or a list; relative to this directory
@@ -24,13 +24,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
+
 from imagesvc.references import Reference
 from imagesvc.registry.endpoint import EVERYTHING, Endpoint, Tls, default_scheme, registry_host
 from proto.errors import invalid
 
+log = structlog.get_logger()
+
 _HOST_KEYS = frozenset({"capabilities", "ca", "client", "skip_verify", "override_path", "dial_timeout", "header", "rewrite"})
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)\Z")
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)")
+_UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DEFAULT_DIAL_SECONDS = 30.0
 
 
@@ -55,14 +59,11 @@ def _from_directory(reference: Reference, directory: str) -> list[Endpoint]:
         with open(path, "rb") as stream:
             document = tomllib.load(stream)
     except FileNotFoundError:
-        return [
-            Endpoint(
-                scheme=default_scheme(reference.domain),
-                host=registry_host(reference.domain),
-                repository=reference.path,
-                tls=_directory_tls(directory),
-            )
-        ]
+        tls = _directory_tls(directory)
+        scheme = default_scheme(reference.domain)
+        schemes = ["https", "http"] if scheme == "http" and tls != Tls() else [scheme]
+        host = registry_host(reference.domain)
+        return [Endpoint(scheme=one, host=host, repository=reference.path, tls=tls) for one in schemes]
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise invalid(f"{path}: {error}") from None
     return parse(document, reference, path)
@@ -70,31 +71,35 @@ def _from_directory(reference: Reference, directory: str) -> list[Endpoint]:
 
 def parse(document: Mapping[str, Any], reference: Reference, path: str) -> list[Endpoint]:
     """The endpoints that one hosts.toml names for a reference; INVALID_ARGUMENT names the file and the key."""
-    unknown = set(document) - _HOST_KEYS - {"server", "host"}
-    if unknown:
-        raise invalid(f"{path}: unknown key {sorted(unknown)[0]!r}")
+    _tell_unknown(set(document) - _HOST_KEYS - {"server", "host"}, path)
     tables = document.get("host", {})
     if not isinstance(tables, dict):
         raise invalid(f"{path}: host is not a table")
     endpoints = [_endpoint(url, table, reference, path) for url, table in tables.items()]
     server = document.get("server")
     own = {key: value for key, value in document.items() if key in _HOST_KEYS}
-    if server is None:
-        host = registry_host(reference.domain)
-        server = f"{default_scheme(reference.domain)}://{host}"
-    elif server == "":
+    if server:
+        endpoints.append(_endpoint(str(server), own, reference, path))
         return endpoints
-    endpoints.append(_endpoint(str(server), own, reference, path))
+    host = registry_host(reference.domain)
+    schemes = [default_scheme(reference.domain)]
+    if schemes == ["http"] and (own.get("ca") or own.get("client") or own.get("skip_verify")):
+        schemes = ["https", "http"]  # a registry on loopback whose TLS is configured has TLS
+    endpoints += [_endpoint(f"{scheme}://{host}", own, reference, path) for scheme in schemes]
     return endpoints
+
+
+def _tell_unknown(keys: set[str], where: str) -> None:
+    """containerd reads over what it does not know, and newer versions know more."""
+    if keys:
+        log.warning("keys of hosts.toml that are not known", file=where, keys=sorted(keys))
 
 
 def _endpoint(url: str, table: Any, reference: Reference, path: str) -> Endpoint:
     if not isinstance(table, dict):
         raise invalid(f"{path}: host {url!r} is not a table")
-    unknown = set(table) - _HOST_KEYS
-    if unknown:
-        raise invalid(f"{path}: unknown key {sorted(unknown)[0]!r} of host {url!r}")
     where = f"{path}: host {url!r}"
+    _tell_unknown(set(table) - _HOST_KEYS, where)
     try:
         parts = urlsplit(url if "://" in url else f"{default_scheme(url.partition('/')[0])}://{url}")
     except ValueError as error:
@@ -102,12 +107,14 @@ def _endpoint(url: str, table: Any, reference: Reference, path: str) -> Endpoint
     if parts.scheme not in ("http", "https") or not parts.netloc:
         raise invalid(f"{where} is not an http or https URL")
     capabilities = table.get("capabilities")
-    if capabilities is None:
+    if not capabilities:
         chosen = EVERYTHING
     else:
-        chosen = frozenset(str(c).lower() for c in _as_list(capabilities, f"{where}: capabilities"))
-        if not chosen <= EVERYTHING:
-            raise invalid(f"{where}: unknown capability {sorted(chosen - EVERYTHING)[0]!r}")
+        named = frozenset(str(c).lower() for c in _as_list(capabilities, f"{where}: capabilities"))
+        unknown = named - EVERYTHING - {"referrers"}
+        if unknown:
+            raise invalid(f"{where}: unknown capability {sorted(unknown)[0]!r}")
+        chosen = named & EVERYTHING
     host = registry_host(parts.netloc)
     return Endpoint(
         scheme=parts.scheme,
@@ -155,10 +162,11 @@ def _headers(table: Any, where: str) -> tuple[tuple[str, str], ...]:
 def _seconds(value: Any, where: str) -> float:
     if value is None:
         return _DEFAULT_DIAL_SECONDS
-    match = _DURATION.match(str(value))
-    if not match:
-        raise invalid(f"{where}: dial_timeout {value!r} is not a duration such as '10s'")
-    return float(match.group(1)) * _UNIT_SECONDS[match.group(2)]
+    text = str(value).removeprefix("+")
+    parts = _DURATION.findall(text)
+    if text != "0" and (not parts or "".join(number + unit for number, unit in parts) != text):
+        raise invalid(f"{where}: dial_timeout {value!r} is not a duration such as '10s' or '1m30s'")
+    return sum(float(number) * _UNIT_SECONDS[unit] for number, unit in parts) or _DEFAULT_DIAL_SECONDS
 
 
 def _tls(table: Mapping[str, Any], directory: str, where: str) -> Tls:

@@ -11,8 +11,14 @@
     insecure = true
     pull-from-mirror = "all"           or digest-only, tag-only
 
-Files of registries.conf.d replace a registry of the same prefix, in the order of their names. Unqualified search and
-aliases are not read: the kubelet compares names, so `nginx` has to mean one repository on every node.
+    unqualified-search-registries = ["registry.example"]   for names without a registry, in order
+    short-name-mode = "enforcing"      several of them are an error; "permissive", "disabled": they are tried in order
+    [aliases]                          also of shortnames.conf
+    "app" = "registry.example/team/app"
+
+Files of registries.conf.d replace a registry, an alias or a setting of the same name, in the order of their names. A name
+without a registry keeps being called docker.io's, whatever it leads to, as a name with another `location` keeps its own: the
+kubelet compares names.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from imagesvc.references import Reference
+from imagesvc.references import DEFAULT_DOMAIN, Reference, parse_reference
 from imagesvc.registry.endpoint import (
     EVERYTHING,
     PULL,
@@ -37,19 +43,61 @@ from imagesvc.registry.endpoint import (
 from imagesvc.registry.hosts import docker_style
 from proto.errors import Code, CrispError, invalid
 
+_SHORT_NAME_KEYS = ("unqualified-search-registries", "short-name-mode")
 _MIRROR_MODES = ("all", "digest-only", "tag-only")
 
 
 def find(reference: Reference, sources: EndpointSources) -> list[Endpoint] | None:
     """The endpoints of the registry whose prefix matches best, or None where no file has one."""
     registries: dict[str, Mapping[str, Any]] = {}
+    settings: dict[str, Any] = {}
+    aliases: dict[str, str] = {}
     for path in _files(sources):
-        for registry in _load(path):
-            registries[str(registry.get("prefix") or registry.get("location"))] = registry
+        found, document = _load(path)
+        settings |= {key: document[key] for key in _SHORT_NAME_KEYS if key in document}
+        named = document.get("aliases") or {}
+        aliases |= {str(k): str(v) for k, v in named.items()} if isinstance(named, dict) else {}
+        for registry in found:
+            registries[str(registry.get("prefix") or registry.get("location")).rstrip("/")] = registry
+    if not reference.short:
+        return _of(reference, registries, sources)
+    places = _places(reference, settings, aliases)
+    if not places:
+        return _of(reference, registries, sources)
+    chosen = []
+    for place in places:
+        chosen += _of(place, registries, sources) or [_plain(place, sources)]
+    return [replace(endpoint, shares_credentials=False) for endpoint in chosen]
+
+
+def _of(
+    reference: Reference, registries: Mapping[str, Mapping[str, Any]], sources: EndpointSources
+) -> list[Endpoint] | None:
     best = max((p for p in registries if _matches(p, reference)), key=len, default=None)
     if best is None:
         return None
     return endpoints(registries[best], best, reference, sources.docker_certs_dirs)
+
+
+def _plain(reference: Reference, sources: EndpointSources) -> Endpoint:
+    tls = docker_style(reference.domain, sources.docker_certs_dirs) or Tls()
+    return Endpoint(default_scheme(reference.domain), registry_host(reference.domain), reference.path, tls=tls)
+
+
+def _places(reference: Reference, settings: Mapping[str, Any], aliases: Mapping[str, str]) -> list[Reference]:
+    """What a name without a registry leads to; nothing where that is docker.io alone."""
+    name = reference.path.removeprefix("library/")
+    suffix = f"@{reference.digest}" if reference.digest else f":{reference.tag}"
+    if alias := aliases.get(name):
+        return [parse_reference(alias + suffix)]
+    registries = [str(r) for r in settings.get("unqualified-search-registries") or []]
+    if registries in ([], [DEFAULT_DOMAIN]):
+        return []
+    if len(registries) > 1 and settings.get("short-name-mode") == "enforcing":
+        raise invalid(
+            f"registries.conf: {name} may be of {', '.join(registries)}, and short-name-mode is enforcing: name the registry"
+        )
+    return [parse_reference(f"{registry}/{name}{suffix}") for registry in registries]
 
 
 def _files(sources: EndpointSources) -> list[str]:
@@ -61,7 +109,8 @@ def _files(sources: EndpointSources) -> list[str]:
     return paths + [os.path.join(sources.registries_conf_dir, name) for name in names]
 
 
-def _load(path: str) -> list[Mapping[str, Any]]:
+def _load(path: str) -> tuple[list[Mapping[str, Any]], Mapping[str, Any]]:
+    """The registries of a file, and all of it."""
     try:
         with open(path, "rb") as stream:
             document = tomllib.load(stream)
@@ -75,15 +124,25 @@ def _load(path: str) -> list[Mapping[str, Any]]:
     for registry in registries:
         if not (registry.get("prefix") or registry.get("location")):
             raise invalid(f"{path}: a registry has neither prefix nor location")
-    return registries
+    return registries, document
 
 
 def _matches(prefix: str, reference: Reference) -> bool:
     """Whether a prefix covers the reference: whole path components, or a wildcard for hosts."""
+    return _matched(prefix, str(reference)) >= 0
+
+
+def _matched(prefix: str, full: str) -> int:
+    """Where the part of a name that a prefix covers ends, -1 if it covers none (refMatchingPrefix of containers/image)."""
+    end = len(prefix)
     if prefix.startswith("*."):
-        return reference.domain.endswith(prefix[1:])
-    full = str(reference)
-    return full.startswith(prefix) and (len(full) == len(prefix) or full[len(prefix)] in "/:@")
+        found = full.partition("/")[0].find(prefix[1:].partition("/")[0])
+        if found <= 0 or not full.startswith(prefix[1:], found):
+            return -1
+        end = found + len(prefix) - 1
+    elif not full.startswith(prefix):
+        return -1
+    return end if len(full) == end or full[end] in "/:@" else -1
 
 
 def endpoints(registry: Mapping[str, Any], prefix: str, reference: Reference, certs_dirs: Sequence[str]) -> list[Endpoint]:
@@ -112,12 +171,8 @@ def _endpoints(
 ) -> list[Endpoint]:
     """One place; an insecure one is tried with HTTPS that is not verified, then with plain HTTP."""
     location = str(table.get("location") or "")
-    if not location:
-        full = reference.name
-    elif prefix.startswith("*."):
-        full = f"{location}/{reference.path}"
-    else:
-        full = location.rstrip("/") + reference.name[len(prefix) :]
+    rest = reference.name[_matched(prefix, reference.name) :]
+    full = location.rstrip("/") + rest if location else reference.name
     domain, slash, path = full.partition("/")
     if not slash:
         raise invalid(f"registries.conf: location {location!r} of {prefix} leaves no repository")

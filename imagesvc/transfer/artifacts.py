@@ -10,7 +10,7 @@ import asyncio
 import os
 
 from imagesvc.disk_errors import disk_error
-from imagesvc.manifests import Manifest
+from imagesvc.manifests import Descriptor, Manifest
 from imagesvc.media_types import OCI_EMPTY
 from imagesvc.store.layers import Layer, LayerStore
 from imagesvc.transfer.downloads import Downloads
@@ -50,27 +50,41 @@ async def _fill(
     """Fetches every blob; returns bytes of disk and inodes."""
     root = os.path.join(directory, "fs")
     os.mkdir(root, 0o755)
-    size, inodes = _PAGE, 1
     blobs = [blob for blob in manifest.layers if blob.media_type != OCI_EMPTY]
     progress.layers = [LayerProgress(blob.digest, blob.size) for blob in blobs]
-    for blob, shown in zip(blobs, progress.layers, strict=True):
-        target = os.path.join(root, file_name(blob.annotations.get(_TITLE, ""), blob.digest))
-        async with downloads.hold(blob, source) as download:
-            await asyncio.shield(download.done)
-            try:
-                os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-                os.link(download.path, target)
-                os.chmod(target, 0o444)
-            except FileExistsError:
-                raise invalid(f"artifact {source.reference} has two files of the name {target[len(root) :]}") from None
-            except OSError as error:
-                raise disk_error(error, directory, f"storing a file of {source.reference}") from error
-        size += (blob.size + _PAGE - 1) & -_PAGE
-        inodes += 1
-        shown.downloaded = shown.unpacked = blob.size
-        shown.state = "done"
-        progress.changed()
-    return size, inodes
+    names = [file_name(blob.annotations.get(_TITLE, ""), blob.digest) for blob in blobs]
+    try:
+        async with asyncio.TaskGroup() as group:
+            for blob, name, shown in zip(blobs, names, progress.layers, strict=True):
+                group.create_task(_file(os.path.join(root, name), name, blob, source, downloads, progress, shown))
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return _PAGE + sum((blob.size + _PAGE - 1) & -_PAGE for blob in blobs), 1 + len(blobs)
+
+
+async def _file(
+    target: str,
+    name: str,
+    blob: Descriptor,
+    source: Source,
+    downloads: Downloads,
+    progress: PullProgress,
+    shown: LayerProgress,
+) -> None:
+    """Fetches one blob and links it to where its file is to be."""
+    async with downloads.hold(blob, source) as download:
+        await asyncio.shield(download.done)
+        try:
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            os.link(download.path, target)
+            os.chmod(target, 0o444)
+        except (FileExistsError, NotADirectoryError):
+            raise invalid(f"artifact {source.reference} has two files of the name /{name}") from None
+        except OSError as error:
+            raise disk_error(error, os.path.dirname(target), f"storing a file of {source.reference}") from error
+    shown.downloaded = shown.unpacked = blob.size
+    shown.state = "done"
+    progress.changed()
 
 
 def file_name(title: str, digest: str) -> str:

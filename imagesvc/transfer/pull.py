@@ -29,7 +29,7 @@ from imagesvc.platforms import choose
 from imagesvc.references import Reference
 from imagesvc.registry.access import Access, reordered
 from imagesvc.registry.client import ManifestReply, RegistryClient
-from imagesvc.registry.endpoint import RESOLVE
+from imagesvc.registry.endpoint import PULL, RESOLVE
 from imagesvc.registry.errors import Kind, RegistryFailure, give_up
 from imagesvc.store import images
 from imagesvc.store.content import ContentStore, digest_of
@@ -157,18 +157,19 @@ class Puller:
         """
         failures: list[tuple[str, RegistryFailure]] = []
         for access in accesses:
-            if RESOLVE not in access.endpoint.capabilities and not reference.digest:
+            if (PULL if reference.digest else RESOLVE) not in access.endpoint.capabilities:
                 continue
             try:
                 reply = await self._client.manifest(access, reference.object, head=known is not None)
-                if not reply.body and not (reply.digest or reference.digest):
+                if not reply.body and not reply.digest:
                     reply = await self._client.manifest(access, reference.object, head=False)
                 digest = _checked_digest(reply, reference.digest)
             except RegistryFailure as failure:
                 failures.append((str(access), failure))
                 continue
             slots = asyncio.Semaphore(self._config.parallel_downloads)
-            source = Source(reference, reordered(access, accesses), slots, fingerprint)
+            pullable = [other for other in reordered(access, accesses) if PULL in other.endpoint.capabilities]
+            source = Source(reference, pullable, slots, fingerprint)
             return digest, source, reply if reply.body else None
         raise give_up(str(reference), failures)
 
@@ -223,10 +224,7 @@ class Puller:
         manifest = resolved.manifest
         raw = await self._config_blob(resolved.source, manifest.config)
         config = manifests.parse_config(raw, manifest.config.digest)
-        if len(config.diff_ids) != len(manifest.layers):
-            raise invalid(
-                f"manifest {resolved.digest} has {len(manifest.layers)} layers, its configuration {len(config.diff_ids)}"
-            )
+        _check_layers(resolved.digest, manifest, config)
         for layer in manifest.layers:
             if media_types.is_encrypted(layer.media_type):
                 raise CrispError(Code.UNIMPLEMENTED, f"layer {layer.digest} is encrypted, which is not supported")
@@ -267,6 +265,7 @@ class Puller:
         """
         manifest = archived.manifest
         config = manifests.parse_config(archived.config, manifest.config.digest)
+        _check_layers(archived.digest, manifest, config)
         mark = self._layers.mark()
         parallel = self._config.unpacks_at_once()
         work = LayerWork(self._layers, self._unpacker, self._joins, Blobs(hold), progress, parallel=parallel)
@@ -343,6 +342,11 @@ class Puller:
             added = await self._index.add(image)
             failpoint("image.recorded")
             return added
+
+
+def _check_layers(digest: str, manifest: Manifest, config: ImageConfigDocument) -> None:
+    if len(config.diff_ids) != len(manifest.layers):
+        raise invalid(f"manifest {digest} has {len(manifest.layers)} layers, its configuration {len(config.diff_ids)}")
 
 
 def _checked_digest(reply: ManifestReply, wanted: str) -> str:

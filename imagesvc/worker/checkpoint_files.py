@@ -24,6 +24,7 @@ from imagesvc.tar import inflate, skeleton, tar_stream
 from imagesvc.tar.tar_stream import Data, Entry, TarError, TarReader
 from imagesvc.worker import unpack
 from imagesvc.worker.copy_up import copy_content
+from imagesvc.worker.entry_names import normalise
 from imagesvc.worker.merged_view import MergedView
 from kernel import capabilities
 
@@ -138,7 +139,7 @@ def _take_from_archive(events: Iterator[Entry | Data]) -> None:
 
 def _begin(entry: Entry) -> int:
     """The new file that an entry's content goes to, -1 if it is not wanted."""
-    name = unpack.normalise(entry.name)
+    name = normalise(entry.name)
     if not _wanted(name) or (name == _IMAGES and entry.type == tar_stream.DIRECTORY):
         return -1
     shown = name.decode(errors="backslashreplace")
@@ -214,7 +215,7 @@ def _deleted(path: str) -> list[bytes]:
         document = json.loads(file.read(MAX_CONFIG_BYTES))
     if not isinstance(document, list) or not all(isinstance(name, str) for name in document):
         raise TarError(f"{DELETED} is not a list of paths")
-    return [name for name in (unpack.normalise(os.fsencode(entry)) for entry in document) if name]
+    return [name for name in (normalise(os.fsencode(entry)) for entry in document) if name]
 
 
 def _whiteout(path: bytes) -> Entry:

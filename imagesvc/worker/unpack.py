@@ -34,12 +34,13 @@ from imagesvc.tar import tar_stream
 from imagesvc.tar.skeleton import SkeletonWriter
 from imagesvc.tar.tar_stream import Data, Entry, TarError
 from imagesvc.worker.copy_up import OVERLAY_XATTRS, copy_object
+from imagesvc.worker.entry_names import WHITEOUT_META, in_metadata, normalise, shown
 from imagesvc.worker.merged_view import OPAQUE_XATTR, Found, MergedView, is_whiteout
 from kernel import removal
 
 _WHITEOUT = b".wh."
-_WHITEOUT_META = b".wh..wh."
 _OPAQUE = b".wh..wh..opq"
+_AUFS_LINKS = b".wh..wh.plnk"
 _PAGE = 4096
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAX_MTIME = 1 << 62
@@ -94,8 +95,11 @@ class LayerWriter:
             return
         parent = self._parents.get(raw_parent)
         if parent is None:
-            if _in_metadata(raw_parent):
-                self._swallow(entry)
+            if in_metadata(raw_parent):
+                if raw_parent == _AUFS_LINKS and entry.type == tar_stream.REGULAR:
+                    self._aufs_link(entry, name)
+                else:
+                    self._swallow(entry)
                 return
             parent = self._directory(raw_parent)
         path = parent + b"/" + base if parent else base
@@ -121,6 +125,7 @@ class LayerWriter:
 
     def finish(self) -> None:
         """Removes whiteouts that hide nothing, and sets directories' times, which every file made in them has changed."""
+        removal.remove_tree(_AUFS_LINKS)
         kept = [path for path in self.whiteouts if _is_whiteout_at(path)]
         self.whiteouts = [path for path in kept if not self._in_opaque(path)]
         for path in set(kept).difference(self.whiteouts):
@@ -131,6 +136,14 @@ class LayerWriter:
             self.depends = True
         for path, mtime in self._times.items():
             os.utime(path or b".", ns=(mtime, mtime), follow_symlinks=False)
+
+    def _aufs_link(self, entry: Entry, name: bytes) -> None:
+        """A file in AUFS' own directory, which is what the hard links of the layer lead to. It goes at the end."""
+        if not os.path.isdir(_AUFS_LINKS):
+            os.mkdir(_AUFS_LINKS, 0o700)
+            self._skeleton.whole = False
+        self._make(entry, name)
+        self.inodes -= 1
 
     def _swallow(self, entry: Entry) -> None:
         """The content of an entry that makes no file stays in the skeleton."""
@@ -161,7 +174,7 @@ class LayerWriter:
         elif kind == tar_stream.LINK:
             target = self._link_target(entry)
             if target.startswith(path + b"/"):
-                raise TarError(f"{_shown(entry.name)} is a hard link to something below itself")
+                raise TarError(f"{shown(entry.name)} is a hard link to something below itself")
             os.link(target, path, follow_symlinks=False)
             return
         elif kind == tar_stream.SYMLINK:
@@ -261,7 +274,7 @@ class LayerWriter:
                 if not ignorable and not (error.errno in (errno.ENOSPC, errno.EDQUOT) and _disk_is_full()):
                     # ext4 says ENOSPC where an inode has no room for more, however empty the disk is.
                     why = "the file system has no room for it" if error.errno == errno.ENOSPC else error.strerror
-                    raise TarError(f"{_shown(entry.name)}: its attribute {_shown(name)} cannot be set: {why}") from None
+                    raise TarError(f"{shown(entry.name)}: its attribute {shown(name)} cannot be set: {why}") from None
                 if not ignorable:
                     raise
 
@@ -278,7 +291,7 @@ class LayerWriter:
                 self._set_directory(entry, path)
                 return False
             if entry.type == tar_stream.LINK and normalise(entry.link) == path:
-                raise TarError(f"{_shown(entry.name)} is a hard link to itself")
+                raise TarError(f"{shown(entry.name)} is a hard link to itself")
             removal.remove_tree(path)
             self._skeleton.whole = False
             self._forget(path)
@@ -305,13 +318,13 @@ class LayerWriter:
         self._opaque = {p for p in self._opaque if p != path and not p.startswith(below)}
 
     def _whiteout(self, raw_parent: bytes, base: bytes) -> None:
-        if base.startswith(_WHITEOUT_META):
+        if base.startswith(WHITEOUT_META):
             if base == _OPAQUE:
                 self._make_opaque(self._directory(raw_parent))
             return
         name = base[len(_WHITEOUT) :]
         if name in (b"", b".", b".."):
-            raise TarError(f"{_shown(base)} is a whiteout of nothing")
+            raise TarError(f"{shown(base)} is a whiteout of nothing")
         parent = self._directory(raw_parent)
         path = parent + b"/" + name if parent else name
         try:
@@ -330,7 +343,7 @@ class LayerWriter:
         """Where a hard link's target lies in this layer; a target of a lower layer is copied up first."""
         name = normalise(entry.link)
         if not name:
-            raise TarError(f"{_shown(entry.name)} is a hard link to the root")
+            raise TarError(f"{shown(entry.name)} is a hard link to the root")
         raw_parent, _, base = name.rpartition(b"/")
         parent = self._directory(raw_parent)
         path = parent + b"/" + base if parent else base
@@ -339,13 +352,13 @@ class LayerWriter:
         except FileNotFoundError:
             found = self._lookup_lower(path)
             if found is None:
-                raise TarError(f"{_shown(entry.name)} is a hard link to {_shown(entry.link)}, which is nowhere") from None
+                raise TarError(f"{shown(entry.name)} is a hard link to {shown(entry.link)}, which is nowhere") from None
             if found.is_directory:
-                raise TarError(f"{_shown(entry.name)} is a hard link to a directory") from None
+                raise TarError(f"{shown(entry.name)} is a hard link to a directory") from None
             self._copy_up(found, path)
             return path
         if stat.S_ISDIR(status.st_mode) or is_whiteout(status):
-            raise TarError(f"{_shown(entry.name)} is a hard link to {_shown(entry.link)}, which is no file")
+            raise TarError(f"{shown(entry.name)} is a hard link to {shown(entry.link)}, which is no file")
         return path
 
     def _directory(self, raw: bytes) -> bytes:
@@ -370,7 +383,7 @@ class LayerWriter:
                 continue
             followed += 1
             if followed > MAX_SYMLINKS:
-                raise TarError(f"{_shown(raw)} has more than {MAX_SYMLINKS} symbolic links on its way")
+                raise TarError(f"{shown(raw)} has more than {MAX_SYMLINKS} symbolic links on its way")
             if target.startswith(b"/"):
                 real = b""
             todo += target.split(b"/")[::-1]
@@ -392,7 +405,7 @@ class LayerWriter:
             self._make_default(path)
             self._make_opaque(path)
             return None
-        raise TarError(f"{_shown(path)} is not a directory, and an entry lies below it")
+        raise TarError(f"{shown(path)} is not a directory, and an entry lies below it")
 
     def _step_lower(self, path: bytes) -> bytes | None:
         found = self._lookup_lower(path)
@@ -403,7 +416,7 @@ class LayerWriter:
         if found.is_symlink:
             return found.link_target()
         if not found.is_directory:
-            raise TarError(f"{_shown(path)} is not a directory in the layers below, and an entry lies below it")
+            raise TarError(f"{shown(path)} is not a directory in the layers below, and an entry lies below it")
         self._copy_up(found, path)
         return None
 
@@ -464,23 +477,6 @@ def _is_whiteout_at(path: bytes) -> bool:
         return False
 
 
-def normalise(name: bytes) -> bytes:
-    """A name relative to the root: without leading `/` and `./`, and without `..`, which no honest archive needs."""
-    if not name or b"\0" in name:
-        raise TarError("an entry has an empty name or one with a NUL")
-    if name[0] != 0x2F and name[-1] != 0x2F and b"/." not in name and b"//" not in name and name[0] != 0x2E:
-        return name
-    parts = [part for part in name.split(b"/") if part not in (b"", b".")]
-    if b".." in parts:
-        raise TarError(f"the name {_shown(name)} has a `..` in it, which would lead out of the layer")
-    return b"/".join(parts)
-
-
-def _in_metadata(raw_parent: bytes) -> bool:
-    """Whether a path lies in one of AUFS' own directories (`.wh..wh.plnk`), which older Dockers left in layers."""
-    return raw_parent.startswith(_WHITEOUT_META) or b"/" + _WHITEOUT_META in raw_parent
-
-
 def _disk_bytes(entry: Entry) -> int:
     """What a regular file takes: of a sparse one not the holes, whose size is whatever the archive says."""
     if entry.segments is None:
@@ -495,7 +491,3 @@ def _disk_is_full() -> bool:
 
 def _time(entry: Entry) -> int:
     return max(-_MAX_MTIME, min(entry.mtime, _MAX_MTIME))
-
-
-def _shown(name: bytes) -> str:
-    return repr(name.decode(errors="backslashreplace")[:200])

@@ -181,7 +181,6 @@ async def test_registries_conf(registry: Registry, image: str, node: Node, start
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("servr = 'x'\n", "servr"),
         ("server = [\n", "hosts.toml"),
         ('[host."ftp://x"]\n', "ftp://x"),
         ('ca = "none.crt"\n', "none.crt"),
