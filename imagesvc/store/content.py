@@ -32,6 +32,8 @@ from proto.errors import Code, CrispError, not_found
 
 _BATCH = 1 * MIB
 _READ = 1 * MIB
+_PUT, SCRATCH = "put-", ("made-", "import-")
+"""Documents that are staged, and scratch files of exports and imports. At the start they are of a daemon that died."""
 _REHASHED = 32
 """Pieces of a partial download that are hashed at a go."""
 
@@ -62,6 +64,9 @@ class ContentStore:
             for entry in os.scandir(directory):
                 if is_digest(f"{algorithm}:{entry.name}"):
                     self._sizes[f"{algorithm}:{entry.name}"] = entry.stat().st_size
+        for entry in os.scandir(self._ingest_dir):
+            if entry.name.startswith((_PUT, *SCRATCH)):
+                os.unlink(entry.path)
         self.drop_stale(keep_partial_seconds)
 
     def drop_stale(self, older_than_seconds: float, in_use: Iterable[str] = ()) -> None:
@@ -133,7 +138,7 @@ class ContentStore:
 
     async def put(self, digest: str, data: bytes) -> str:
         """Stages a small blob in ingest/, verified, in a file of its own, for `publish`; returns where."""
-        path = self.staged_path(digest, secrets.token_hex(8))
+        path = os.path.join(self._ingest_dir, _PUT + secrets.token_hex(8))
         ingest = await self.ingest(digest, len(data), path)
         try:
             await ingest.write(data)
