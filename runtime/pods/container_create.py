@@ -187,17 +187,17 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     document = await container_spec.build(node, container, described, target_pid)
     if checkpoint is not None:
         document = await restore.prepare(node, container, checkpoint, document)
+    user, rootfs = _user(container, described, document), _rootfs(node, container, image)
     (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
     (bundle / "spec.json").write_bytes(oci_document.encode(document))
     await _spawn_shim(node, container)
     failpoint("container.shim")
     container.shim = await ShimClient.connect(str(bundle))
     container.beginning = True
-    rootfs = _rootfs(node, container, image)
     try:
         made = await container.shim.create(
             rootfs | {"label": document["linux"].get("mountLabel", "")},
-            _user(container, described, document),
+            user,
             mkdirs=sorted(image.config.volumes),
             volumes=image_volumes.shim_arguments(node.images, record, rootfs["userns"]),
             stdin=record.config.stdin,

@@ -14,6 +14,7 @@ from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError
 from runtime.host import cgroup_end
 from runtime.pods import container_stop, image_volumes
+from runtime.shims.client import kill_shim, shim_alive
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
@@ -75,6 +76,8 @@ def _discard_blocking(node: Node, container: Container) -> None:
     record = container.record
     cgroup_end.end_container(node.host.hierarchies, record)
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
+    if shim_alive(str(bundle)):  # it was never asked to create anything, and would wait for that
+        kill_shim(str(bundle))
     mounts.detach_all(str(bundle))
     for directory in (bundle, layer, _runtime_state(node, record)):
         removal.discard_tree(directory)

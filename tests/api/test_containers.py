@@ -431,6 +431,25 @@ def test_mounts_through_links_to_nothing(kubelet: Kubelet, handler: str, tmp_pat
     assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
 
 
+def test_a_create_that_is_refused_leaves_no_shim(kubelet: Kubelet) -> None:
+    pod = kubelet.pod()
+    shims = cgroups.detect().group(f"{kubelet.daemon.cgroup_parent.strip('/')}/shims")
+    before = shims.procs()
+    wanted = cri.ContainerConfig()
+    wanted.linux.security_context.run_as_group.value = 5
+    with pytest.raises(grpc.RpcError, match="run_as_group needs run_as_user"):
+        pod.create("/bin/true", config=wanted)
+    wait_until(lambda: shims.procs() <= before)
+    # A shim that is there by the time the create fails, and was asked for nothing.
+    kubelet.daemon.kill()
+    kubelet.daemon.start(failpoint="container.shim")
+    with pytest.raises(grpc.RpcError):
+        pod.create("/bin/true")
+    kubelet.daemon.wait_death()
+    kubelet.daemon.start()
+    wait_until(lambda: shims.procs() <= before)
+
+
 def test_log_path_stays_in_the_pods_directory(kubelet: Kubelet) -> None:
     pod = kubelet.pod()
     container = pod.create("/bin/true", config=config(log_path="/absolute.log"))
