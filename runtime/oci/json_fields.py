@@ -17,8 +17,8 @@ T = TypeVar("T")
 FILE_BYTES: Final = 1024 * 1024
 
 
-def read_document(path: Path) -> Any:
-    """A file of at most FILE_BYTES: JSON if its name says so, else YAML. INVALID_ARGUMENT says why it cannot be had."""
+def read_bytes(path: Path) -> bytes:
+    """A file of at most FILE_BYTES; INVALID_ARGUMENT says why it cannot be had."""
     try:
         with open(path, "rb") as file:
             data = file.read(FILE_BYTES + 1)
@@ -26,6 +26,12 @@ def read_document(path: Path) -> Any:
         raise invalid(f"{path}: {error.strerror}") from None
     if len(data) > FILE_BYTES:
         raise invalid(f"{path} is larger than {FILE_BYTES} bytes")
+    return data
+
+
+def read_document(path: Path) -> Any:
+    """A file of at most FILE_BYTES: JSON if its name says so, else YAML. INVALID_ARGUMENT says why it cannot be had."""
+    data = read_bytes(path)
     if path.suffix == ".json":
         try:
             return json.loads(data)

@@ -13,11 +13,9 @@ from typing import Any, Final
 from proto import api_pb2 as cri
 from proto.errors import failed_precondition, invalid
 from runtime.oci import seccomp_json
+from runtime.oci.json_fields import read_bytes
 
 DEFAULT_PROFILE: Final = Path(__file__).with_name("seccomp_default.toml")
-
-PROFILE_BYTES: Final = 1024 * 1024
-"""Bound of a profile's file."""
 
 ARCHITECTURES: Final = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
@@ -42,24 +40,13 @@ def runtime_default(capabilities: frozenset[str], profile: Path = DEFAULT_PROFIL
     The file is crisp's own format (seccomp_default.toml), or JSON as docker's, Podman's and CRI-O's.
     """
     place = f"seccomp profile {profile}"
-    data = _read(profile)
+    data = read_bytes(profile)
     if data.lstrip().startswith(b"{"):
         return seccomp_json.profile(_json(data, place), place, capabilities)
     try:
         return _of_groups(_toml(data), capabilities)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise invalid(f"{place} is neither JSON nor crisp's own format: {error!r}") from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(PROFILE_BYTES + 1)
-    except OSError as error:
-        raise invalid(f"seccomp profile {path}: {error.strerror}") from None
-    if len(data) > PROFILE_BYTES:
-        raise invalid(f"seccomp profile {path} is larger than {PROFILE_BYTES} bytes")
-    return data
 
 
 def _json(data: bytes, place: str) -> Any:
@@ -120,7 +107,7 @@ def localhost(reference: str, capabilities: frozenset[str]) -> dict[str, Any]:
     if not os.path.isabs(reference):
         raise invalid(f"seccomp profile {reference!r}: the path must be absolute")
     place = f"seccomp profile {reference}"
-    return seccomp_json.profile(_json(_read(Path(reference)), place), place, capabilities)
+    return seccomp_json.profile(_json(read_bytes(Path(reference)), place), place, capabilities)
 
 
 def select(
