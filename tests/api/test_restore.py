@@ -148,7 +148,7 @@ def test_from_an_archive(lab: Lab, tmp_path: Path) -> None:
     path.unlink()  # nobody needs it any more
     before = container.status()
     assert (before.state, before.started_at) == (cri.CONTAINER_CREATED, 0)
-    assert before.image.image == lab.kubelet.image
+    assert before.image.image == "localhost/busybox:test"
     assert before.image_ref == before.image_id == lab.kubelet.image
     container.start()
     wait_until(lambda: container.exec("/bin/cat", "/count").exit_code == 0)
@@ -173,7 +173,7 @@ def test_again_of_what_was_restored(lab: Lab, tmp_path: Path) -> None:
     second = lab.restored(lab.archive(tmp_path / "2.tar", first))
     second.start()
     assert second.sh("cat /upper") == "on\n"
-    assert second.status().image.image == lab.kubelet.image
+    assert second.status().image.image == "localhost/busybox:test"
 
 
 @pytest.mark.parametrize("compress", ["gz", "zst"])
@@ -219,7 +219,7 @@ def test_from_an_image(lab: Lab, tmp_path: Path) -> None:
     container.start()
     assert container.sh("cat /upper") == "on\n"
     status = container.status()
-    assert (status.image.image, status.image_ref) == (lab.kubelet.image, lab.kubelet.image)
+    assert (status.image.image, status.image_ref) == ("localhost/busybox:test", lab.kubelet.image)
 
 
 def test_hostile_image(lab: Lab, tmp_path: Path) -> None:
