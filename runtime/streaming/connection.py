@@ -31,6 +31,9 @@ off."""
 LINGER_SECONDS: Final = 5.0
 """How long the peer may take to close its side when everything has been sent to it."""
 
+FLUSH_LOOK_SECONDS: Final = 0.05
+"""How often a TLS connection is looked at, at its end, whether all is sent."""
+
 HANGUP_SECONDS: Final = 1.0
 """How often a connection that is not being read is checked for a peer that has left."""
 
@@ -110,6 +113,8 @@ class Connection(asyncio.Protocol):
         self._early = b""
         """What came before there was a receiver: with TLS, a request can come together with the end of the handshake."""
         self._transport: asyncio.Transport | None = None
+        self._plain: asyncio.Transport | None = None
+        """What is below TLS, if there is TLS."""
         self._may_write = asyncio.Event()
         self._may_write.set()
         self._reading = True
@@ -270,19 +275,32 @@ class Connection(asyncio.Protocol):
         """
         if self._transport is None or self._lost.is_set():
             return
-        self._transport.set_write_buffer_limits(0)
         with contextlib.suppress(ConnectionLostError):
-            await self.drain()
+            await self._flushed()
             self._finishing = True
             self.resume_reading()
-            if self._transport.can_write_eof():
-                with contextlib.suppress(
-                    TimeoutError, OSError
-                ):  # OSError: the peer has reset it, which asyncio is to see yet
+            # OSError: the peer has reset it, which asyncio is to see yet
+            with contextlib.suppress(TimeoutError, OSError):
+                if self._transport.can_write_eof():  # TLS cannot: the protocols in it have told their end themselves
                     self._transport.write_eof()
-                    async with asyncio.timeout(LINGER_SECONDS):
-                        await self._lost.wait()
+                async with asyncio.timeout(LINGER_SECONDS):
+                    await self._lost.wait()
         self._transport.close()
+
+    async def _flushed(self) -> None:
+        """Return when the kernel has everything. Raises ConnectionLostError."""
+        assert self._transport is not None
+        if self._plain is None:
+            self._transport.set_write_buffer_limits(0)
+            await self.drain()
+            return
+        # asyncio's TLS takes an empty buffer for one that has reached its limit of 0, and then waits for more to send; and
+        # what it has encrypted is in the buffer of the transport below.
+        while self._transport.get_write_buffer_size() or self._plain.get_write_buffer_size():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_LOOK_SECONDS):
+                    await self._lost.wait()
+                raise ConnectionLostError
 
     def hold(self) -> None:
         """Read nothing until `start_tls`, so that no byte of the handshake is taken for the peer's."""
@@ -304,7 +322,7 @@ class Connection(asyncio.Protocol):
         if transport is None or plain.is_closing():
             self._lost.set()
             raise ConnectionLostError
-        self._transport = transport
+        self._transport, self._plain = transport, plain
         transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
 
     def abort(self) -> None:

@@ -248,6 +248,25 @@ async def test_tls(backend: LocalBackend, tmp_path: Path) -> None:
         await server.stop()
 
 
+async def test_a_tls_client_that_stays_after_the_end_is_closed(
+    backend: LocalBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without TLS, once it has had the time to read everything."""
+    monkeypatch.setattr(connection, "LINGER_SECONDS", 0.5)
+    options, context = certificate(tmp_path)
+    server = StreamingServer(StreamingConfig(**options), backend)
+    await server.start()
+    try:
+        async with await SpdyClient.connect(url(server, "head", "-c", "4000000", "/dev/zero"), ssl=context) as client:
+            streams = await client.command("error", "stdout")
+            assert len(await streams["stdout"].all()) == 4000000
+            assert exit_code(await status_of(streams["error"])) == 0
+            async with asyncio.timeout(SECONDS):
+                await client.over.wait()
+    finally:
+        await server.stop()
+
+
 async def test_an_address_in_use_is_a_clear_error(server: StreamingServer, backend: LocalBackend) -> None:
     port = urlsplit(url(server, "true")).port
     assert port is not None
