@@ -27,6 +27,12 @@ log = structlog.get_logger(__name__)
 
 DEFAULT_MTU: Final = 1500
 
+MOST_MTU: Final = 65535
+"""Of a bridge and of a veth; `lo` has one more, and tunnels without a limit may have more."""
+
+LEAST_MTU: Final = {4: 68, 6: 1280}
+"""With less the kernel takes the family off an interface, with all its sysctls and addresses."""
+
 ADDRESS_MARK: Final = 0x63
 """Of the addresses that crisp gives a bridge (IFA_PROTO; `ip address` shows it as "proto 99")."""
 
@@ -57,6 +63,8 @@ class Bridge:
         """The host's ends of the pods' veth pairs."""
         self.lost: set[str] = set()
         """Those of them that are no more, and with them the pods' ends: they cannot be mended."""
+        self.refusals: dict[str, str] = {}
+        """Those that are there and off the bridge, and why the kernel does not let them on again."""
         self.foreign_ports = 0
         """Others' ports on it at the last look."""
 
@@ -137,23 +145,36 @@ class Bridge:
         found = {name: index for name in self.expected if (index := _index(name))}
         self.foreign_ports = len(ports.keys() - set(found.values()))
         off = [name for name, index in found.items() if not ports.get(index, 0) & listing.IFF_UP]
-        for name in off:
-            await links.set_up(self._route, found[name], master=link.index)
-            await links.set_hairpin(self._route, name)
-        if off:
-            log.warning("connecting pods to their bridge again", bridge=link.name, links=sorted(off))
+        refusals = {name: reason for name in off if (reason := await self._reconnect(name, found[name], link.index))}
+        if mended := sorted(set(off) - refusals.keys()):
+            log.warning("connecting pods to their bridge again", bridge=link.name, links=mended)
+        if refusals.keys() - self.refusals.keys():
+            log.error("pods cannot be connected to their bridge again", bridge=link.name, reasons=refusals)
+        self.refusals = refusals
         lost = self.expected - found.keys()
         if lost - self.lost:
             log.error("links of pods were deleted: they are off the network until they are made anew", links=sorted(lost))
         self.lost = lost
 
+    async def _reconnect(self, name: str, index: int, bridge: int) -> str:
+        """Why one pod cannot be, empty if it is: somebody may use its link for something else, which is no reason for the
+        node not to be ready."""
+        try:
+            await links.set_up(self._route, index, master=bridge)
+            await links.set_hairpin(self._route, name)
+        except links.REFUSED as error:
+            return links.why(error)
+        return ""
+
     def _uplink_mtu(self) -> int:
-        """The MTU of the interface with the default route, so that pods' packets fit it."""
+        """The MTU of the interface with the default route, so that pods' packets fit it, as far as a bridge can have it and
+        the pods' families need it: what is too large for a smaller uplink is then told to the pods by ICMP."""
+        least = max(LEAST_MTU[network.version] for network in self._networks)
         for family in (socket.AF_INET, socket.AF_INET6):
             for way in listing.ways(family, {0}):
                 if way.link and way.link != self.index and (mtu := links.mtu_at(way.link)):
                     self.uplink = links.name_at(way.link)
-                    return mtu
+                    return min(max(mtu, least), MOST_MTU)
         self.uplink = ""
         return DEFAULT_MTU
 

@@ -252,6 +252,9 @@ class BuiltinNetwork:
         if lost := self._host.bridge.lost:
             ids = ", ".join(sorted(name[2:] for name in lost)[:SHOWN])
             return Readiness(True, LINKS_LOST, f"somebody deleted links of {len(lost)} pods, which must be made anew: {ids}")
+        if refused := self._host.bridge.refusals:
+            ids = ", ".join(sorted(f"{name[2:]} ({reason})" for name, reason in refused.items())[:SHOWN])
+            return Readiness(True, LINKS_LOST, f"{len(refused)} pods cannot be connected to their bridge again: {ids}")
         return Readiness(True)
 
     async def sweep(self, live_sandbox_ids: set[str]) -> None:

@@ -30,7 +30,7 @@ def ipv6_is_off(request: NetworkRequest) -> bool:
         return False
     netns = open_netns(request.netns_path)
     try:
-        return run_in_netns(netns, lambda: read_sysctl("ipv6/conf/default/disable_ipv6")) == "1"
+        return run_in_netns(netns, lambda: read_sysctl("ipv6/conf/default/disable_ipv6")) not in ("", "0")
     finally:
         os.close(netns)
 

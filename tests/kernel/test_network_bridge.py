@@ -171,6 +171,29 @@ def test_a_pods_link_that_was_deleted_is_told(lab: Lab) -> None:
     lab.run(body)
 
 
+def test_a_pods_link_that_somebody_uses_for_something_else(lab: Lab) -> None:
+    """It concerns that pod; others are connected again, and the node stays ready."""
+    taken, free, pod = request(lab.pod()), request(lab.pod()), lab.pod()
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            for each in (taken, free):
+                await network.attach(each)
+                lab.host.sh(f"ip link set {veth_name(each.sandbox_id)} nomaster")
+            lab.host.sh(f"ip link add link {veth_name(taken.sandbox_id)} mv0 type macvlan mode bridge")
+            told = await network.check()
+            assert (told.ready, told.reason) == (True, "PodLinksLost")
+            assert taken.sandbox_id[:11] in told.message
+            assert free.sandbox_id[:11] not in told.message
+            assert shown(lab.host, veth_name(free.sandbox_id))["master"] == "crisp0"
+            await network.attach(request(pod))
+            lab.host.sh("ip link del mv0")
+            assert (await network.check()).message == ""
+            assert shown(lab.host, veth_name(taken.sandbox_id))["master"] == "crisp0"
+
+    lab.run(body)
+
+
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_route_that_contains_the_subnet_is_an_overlap(lab: Lab, family: int) -> None:
     theirs = "10.0.0.0/8" if family == 4 else "fd00::/8"
@@ -331,6 +354,41 @@ def test_the_mtu_follows_the_uplink(lab: Lab) -> None:
                 assert (await network.check()).message == ""
                 await network.attach(request(pod))
                 assert shown(lab.host, "crisp0")["mtu"] == shown(pod, "eth0")["mtu"] == mtu
+
+    lab.run(body)
+
+
+@pytest.mark.parametrize(
+    ("change", "mtu"),
+    [("ip link set uplink mtu 1200", 1280), ("ip route replace default dev lo", 65535)],
+    ids=["small", "lo"],
+)
+def test_an_uplink_with_an_mtu_that_no_bridge_can_have(lab: Lab, change: str, mtu: int) -> None:
+    """Below 1280 bytes the kernel takes IPv6 off the bridge; lo has one byte more than a bridge may."""
+    first, second = lab.pod(), lab.pod()
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(request(first))
+            lab.host.sh(change)
+            for _ in range(2):
+                told = await network.check()
+                assert (told.ready, told.message) == (True, "")
+            result = await network.attach(request(second))
+            assert len(result.ips) == 2
+            assert shown(lab.host, "crisp0")["mtu"] == shown(second, "eth0")["mtu"] == mtu
+
+    lab.run(body)
+
+
+def test_a_pod_that_switches_ipv6_off_with_another_number(lab: Lab) -> None:
+    pod = lab.pod()
+    pod.sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=2")
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            result = await network.attach(request(pod, sysctls={"net.ipv6.conf.all.disable_ipv6": "2"}))
+            assert result.ips == ("10.201.0.2",)
 
     lab.run(body)
 
