@@ -180,6 +180,8 @@ def up(options: argparse.Namespace) -> None:
     directory: Path = options.directory
     if (directory / "cluster.json").exists():
         sys.exit(f"{directory} has a cluster already: {sys.argv[0]} down")
+    if directory.exists() and (others := sorted(path.name for path in directory.iterdir() if path.name != "lost+found")):
+        sys.exit(f"{directory} is not empty ({others[0]}), and `down` removes all of it: choose another --directory")
     if options.control_plane and (lacking := control_plane.missing(Path(options.control_plane))):
         sys.exit(f"{options.control_plane} lacks {', '.join(lacking)}")
     if options.control_plane and (not options.kubelet or options.kubeconfig):
@@ -332,6 +334,8 @@ def _remove_directory(directory: Path) -> None:
     """Remove the cluster's files. What is mounted among them is unmounted and never entered."""
     _unmount_below(directory)
     for path in directory.iterdir():
+        if path.name == "lost+found":
+            continue  # a file system's own
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

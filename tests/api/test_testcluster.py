@@ -149,6 +149,15 @@ def test_down_unmounts_and_never_deletes_what_is_mounted(cluster: Cluster, tmp_p
     assert (theirs / "precious").read_text() == "keep"
 
 
+def test_a_directory_with_other_files_is_not_taken(cluster: Cluster, tmp_path: Path) -> None:
+    """`down` would remove them."""
+    (tmp_path / "thesis").write_text("mine")
+    result = Cluster(tmp_path, cluster.name).call("up", "--nodes", "1", "--name", cluster.name)
+    assert result.returncode != 0
+    assert f"{tmp_path} is not empty (thesis)" in result.stderr
+    assert os.listdir(tmp_path) == ["thesis"]
+
+
 def test_a_namespace_of_somebody_else_is_not_taken(cluster: Cluster) -> None:
     name = f"{cluster.name}-2"
     subprocess.run(["ip", "netns", "add", name], check=True)
