@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from kernel import mounts, syscalls
 
@@ -87,20 +88,45 @@ def publish(pinned: str, place: str) -> None:
         raise
 
 
+LOCK_SECONDS: Final = 2.0
+"""How long the lock of a directory is waited for. Everybody who can read the directory can hold it, and for ever."""
+
+
 def _share(directory: str) -> None:
     """Make it a shared mount of its own, unless it is one."""
+    if _is_shared(directory):
+        return
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)  # nobody else may put a second mount over the first
-        try:
-            syscalls.mount("none", directory, flags=syscalls.MS_SHARED | syscalls.MS_REC)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+        _lock(fd)  # nobody else may put a second mount over the first
+        if not _is_shared(directory):
             mounts.bind(directory, directory, recursive=True)
             syscalls.mount("none", directory, flags=syscalls.MS_SHARED | syscalls.MS_REC)
     finally:
         os.close(fd)
+
+
+def _is_shared(directory: str) -> bool:
+    """Whether it is a mount, which becomes a shared one."""
+    try:
+        syscalls.mount("none", directory, flags=syscalls.MS_SHARED | syscalls.MS_REC)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def _lock(fd: int) -> None:
+    """With iproute2 and others who do the same; without them if that takes too long, as iproute2 goes on too."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.02)
+        else:
+            return
 
 
 def is_pinned(path: str) -> bool:
