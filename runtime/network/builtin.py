@@ -227,8 +227,14 @@ class BuiltinNetwork:
         lease = self._leases.get(sandbox_id)
         if lease is None:
             return
-        await self._thread.run(self._disconnect(lease, self._ports.pop(sandbox_id, [])))
-        await self._remover.remove(lease.links)
+        try:
+            await self._thread.run(self._disconnect(lease, self._ports.get(sandbox_id, [])))
+            self._ports.pop(sandbox_id, None)
+            await self._remover.remove(lease.links)
+        except links.REFUSED as error:
+            raise CrispError(
+                Code.INTERNAL, f"cannot disconnect sandbox {sandbox_id} from the pod network: {links.why(error)}"
+            ) from error
         await self._store.delete(sandbox_id)
         if self._leases.pop(sandbox_id, None) is not None:
             self._free(lease.ips)

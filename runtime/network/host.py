@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import structlog
-from pyroute2.netlink.exceptions import NetlinkError
 
 from proto.errors import Code, CrispError
 from runtime.network import bridge, firewalls, links
@@ -151,10 +150,14 @@ class SharedHost:
         self._ports -= opened
         try:
             await self._table.remove(opened)
-        except NetlinkError as error:
-            if error.code != errno.ENOENT:
+        except links.REFUSED as error:
+            if getattr(error, "code", None) != errno.ENOENT:
+                self._ports |= opened  # whoever asks again must not be told that there is nothing to close
                 raise
-            await self._ensure_table()
+            # The table is gone, and with it what was to be closed, or another made it. Where it cannot be made anew, `check`
+            # says so, and no pod has to stay for that.
+            with contextlib.suppress(CrispError):
+                await self._ensure_table()
         await forget_udp(self.route, opened)
 
     async def destroy(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import secrets
 import socket
@@ -11,11 +12,13 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from proto.errors import Code, CrispError
 from runtime.network.builtin import BuiltinNetwork
 from runtime.network.config import NetworkConfig
 from runtime.network.leases import ifb_name, veth_name
+from runtime.network.nft_table import Table
 from runtime.network.seam import NetworkRequest, NetworkResult, PortMapping
 from tests.kernel.netlab import Netns, ask, family_of
 from tests.kernel.network_lab import Lab, MemoryLeases, links, request
@@ -425,6 +428,46 @@ def test_cancelled_attach_leaves_nothing(lab: Lab) -> None:
                 assert lab.leases.documents == {}
                 assert links(lab.host) == {"crisp0"}
             await network.attach(request(pod, PortMapping("tcp", 1, 80)))
+
+    lab.run(body)
+
+
+def test_a_pod_with_host_ports_goes_without_the_means_to_mend_the_table(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not there needs no closing: neither the kubelet nor a daemon that starts is held up."""
+    asked = request(lab.pod(), PortMapping("tcp", 8080, 80))
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(asked)
+            lab.host.sh("nft delete table inet crisp")
+            with monkeypatch.context() as patch:
+                patch.setenv("PATH", "/nonexistent")
+                await network.detach(asked)
+                assert lab.leases.documents == {}
+                assert "nft is missing" in (await network.check()).message
+            assert (await network.check()).ready
+
+    lab.run(body)
+    assert links(lab.host) == {"crisp0"}
+
+
+def test_a_host_port_that_could_not_be_closed_is_closed_by_the_next_try(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = request(lab.pod(), PortMapping("tcp", 8080, 80))
+
+    async def refuse(*_: object) -> None:
+        raise NetlinkError(errno.ENOMEM, "no memory")
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(asked)
+            with monkeypatch.context() as patch:
+                patch.setattr(Table, "remove", refuse)
+                with pytest.raises(CrispError, match=r"cannot disconnect sandbox .* no memory"):
+                    await network.detach(asked)
+            assert "8080" in lab.host.sh("nft list map inet crisp ports4")
+            await network.detach(asked)
+            assert "8080" not in lab.host.sh("nft list map inet crisp ports4")
+            assert lab.leases.documents == {}
 
     lab.run(body)
 
