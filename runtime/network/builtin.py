@@ -269,6 +269,8 @@ class BuiltinNetwork:
         for sandbox_id in self._leases.keys() - live_sandbox_ids:
             log.info("removing the network of a sandbox that is no more", sandbox=sandbox_id)
             await self._undo(sandbox_id)
+        # All that are left belong to pods that run, so that a link that is not there was deleted while no daemon looked.
+        self._host.bridge.expected.update(lease.links[0] for lease in self._leases.values())
         ports = await self._thread.run(bridge.pod_ports(self._host.route, self._host.bridge.index))
         known = {name for lease in self._leases.values() for name in lease.links}
         stray = [link.name for link in ports if link.name not in known]

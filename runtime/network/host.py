@@ -10,7 +10,8 @@ import errno
 import glob
 import os
 from collections.abc import AsyncIterator, Collection, Sequence
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from pyroute2.iproute.linux import AsyncIPRoute
 
 log = structlog.get_logger(__name__)
+
+CHEAP_SECONDS: Final = 0.25
+"""A look at others' chains that takes no longer is made whenever nftables has changed."""
+
+LOOK_SHARE: Final = 30
+"""A longer one is not made again before this many times as long: kube-proxy has tens of thousands of chains and changes
+them all the time, and pods that start wait for the look's end."""
 
 
 def usable_networks(config: NetworkConfig) -> tuple[Network, ...]:
@@ -54,6 +62,8 @@ class SharedHost:
         """At which the table was last found complete."""
         self._looked_at = -1
         """The generation of nftables at which its chains were looked at last."""
+        self._look_again_at = 0.0
+        """When they may be looked at again, by the monotonic clock."""
         self._chains = ""
         """The same of nftables alone, as of its last change."""
         self.obstacle = ""
@@ -121,9 +131,12 @@ class SharedHost:
 
     async def _look_for_obstacles(self) -> None:
         """nftables tells when it has changed; the rest is asked for each time."""
-        if self._looked_at != self._generation:
+        started = monotonic()
+        if self._looked_at != self._generation and started >= self._look_again_at:
             self._looked_at = self._generation
             self._chains = await firewalls.obstacle(self._table, self._config, self._networks)
+            took = monotonic() - started
+            self._look_again_at = started + took * LOOK_SHARE if took > CHEAP_SECONDS else 0.0
         before, self.obstacle = self.obstacle, self._chains
         if not self.obstacle:
             self.obstacle = firewalls.legacy_obstacle(self._config, self._networks) or firewalls.uplink_obstacle(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import shutil
 from collections.abc import Iterator
@@ -165,10 +166,40 @@ def test_a_pods_link_that_was_deleted_is_told(lab: Lab) -> None:
             assert (told.ready, told.reason) == (True, "PodLinksLost")
             assert first.sandbox_id[:11] in told.message
             assert second.sandbox_id[:11] not in told.message
+        async with builtin(lab) as network:  # a daemon that starts sees it as well
+            await network.sweep({first.sandbox_id, second.sandbox_id})
+            assert await network.check() == told
             await network.detach(first)
             assert (await network.check()).message == ""
 
     lab.run(body)
+
+
+def test_others_chains_are_looked_at_seldom_if_that_takes_long(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, looks = [1000.0], []
+
+    async def look(*_: object) -> str:
+        looks.append(clock[0])
+        clock[0] += seconds
+        return ""
+
+    monkeypatch.setattr(network_host, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(network_host.firewalls, "obstacle", look)
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            for number in range(20):
+                lab.host.sh(f"nft add table ip change{number}; nft delete table ip change{number}")
+                await network.check()
+                clock[0] += 5.0
+
+    seconds = 0.1
+    lab.run(body)
+    assert len(looks) == 21
+    looks.clear()
+    seconds = 2.0
+    lab.run(body)
+    assert [later - before >= 60.0 for before, later in itertools.pairwise(looks)] == [True]
 
 
 def test_a_pods_link_that_somebody_uses_for_something_else(lab: Lab) -> None:
