@@ -351,6 +351,19 @@ async def test_a_bad_file_is_reported_and_unloads_nothing(setup: Setup) -> None:
             await network.attach(setup.request())
 
 
+@pytest.mark.timeout(60)
+async def test_what_is_no_plain_file_is_a_problem_and_holds_up_nothing(setup: Setup) -> None:
+    """A named pipe to which nobody writes, a directory."""
+    os.mkfifo(setup.conf_dir / "05-pipe.conf")
+    (setup.conf_dir / "06-folder.conf").mkdir()
+    async with setup.network() as network:
+        told = await network.check()
+        assert told.ready
+        assert "05-pipe.conf: is no plain file" in told.message
+        assert "06-folder.conf: cannot be read: Is a directory" in told.message
+        assert (await network.attach(setup.request())).ips == ("10.9.0.2",)
+
+
 async def test_a_directory_that_comes_later_is_followed(setup: Setup) -> None:
     later = setup.tmp / "etc" / "cni" / "net.d"
     async with setup.network(conf_dir=later) as network:

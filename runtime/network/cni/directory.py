@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -166,9 +167,16 @@ class Directory:
                 await task
 
 
+def _open(path: str, flags: int) -> int:
+    """Not waiting for who writes to a named pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def _text(path: Path) -> str:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_open) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise invalid("is no plain file")
             data = file.read(network_list.MAX_FILE_BYTES + 1)
     except OSError as error:
         raise invalid(f"cannot be read: {error.strerror}") from None
