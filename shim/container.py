@@ -229,8 +229,9 @@ class Container:
                 raise self._stillborn
             else:
                 await self._runner.begin("start", self._id).finish(self._command, self._directory)
-        except CrispError as error:
-            self._reason, self._message = "StartError", error.message[: exit_record.MAX_MESSAGE]
+        except (CrispError, OSError) as error:  # no descriptor, process or memory to start it with
+            message = error.message if isinstance(error, CrispError) else f"cannot start the container: {error}"
+            self._reason, self._message = "StartError", message[: exit_record.MAX_MESSAGE]
             if self._pid:
                 self._tracking.kill()
             else:
@@ -277,14 +278,16 @@ class Container:
             return
         self._clients_matter = False
         self._use_reserve()
-        if self.state is State.CREATED and not self._pid and self._busy is None:
-            self._end_without_process(128 + signal.SIGKILL, signal.SIGKILL)
         # The delete that follows the end is not to be killed, unless it was under way before and hangs.
         hangs = self._deleting and not await until(self._loop, lambda: not self._deleting, DELETE_TIME)
 
         def dead() -> bool:
             # A create or start under way ends with it: what that would make after the kill is killed too.
-            return self._tracking.kill(spare_calls=self._deleting and not hangs) and self._busy is None
+            if not self._tracking.kill(spare_calls=self._deleting and not hangs) or self._busy is not None:
+                return False
+            if self.state is State.CREATED and not self._pid:
+                self._end_without_process(128 + signal.SIGKILL, signal.SIGKILL)
+            return True
 
         if not await until(self._loop, dead, KILL_TIME):
             pids = sorted(self._tracking.group.procs())
@@ -326,6 +329,8 @@ class Container:
     async def update(self, resources_fd: int) -> None:
         """Change the limits to the OCI resources in the JSON at `resources_fd`."""
         self._require(State.CREATED, State.RUNNING, State.PAUSED)
+        if self._stillborn is not None:
+            return  # nothing is there to be limited, and it was put away
         await self._runner.call("update", "--resources", f"/proc/{os.getpid()}/fd/{resources_fd}", self._id)
 
     async def freeze(self, frozen: bool) -> None:

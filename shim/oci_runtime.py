@@ -7,6 +7,7 @@ crun and runc share the subset that is used: global --root, --log, --log-format 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Final, NamedTuple
 
 from proto.errors import Code, CrispError, failed_precondition
@@ -68,8 +69,7 @@ def failure(runtime: Runtime, verb: str, exit_code: int, log: bytes, command: st
     reason = next((reason for reason in REASONS if reason in lower), "")
     if command and (fault := _fault_of_command(lower, command, reason)):
         return ProcessError(Code.FAILED_PRECONDITION, f'exec: "{command}": {fault} {said}')
-    made = (f"mkdir `{directory.lower()}`", f"mkdir {directory.lower()}:")
-    if reason and directory and ("chdir" in lower or any(words in lower for words in made)):
+    if reason and directory and _fault_of_directory(lower, directory.lower()):
         return ProcessError(Code.FAILED_PRECONDITION, f"working directory {directory}: {reason} {said}")
     for words, what in FAULTS.items():
         if reason and any(word in lower for word in words):
@@ -99,12 +99,29 @@ FAULTS: Final = {
 """Words of crun's and runc's messages, and what they are about."""
 
 
+_OF_COMMAND: Final = re.compile(
+    r'(?:^|: )(?:exec:? ["`/]|executable file `|open executable|exec container process|the path `)'
+)
+"""How crun and runc begin to speak of the command. A path may have such words in it, and a hook is `fork/exec PATH`."""
+
+_OF_DIRECTORY: Final = re.compile(r"(?:^|: )(?:chdir\b|mkdir [`\"]?(?P<made>/[^`\":]*))")
+
+
 def _fault_of_command(message: str, command: str, reason: str) -> str:
     """What a runtime's (lower-case) message says is wrong with the command; empty if it speaks of something else."""
-    if not ("executable" in message or ("exec" in message and command.lower() in message)):
+    if not _OF_COMMAND.search(message):
         return ""
     if "not found in $path" in message:
         return "no such file or directory" if "/" in command else "executable file not found in $PATH"
     if reason in ("operation not permitted", "is a directory"):  # crun's word for a directory in the command's place
         return "permission denied"
     return reason or ("exec format error" if "exec format error" in message else "")
+
+
+def _fault_of_directory(message: str, directory: str) -> bool:
+    """Whether a message speaks of the working directory, or of one that it lies in and that has to be made for it."""
+    found = _OF_DIRECTORY.search(message)
+    if found is None:
+        return False
+    made = found["made"]
+    return made is None or f"{directory}/".startswith(f"{made.rstrip('/')}/")

@@ -104,7 +104,7 @@ def make_link_targets(root_fd: int, path: str, source: str) -> None:
             if count < len(parts) or os.path.isdir(source):
                 make_directories(root_fd, [target])
             else:
-                _make_file(root_fd, target)
+                _make_file(root_fd, target, MAX_LINKS)
         except OSError:
             return  # a file in the way, links in a circle: the runtime says it
 
@@ -153,8 +153,11 @@ def _link(root_fd: int, path: str) -> str | None:
     return posixpath.normpath(posixpath.join("/", real.removeprefix(root.rstrip("/")), target))
 
 
-def _make_file(root_fd: int, path: str) -> None:
-    """An empty file at `path`, for a file to be mounted over it."""
+def _make_file(root_fd: int, path: str, links: int) -> None:
+    """An empty file at `path`, for a file to be mounted over it; where a link is, at what it names."""
+    if links and (target := _link(root_fd, path)) is not None:
+        _make_file(root_fd, target, links - 1)
+        return
     directory, _, name = path.rpartition("/")
     parent = _directory(root_fd, directory, MAX_LINKS)
     try:

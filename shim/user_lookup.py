@@ -15,9 +15,11 @@ A group given by the pod (runAsGroup) goes before all of these. Files are opened
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from kernel import syscalls
@@ -26,6 +28,7 @@ from proto.errors import Code, CrispError
 MAX_FILE = 16 << 20  # bytes; /etc/passwd of an image
 MAX_DIGITS = 20  # of a number that is looked at; Python refuses to read some thousands
 MAX_GROUPS = 4096  # of one process; the kernel takes 65536, and every message about the container has them all
+MAX_FOUND = 1 << 16  # of groups that an image makes the user a member of; that they are too many is said by then
 MAX_ID = (1 << 32) - 2  # the last id; the next means "no id"
 
 
@@ -40,35 +43,39 @@ class User(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A line of /etc/passwd: `group` is the primary gid. A line of /etc/group: `members`."""
+    """A line of /etc/passwd: `group` is the primary gid. A line of /etc/group: `members`, with commas between them."""
 
     name: bytes
     number: int
     group: int
-    members: tuple[bytes, ...]
+    members: bytes
     home: bytes = b""
 
+    def has(self, member: bytes) -> bool:
+        """Whether `member` is one of the members of a group."""
+        return member in self.members and b",%b," % member in b",%b," % self.members
 
-def parse_passwd(text: bytes) -> list[Entry]:
+
+def parse_passwd(text: bytes) -> Iterator[Entry]:
     """`name:password:uid:gid:...` lines; malformed ones are skipped, as getpwnam does."""
-    found = []
-    for line in text.splitlines():
-        fields = line.split(b":")
+    for line in _lines(text):
+        fields = line.split(b":", 6)
         if len(fields) >= 4 and fields[0] and _is_id(fields[2]) and _is_id(fields[3]):
             home = fields[5] if len(fields) > 5 and b"\0" not in fields[5] else b""
-            found.append(Entry(fields[0], int(fields[2]), int(fields[3]), (), home))
-    return found
+            yield Entry(fields[0], int(fields[2]), int(fields[3]), b"", home)
 
 
-def parse_group(text: bytes) -> list[Entry]:
+def parse_group(text: bytes) -> Iterator[Entry]:
     """`name:password:gid:member,member` lines; malformed ones are skipped."""
-    found = []
-    for line in text.splitlines():
-        fields = line.split(b":")
+    for line in _lines(text):
+        fields = line.split(b":", 4)
         if len(fields) >= 3 and fields[0] and _is_id(fields[2]):
-            members = tuple(fields[3].strip().split(b",")) if len(fields) > 3 else ()
-            found.append(Entry(fields[0], int(fields[2]), int(fields[2]), members))
-    return found
+            yield Entry(fields[0], int(fields[2]), int(fields[2]), fields[3].strip() if len(fields) > 3 else b"")
+
+
+def _lines(text: bytes) -> Iterator[bytes]:
+    """One after the other: a list of the lines of a hostile file takes many times the memory of the file."""
+    return (line.rstrip(b"\r\n") for line in io.BytesIO(text))
 
 
 def _is_id(field: bytes) -> bool:
@@ -79,7 +86,7 @@ def resolve(root_fd: int, user: str, group: int | None, supplemental: Sequence[i
     """Resolve `user` in the root file system open at `root_fd`; INVALID_ARGUMENT if a name has no entry."""
     user_name, separator, group_name = user.partition(":")
     passwd = parse_passwd(read_file(root_fd, "etc/passwd"))
-    known = parse_group(read_file(root_fd, "etc/group"))
+    known = read_file(root_fd, "etc/group")
     entry: Entry | None
     number = parse_id(user_name, user) if user_name else 0
     if number is None:
@@ -91,12 +98,12 @@ def resolve(root_fd: int, user: str, group: int | None, supplemental: Sequence[i
         gid = group
     elif separator and group_name:
         named = parse_id(group_name, user)
-        gid = find_name(known, group_name, user, "group", "/etc/group").number if named is None else named
+        gid = find_name(parse_group(known), group_name, user, "group", "/etc/group").number if named is None else named
     else:
         gid = entry.group if entry is not None else 0
     extra: list[int] = list(supplemental)
     if policy == "merge" and entry is not None:
-        extra += [line.number for line in known if entry.name in line.members]
+        extra += itertools.islice((line.number for line in parse_group(known) if line.has(entry.name)), MAX_FOUND)
     groups = sorted({gid, *extra})
     if len(groups) > MAX_GROUPS:
         raise CrispError(Code.INVALID_ARGUMENT, f"user {user!r} is in {len(groups)} groups, and can be in {MAX_GROUPS}")

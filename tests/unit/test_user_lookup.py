@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proto.errors import Code, CrispError
-from shim.user_lookup import User, parse_group, parse_passwd, resolve
+from shim.user_lookup import MAX_FILE, User, parse_group, parse_passwd, resolve
 
 PASSWD = "root:x:0:0::/root:/bin/sh\nbroken line\nwww:x:33:34::/srv/www:/bin/sh\n+nis\nhuge:x:99999999999:1::/:/\n"
 GROUP = "root:x:0:\nwww:x:34:\nadm:x:4:www,other\nstaff:x:50:other\nbad:x:y:www\n"
@@ -123,5 +124,22 @@ def test_more_groups_than_fit_into_the_messages_about_a_container(root: int, tmp
 
 @given(st.binary(max_size=200))
 def test_any_file(text: bytes) -> None:
-    parse_passwd(text)
-    parse_group(text)
+    list(parse_passwd(text))
+    list(parse_group(text))
+
+
+@pytest.mark.parametrize(
+    "line", ["a::0:0\n", "a:x:0:" + "," * 1000, "a:x:0:0" + ":" * 1000], ids=["short", "members", "fields"]
+)
+def test_memory_for_a_hostile_file(root: int, tmp_path: Path, line: str) -> None:
+    """It is the shim's child that reads it, outside the pod's limits: some times the file's size, not a hundred times."""
+    size = 4 << 20
+    text = line * (size // len(line))
+    (tmp_path / "etc/passwd").write_text(text)
+    (tmp_path / "etc/group").write_text(text)
+    tracemalloc.start()
+    try:
+        resolve(root, "0:0", None, ())
+        assert tracemalloc.get_traced_memory()[1] < MAX_FILE + 4 * size
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,103 @@
+"""Containers whose beginning goes wrong: what cannot be started, what is killed while it is made, mounts at odd places."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from proto.errors import CrispError
+from proto.shim_protocol import Message
+from runtime.shims.client import Created, ShimClient
+from tests.kernel.conftest import ShimLab
+
+
+async def create(lab: ShimLab, change: Message, mounts: list[Message]) -> tuple[Path, ShimClient, Created]:
+    """A container whose process is changed, with further mounts."""
+    bundle, shim, cgroup = await lab.shim()
+    spec = lab.spec(["sleep", "1000"], cgroup, False, {})
+    spec["process"] |= change
+    spec["mounts"] += mounts
+    (bundle / "spec.json").write_text(json.dumps(spec))
+    writable = lab.base / "rw" / bundle.name
+    rootfs = {"lowerdirs": [str(lab.layer)], "upper": str(writable / "upper"), "work": str(writable / "work")}
+    for key in ("upper", "work"):
+        Path(rootfs[key]).mkdir(parents=True)
+    return bundle, shim, await shim.create({**rootfs, "volatile": True}, {"user": ""})
+
+
+async def test_no_descriptors_to_start_with(lab: ShimLab) -> None:
+    """A start that has not happened is a StartError, and no container that runs."""
+    bundle, shim, created = await lab.create("sleep", "1000")
+    pid = int((Path(f"/proc/{created.pid}/status").read_text().split("PPid:")[1]).split()[0])
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 2, hard))
+    with pytest.raises(CrispError, match="Too many open files"):
+        await shim.start(str(bundle / "log"))
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    record = await shim.wait()
+    assert record is not None
+    assert (record.exit_code, record.reason, record.started_at) == (128, "StartError", 0)
+    assert "Too many open files" in record.message
+
+
+async def test_killed_while_it_is_found_to_have_no_process(lab: ShimLab) -> None:
+    """The OCI runtime is about to forget what it could not make; who has killed the container sees its end."""
+    real = shutil.which(lab.runtime)
+    gate, reached = lab.base / "gate", lab.base / "reached"
+    os.mkfifo(gate)
+    wrapper = lab.base / "oci-runtime"
+    wrapper.write_text(f'#!/bin/sh\ncase " $* " in *" delete "*) >{reached}; read go <{gate};; esac\nexec {real} "$@"\n')
+    wrapper.chmod(0o755)
+    lab.runtime = str(wrapper)
+    creating = asyncio.create_task(lab.create("nosuch"))
+    async with asyncio.timeout(10):
+        while not reached.exists():
+            await asyncio.sleep(0.01)
+    shim = lab.shims[-1]
+    killing = asyncio.create_task(shim.kill())
+    await shim.state()  # the kill has arrived by then
+    wrapper.write_text(f'#!/bin/sh\nexec {real} "$@"\n')
+    gate.write_text("go\n")
+    await killing
+    _, _, created = await creating
+    assert created.pid == 0
+    record = await shim.wait()
+    assert record is not None
+    assert record.exit_code == 137
+
+
+async def test_without_a_process_there_is_nothing_to_limit(lab: ShimLab) -> None:
+    bundle, shim, _ = await lab.create("nosuch")
+    await shim.update({"memory": {"limit": 64 << 20}})
+    with pytest.raises(CrispError, match="executable file not found"):
+        await shim.start(str(bundle / "log"))
+
+
+@pytest.mark.parametrize("directory", ["/etc/passwd", "/etc/passwd/x", "/bin/sh/a/b"])
+async def test_working_directory_that_cannot_be(lab: ShimLab, directory: str) -> None:
+    bundle, shim, created = await create(lab, {"cwd": directory}, [])
+    assert created.pid == 0
+    with pytest.raises(CrispError, match=f"working directory {directory}: not a directory"):
+        await shim.start(str(bundle / "log"))
+
+
+@pytest.mark.parametrize("place", ["/first", "/etc/first"])
+async def test_file_over_a_chain_of_links_to_nothing(lab: ShimLab, place: str) -> None:
+    (lab.layer / place.lstrip("/")).symlink_to("/second")
+    (lab.layer / "second").symlink_to("made/../third")
+    (lab.layer / "third").symlink_to("../../crisp-made/fourth")
+    source = lab.base / "source"
+    source.write_text("here\n")
+    mount = {"destination": place, "type": "bind", "source": str(source), "options": ["rbind"]}
+    bundle, shim, _ = await create(lab, {"args": ["cat", "/crisp-made/fourth"]}, [mount])
+    await shim.start(str(bundle / "log"))
+    await shim.wait()
+    assert (bundle / "log").read_text().endswith(" F here\n")
+    assert not Path("/crisp-made").exists()
