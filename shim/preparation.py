@@ -63,13 +63,14 @@ def _furnish_root(bundle: str, fields: Message, spec: dict[str, Any]) -> user_lo
     root = rootfs.mount(bundle, fields["rootfs"])
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        rootfs.make_directories(root_fd, fields.get("mkdirs", []))
+        owner = _root_of(spec)
+        rootfs.make_directories(root_fd, fields.get("mkdirs", []), owner)
         image_volumes.mount_all(bundle, fields.get("volumes", []))
         if fields["rootfs"].get("userns"):
             idmapped_volumes.map_all(bundle, spec, fields["rootfs"]["userns"])
         for mount in spec["mounts"]:
             if mount["type"] == "bind":
-                rootfs.make_link_targets(root_fd, mount["destination"], mount["source"])
+                rootfs.make_link_targets(root_fd, mount["destination"], mount["source"], owner)
         wanted = fields["user"]
         return user_lookup.resolve(
             root_fd,
@@ -80,6 +81,12 @@ def _furnish_root(bundle: str, fields: Message, spec: dict[str, Any]) -> user_lo
         )
     finally:
         os.close(root_fd)
+
+
+def _root_of(spec: dict[str, Any]) -> tuple[int, int]:
+    """The ids on the host of who is root in the container: what is made for it belongs to that one."""
+    uids, gids = (spec["linux"].get(name) or [{"hostID": 0}] for name in ("uidMappings", "gidMappings"))
+    return uids[0]["hostID"], gids[0]["hostID"]
 
 
 def _write_config(bundle: str, spec: dict[str, Any], user: user_lookup.User) -> None:

@@ -77,20 +77,20 @@ def mapped(base: str, lower: list[str], userns: str) -> Iterator[str]:
         os.close(user_fd)
 
 
-def make_directories(root_fd: int, paths: list[str]) -> None:
-    """`mkdir -p` inside the root file system open at `root_fd`; symbolic links are followed within it.
+def make_directories(root_fd: int, paths: list[str], owner: tuple[int, int]) -> None:
+    """`mkdir -p` inside the root file system open at `root_fd`, for `owner`; symbolic links are followed within it.
 
     A link that leads to nothing gets what it names: `/var/run -> /run` in an image without /run. FAILED_PRECONDITION for
     links that lead in a circle, and where a file is in the way.
     """
     for path in paths:
-        os.close(_directory(root_fd, path, MAX_LINKS))
+        os.close(_directory(root_fd, path, owner, MAX_LINKS))
 
 
-def make_link_targets(root_fd: int, path: str, source: str) -> None:
+def make_link_targets(root_fd: int, path: str, source: str, owner: tuple[int, int]) -> None:
     """Where `path` leads through a symbolic link to nothing, make what the link names; the OCI runtime makes the rest.
 
-    What the last link names is made of the same kind as `source`, which is to be mounted there.
+    What the last link names is made of the same kind as `source`, which is to be mounted there; all of it is `owner`'s.
     """
     parts = [part for part in path.split("/") if part not in ("", ".")]
     for count in range(1, len(parts) + 1):
@@ -102,14 +102,14 @@ def make_link_targets(root_fd: int, path: str, source: str) -> None:
             if target is None:
                 return  # nothing is there
             if count < len(parts) or os.path.isdir(source):
-                make_directories(root_fd, [target])
+                make_directories(root_fd, [target], owner)
             else:
-                _make_file(root_fd, target, MAX_LINKS)
+                _make_file(root_fd, target, owner, MAX_LINKS)
         except OSError:
             return  # a file in the way, links in a circle: the runtime says it
 
 
-def _directory(root_fd: int, path: str, links: int) -> int:
+def _directory(root_fd: int, path: str, owner: tuple[int, int], links: int) -> int:
     """The directory at `path`, made if it is missing, opened."""
     flags = os.O_PATH | os.O_DIRECTORY
     done = ""
@@ -122,8 +122,9 @@ def _directory(root_fd: int, path: str, links: int) -> int:
             except FileNotFoundError:
                 if (target := _link(root_fd, done)) is None:
                     os.mkdir(part, 0o755, dir_fd=parent)
+                    os.chown(part, *owner, dir_fd=parent, follow_symlinks=False)
                 elif links:
-                    os.close(_directory(root_fd, target, links - 1))
+                    os.close(_directory(root_fd, target, owner, links - 1))
                 else:
                     raise failed_precondition(f"symbolic links of the image lead in a circle at {done}") from None
                 child = syscalls.openat2(root_fd, done, flags, syscalls.RESOLVE_IN_ROOT)
@@ -153,14 +154,16 @@ def _link(root_fd: int, path: str) -> str | None:
     return posixpath.normpath(posixpath.join("/", real.removeprefix(root.rstrip("/")), target))
 
 
-def _make_file(root_fd: int, path: str, links: int) -> None:
+def _make_file(root_fd: int, path: str, owner: tuple[int, int], links: int) -> None:
     """An empty file at `path`, for a file to be mounted over it; where a link is, at what it names."""
     if links and (target := _link(root_fd, path)) is not None:
-        _make_file(root_fd, target, links - 1)
+        _make_file(root_fd, target, owner, links - 1)
         return
     directory, _, name = path.rpartition("/")
-    parent = _directory(root_fd, directory, MAX_LINKS)
+    parent = _directory(root_fd, directory, owner, MAX_LINKS)
     try:
-        os.close(os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644, dir_fd=parent))
+        file = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644, dir_fd=parent)
+        os.fchown(file, *owner)
+        os.close(file)
     finally:
         os.close(parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import grpc
@@ -149,3 +150,28 @@ def test_state_below_a_closed_directory(rootfs: Path, handler: str) -> None:
             assert container.sh("id -u; stat -c %u /bin/busybox").split() == ["0", "0"]
     finally:
         daemon.destroy()
+
+
+def test_what_is_made_in_the_root_belongs_to_root_inside(kubelet: Kubelet, tmp_path: Path, rootfs: Path) -> None:
+    """Directories of VOLUME, and what links of the image name: nobody's, they could not be written to."""
+    kubelet.need_handler("crun", user_namespaces=True)
+    tmp_path.chmod(0o755)
+    image = tmp_path / "image"
+    shutil.copytree(rootfs, image, symlinks=True)
+    (image / "var/link").symlink_to("/made/by/link")
+    (image / "var/conf").symlink_to("/made/conf")
+    wanted = cri.ContainerConfig()
+    source = tmp_path / "volume"
+    source.mkdir()
+    (source / "file").touch()
+    for place, host_path in (("/var/link/below", source), ("/var/conf", source / "file")):
+        mount = wanted.mounts.add(container_path=place, host_path=str(host_path))
+        mount.uidMappings.add(host_id=HOST_ID, container_id=0, length=COUNT)
+        mount.gidMappings.add(host_id=HOST_ID, container_id=0, length=COUNT)
+    request = admin.AddRootfsRequest(name="localhost/made:test", directory=str(image))
+    wanted.image.image = kubelet.client.admin.AddRootfs(request).image_id
+    container = kubelet.pod(pod_config(kubelet), handler="crun").run("/bin/sleep", "100", config=wanted)
+    assert container.sh("stat -c %u:%g /made /made/by /made/by/link").split() == ["0:0"] * 3
+    container.sh("touch /made/new /made/by/link/new")
+    upper = kubelet.daemon.root / "containers" / container.id / "upper"
+    assert (upper / "made/conf").stat().st_uid == HOST_ID
