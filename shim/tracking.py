@@ -18,11 +18,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from kernel import cgroups
+from proto.errors import failed_precondition
 from shim.loop import Loop
 
 CALLS = "call"
 TRIED = 8
 """Of the groups that could not be removed, so many are tried again after each exec."""
+TAKEN = 1000  # names that a container may have taken before an exec is refused
 FOLDER = "crisp"  # below the cgroup2 mount of a hybrid host
 
 
@@ -51,16 +53,28 @@ class Tracking:
 
         On v2 it lies below the container's own group, wherever the container's processes have moved to in the meantime.
         """
-        self._execs += 1
-        name = f"exec-{self._execs}"
-        if self._base and not self._v2:
+        if self._v2:
+            name, directory = self._make_below_container()
+            return name, self._make(name), name, directory
+        name = self._next_exec()
+        if self._base:
             directory = self._make(name)
             return name, directory, "", directory
-        if self._v2:
-            directory = os.path.join(self.group.directory(), name)
-            os.mkdir(directory)
-            return name, self._make(name), name, directory
         return name, "", "", ""
+
+    def _next_exec(self) -> str:
+        self._execs += 1
+        return f"exec-{self._execs}"
+
+    def _make_below_container(self) -> tuple[str, str]:
+        """A new group: a container that manages its own cgroups may have taken names, and none of its groups is used."""
+        for _ in range(TAKEN):
+            name = self._next_exec()
+            directory = os.path.join(self.group.directory(), name)
+            with suppress(FileExistsError):
+                os.mkdir(directory)
+                return name, directory
+        raise failed_precondition(f"the container has taken {TAKEN} names of groups for commands in it")
 
     def _make(self, name: str) -> str:
         directory = os.path.join(self._base, name)

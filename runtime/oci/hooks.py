@@ -20,11 +20,13 @@ from proto.errors import invalid
 from runtime.oci.json_fields import Fields, of_this_node, read_document
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 VERSION: Final = "1.0.0"
 OLD_VERSION: Final = "0.1.0"
+
+MAX_SHOWN: Final = 100  # characters of a pattern, in a message
 
 STAGES: Final = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
 """OCI runtime spec, config.md "POSIX-platform Hooks"."""
@@ -137,23 +139,24 @@ def _both(fields: Fields, *keys: str) -> tuple[str, ...]:
     return tuple(text for key in keys for text in fields.texts(key))
 
 
-def _patterns(fields: Fields, texts: Sequence[str]) -> tuple[re.Pattern[str], ...]:
+def _patterns(fields: Fields, texts: Iterable[str]) -> tuple[re.Pattern[str], ...]:
+    return tuple(_pattern(fields, text) for text in texts)
+
+
+def _pattern(fields: Fields, text: str) -> re.Pattern[str]:
     try:
-        return tuple(re.compile(pattern) for pattern in texts)
-    except re.error as error:
-        raise invalid(f"{fields.place}: {error.pattern!r} is no regular expression: {error}") from None
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise invalid(f"{fields.place}: {text[:MAX_SHOWN]!r} is no regular expression: {error}") from None
 
 
 def _when(fields: Fields) -> When:
-    try:
-        found = When(
-            always=fields.flag("always"),
-            annotations=tuple((re.compile(k), re.compile(v)) for k, v in fields.table("annotations").items()),
-            commands=tuple(re.compile(pattern) for pattern in fields.texts("commands")),
-            has_bind_mounts=fields.flag("hasBindMounts"),
-        )
-    except re.error as error:
-        raise invalid(f"{fields.place}: {error.pattern!r} is no regular expression: {error}") from None
+    found = When(
+        always=fields.flag("always"),
+        annotations=tuple((_pattern(fields, k), _pattern(fields, v)) for k, v in fields.table("annotations").items()),
+        commands=_patterns(fields, fields.texts("commands")),
+        has_bind_mounts=fields.flag("hasBindMounts"),
+    )
     fields.finish()
     return found
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from kernel import cgroups
 from proto.errors import CrispError
 from proto.shim_protocol import Message
 from runtime.shims.client import Created, ShimClient
 from tests.kernel.conftest import ShimLab
+from tests.kernel.test_shim import read_all
 
 
 async def create(lab: ShimLab, change: Message, mounts: list[Message]) -> tuple[Path, ShimClient, Created]:
@@ -101,3 +103,16 @@ async def test_file_over_a_chain_of_links_to_nothing(lab: ShimLab, place: str) -
     await shim.wait()
     assert (bundle / "log").read_text().endswith(" F here\n")
     assert not Path("/crisp-made").exists()
+
+
+@pytest.mark.skipif(cgroups.detect().mode is not cgroups.Mode.V2, reason="below the container's group with cgroup v2 alone")
+async def test_a_container_that_has_made_groups_does_not_keep_commands_out(lab: ShimLab) -> None:
+    """One that manages its own cgroups (a node in a pod, say) may use the names that crisp uses."""
+    _, shim = await lab.run("sleep", "1000")
+    group = lab.hierarchies.group(f"{lab.folder}/{lab.shims[0].hello['id']}").directory()
+    for number in (1, 2, 3):
+        Path(group, f"exec-{number}").mkdir()
+    session = await shim.exec(lab.exec_process("cat", "/proc/self/cgroup"))
+    assert b"/exec-4\n" in await read_all(session.stdout)
+    session.close()
+    await shim.kill()
