@@ -12,6 +12,7 @@ import stat
 from typing import Any
 
 from kernel import syscalls
+from proto.errors import failed_precondition
 
 
 def map_all(bundle: str, spec: dict[str, Any], userns: str) -> None:
@@ -38,7 +39,12 @@ def _map(source: str, place: str, user_fd: int) -> None:
     """Put a copy of the mount tree at `source` to `place`; what is mounted below it keeps its own ids, as with `idmap`."""
     tree = syscalls.open_tree(source, syscalls.OPEN_TREE_CLONE | syscalls.OPEN_TREE_CLOEXEC | syscalls.AT_RECURSIVE)
     try:
-        syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_IDMAP, userns_fd=user_fd)
+        try:
+            syscalls.mount_setattr(tree, syscalls.MOUNT_ATTR_IDMAP, userns_fd=user_fd)
+        except OSError as error:  # EINVAL: a network file system, FUSE, overlay, ...; EPERM: it is mapped already
+            raise failed_precondition(
+                f"volume {source}: its file system cannot give files the ids of a user namespace: {error.strerror}"
+            ) from None
         os.makedirs(os.path.dirname(place), exist_ok=True)
         if stat.S_ISDIR(os.fstat(tree).st_mode):
             os.makedirs(place, exist_ok=True)

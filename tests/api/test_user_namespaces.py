@@ -9,6 +9,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from kernel import mounts
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
@@ -175,3 +176,23 @@ def test_what_is_made_in_the_root_belongs_to_root_inside(kubelet: Kubelet, tmp_p
     container.sh("touch /made/new /made/by/link/new")
     upper = kubelet.daemon.root / "containers" / container.id / "upper"
     assert (upper / "made/conf").stat().st_uid == HOST_ID
+
+
+def test_volume_whose_file_system_cannot_be_mapped(kubelet: Kubelet, tmp_path: Path) -> None:
+    """An NFS volume, say: here it is an overlay."""
+    kubelet.need_handler("crun", user_namespaces=True)
+    places = {name: tmp_path / name for name in ("lower", "upper", "work", "volume")}
+    for place in places.values():
+        place.mkdir()
+    volume = places["volume"]
+    mounts.overlay(str(volume), [str(places["lower"])], str(places["upper"]), str(places["work"]))
+    try:
+        wanted = cri.ContainerConfig()
+        mount = wanted.mounts.add(container_path="/volume", host_path=str(volume))
+        mount.uidMappings.add(host_id=HOST_ID, container_id=0, length=COUNT)
+        mount.gidMappings.add(host_id=HOST_ID, container_id=0, length=COUNT)
+        with pytest.raises(grpc.RpcError, match=f"volume {volume}: its file system cannot") as caught:
+            kubelet.pod(pod_config(kubelet), handler="crun").create("/bin/true", config=wanted)
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    finally:
+        mounts.detach(str(volume))
