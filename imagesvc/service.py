@@ -287,7 +287,7 @@ class ImageService:
         """Makes an image of a plain directory, without copying it; returns its id."""
         reference: Reference = parse_reference(name)
         platform = self._config.wanted_platform()
-        size = (await self.measure(directory))[0] if os.path.isdir(directory) else 0
+        size = (await self.measure(directory))[0] if await self._blocking(os.path.isdir, directory) else 0
         image, raw = await self._blocking(rootfs_image, reference, directory, config or OciConfig(), platform, size)
         mark = self._layers.mark()
         staged = {image.id: await self._store.put(image.id, raw)}

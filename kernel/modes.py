@@ -17,11 +17,13 @@ def own(path: str | os.PathLike[str], mode: int) -> None:
     os.makedirs(path, mode=mode, exist_ok=True)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if os.fstat(descriptor).st_uid != os.geteuid():
+        before = os.fstat(descriptor)
+        if before.st_uid != os.geteuid():
             raise failed_precondition(
                 f"{path} belongs to another user than the daemon's: chown it, or name another directory"
             )
-        os.fchmod(descriptor, mode)
+        if before.st_mode & 0o7777 != mode:  # a disk that has become read-only is told of by who writes to it
+            os.fchmod(descriptor, mode)
         found = os.fstat(descriptor).st_mode & 0o7777
     finally:
         os.close(descriptor)

@@ -215,7 +215,7 @@ def _make_directories(paths: Paths) -> None:
     except PermissionError as error:
         raise CrispError(Code.PERMISSION_DENIED, f"{error.filename}: {error.strerror}; crisp serve runs as root") from None
     except OSError as error:
-        raise failed_precondition(f"cannot prepare {error.filename}: {error.strerror}") from None
+        raise failed_precondition(f"cannot prepare {error.filename or paths.root}: {error.strerror}") from None
 
 
 def _group_id(name: str) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,10 +78,18 @@ def test_processes_are_alike_whatever_the_daemon_is(kubelets: tuple[Kubelet, Kub
             container = pod.run("/bin/sh", "-c", TELL + "echo told; sleep 1000", config=config)
             while "told" not in container.output():
                 pass
-            told += [container.output().replace("told\n", ""), container.sh(TELL)]
+            told += [_usual(text) for text in (container.output().replace("told\n", ""), container.sh(TELL))]
         assert "score 500\n" in told[0]
         assert "umask 0022\n" in told[0]
+        if handler == "runc":
+            # Go raises a program's limit of open files at its start, and runc before 1.1.12 gives an exec now that, now its own.
+            told = [re.sub(r"files \d+", "files", text) for text in told]
         assert set(told) == {told[0]}, handler
+
+
+def _usual(told: str) -> str:
+    """Without signals 32 and 33, the C library's own: make leaves them ignored, and only a raw system call changes that."""
+    return re.sub(r"(?<=SigIgn:\t)[0-9a-f]{16}", lambda mask: f"{int(mask[0], 16) & ~(0b11 << 31):016x}", told)
 
 
 def test_a_score_that_nobody_names_is_not_the_shims(kubelets: tuple[Kubelet, Kubelet]) -> None:

@@ -244,7 +244,8 @@ def test_signals_to_a_shim_do_not_end_its_container(kubelet: Kubelet) -> None:
         os.kill(shim_pid(kubelet.daemon, container.id), number)
     assert container.sh("echo here") == "here\n"
     status = container.exec("/bin/grep", "-E", "^Sig(Ign|Cgt)", "/proc/self/status").stdout.split()
-    assert status[1::2] == [b"0" * 16] * 2
+    # Signals 32 and 33 are the C library's own; make leaves them ignored, and nothing but a raw system call changes that.
+    assert [int(mask, 16) & ~(0b11 << 31) for mask in status[1::2]] == [0, 0]
     container.stop()
     assert container.status().exit_code == 137
 
