@@ -82,7 +82,7 @@ def test_processes_are_alike_whatever_the_daemon_is(kubelets: tuple[Kubelet, Kub
         assert "score 500\n" in told[0]
         assert "umask 0022\n" in told[0]
         if handler == "runc":
-            # Go raises a program's limit of open files at its start, and runc before 1.1.12 gives an exec now that, now its own.
+            # Go raises the limit of open files when a program starts, and older runc gives an exec now that, now its own.
             told = [re.sub(r"files \d+", "files", text) for text in told]
         assert set(told) == {told[0]}, handler
 
