@@ -298,11 +298,16 @@ class Container:
         stdio = self._streams()
         self._require(State.CREATED, State.RUNNING, State.PAUSED)
         lent: dict[str, int] = {}
-        if "stdin" in wanted and (fd := stdio.stdin_fd()) >= 0:
-            lent["tty" if stdio.tty else "stdin"] = fd
-        for name in ("stdout", "stderr"):
-            if name in wanted and (fd := stdio.tap(name)) >= 0:
-                lent[name] = fd
+        try:
+            if "stdin" in wanted and (fd := stdio.stdin_fd()) >= 0:
+                lent["tty" if stdio.tty else "stdin"] = fd
+            for name in ("stdout", "stderr"):
+                if name in wanted and (fd := stdio.tap(name)) >= 0:
+                    lent[name] = fd
+        except OSError:  # no more descriptors; a copy of the output that nobody reads would hold the container up
+            for fd in lent.values():
+                os.close(fd)
+            raise
         return lent
 
     def client_left_stdin(self) -> None:

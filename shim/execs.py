@@ -30,12 +30,20 @@ class Streams:
         """What the session gets: name -> descriptor."""
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._child = [null, null, null]
-        if not request.flag("tty"):
-            for number, name in enumerate(("stdin", "stdout", "stderr")):
-                if request.flag(name):
-                    read_fd, write_fd = pipes.make_pipe(1 << 16, pipes.INPUT if number == 0 else pipes.OUTPUT)
-                    self._child[number], self.lent[name] = (read_fd, write_fd) if number == 0 else (write_fd, read_fd)
-        self._close = {null, *self._child}
+        self._close = {null}
+        try:
+            if not request.flag("tty"):
+                self._make_pipes(request)
+        except OSError:  # no more descriptors: those that were to be had would be lost until the container's end
+            self.close()
+            raise
+
+    def _make_pipes(self, request: Request) -> None:
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            if request.flag(name):
+                read_fd, write_fd = pipes.make_pipe(1 << 16, pipes.INPUT if number == 0 else pipes.OUTPUT)
+                self._child[number], self.lent[name] = (read_fd, write_fd) if number == 0 else (write_fd, read_fd)
+                self._close.add(self._child[number])
 
     @property
     def child_fds(self) -> tuple[int, int, int]:
@@ -68,7 +76,7 @@ class Exec:
         self._bundle = bundle
         self._tracking = tracking
         self._starting = False
-        self._name, self._start_in, self._option, self._directory = tracking.for_exec()
+        self._name = self._start_in = self._option = self._directory = ""  # its groups
 
     async def start(self, request: Request, process_fd: int, on_exit: Callable[[int], None]) -> Streams:
         """Run the process described by the JSON in `process_fd`; its streams, to be sent and closed.
@@ -77,7 +85,7 @@ class Exec:
         """
         described = read_process(process_fd)
         score = inheritance.oom_score(described)
-        streams = Streams(request)
+        streams = self._prepared(request)
         console = None
         process_file = f"/proc/{os.getpid()}/fd/{process_fd}"
         pid_file = os.path.join(self._bundle, f"{self._name}.pid")
@@ -129,6 +137,16 @@ class Exec:
             on_exit(code)
 
         self._loop.spawn(watch())
+        return streams
+
+    def _prepared(self, request: Request) -> Streams:
+        """Streams and groups, or nothing of either."""
+        streams = Streams(request)
+        try:
+            self._name, self._start_in, self._option, self._directory = self._tracking.for_exec()
+        except BaseException:
+            streams.close()
+            raise
         return streams
 
     def _remove(self) -> None:

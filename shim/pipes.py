@@ -59,7 +59,11 @@ class ConsoleSocket:
         self._directory = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._file = os.path.join(directory, name)
         self.path = f"/proc/{os.getpid()}/fd/{self._directory}/{name}"
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        except OSError:
+            os.close(self._directory)
+            raise
         self._socket.bind(self.path)
         self._socket.listen(1)
         self._socket.setblocking(False)

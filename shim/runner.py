@@ -52,12 +52,16 @@ class Runner:
         # The log is a memory file that the runtime opens by this process's name for it. Its stderr cannot serve: a
         # container's init inherits it, and whoever reads it to the end waits for the container's end.
         log = os.memfd_create("oci-log", os.MFD_CLOEXEC)
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
-            argv = self.runtime.command(verb, *arguments, log=f"/proc/{os.getpid()}/fd/{log}")
-            pid = process.spawn(argv, stdio or (null, null, null), procs_fd, prepare)
-        finally:
-            os.close(null)
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                argv = self.runtime.command(verb, *arguments, log=f"/proc/{os.getpid()}/fd/{log}")
+                pid = process.spawn(argv, stdio or (null, null, null), procs_fd, prepare)
+            finally:
+                os.close(null)
+        except OSError:  # no more descriptors, or processes
+            os.close(log)
+            raise
         return Call(self.runtime, verb, self._loop.child(pid), log, os.path.join(self._bundle, "runtime.log"))
 
     async def call(self, verb: str, *arguments: str) -> None:

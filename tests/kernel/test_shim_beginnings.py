@@ -116,3 +116,32 @@ async def test_a_container_that_has_made_groups_does_not_keep_commands_out(lab: 
     assert b"/exec-4\n" in await read_all(session.stdout)
     session.close()
     await shim.kill()
+
+
+async def test_refused_commands_and_clients_cost_no_descriptors(lab: ShimLab) -> None:
+    """A shim that was once short of descriptors has all of them again: probes that failed would use up what is left."""
+    _, shim, created = await lab.create("sleep", "1000")
+    await shim.start("")
+    pid = int((Path(f"/proc/{created.pid}/status").read_text().split("PPid:")[1]).split()[0])
+    soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    before = set(os.listdir(f"/proc/{pid}/fd"))
+    highest = max(map(int, before))
+    refused = 0
+    for more in range(4, 12):  # a connection, and the payload of an exec
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + more, hard))
+        for attach in (True, False):
+            try:
+                session = await (shim.attach() if attach else shim.exec(lab.exec_process("true"), stdin=True))
+            except CrispError:
+                refused += 1
+            else:
+                session.close()
+        deadline = asyncio.get_running_loop().time() + 5
+        while (left := set(os.listdir(f"/proc/{pid}/fd")) - before) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.01)
+        assert [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in left] == []
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert refused > 4
+    session = await shim.exec(lab.exec_process("true"))
+    assert await session.wait() == 0
+    session.close()
