@@ -259,7 +259,7 @@ class ImageService:
             layer = self._layers.get(key)
             if layer is None:
                 raise not_found(f"layer {key} of image {image.id} is not on this node: pull the image again")
-            if layer.info.inodes > 1 or layer.info.has_root:
+            if layer.info.inodes - layer.info.skeleton > 1 or layer.info.has_root:
                 directories.append(layer.directory)
         return directories or [os.path.join(self._root, "empty")]
 
