@@ -145,11 +145,11 @@ class TarReader:
                 raise TarError("a zero block stands between entries")
             size = _check(block)
             kind = block[156:157]
-            if kind in b"xgXLK" and kind != b"":
+            if kind in b"xgLK":
                 if not self._take_extension(kind, size):
                     return None
                 continue
-            if kind == b"V":
+            if kind == b"V" and not size:
                 self._take(BLOCK)
                 continue
             self._take(BLOCK)
@@ -207,11 +207,11 @@ class TarReader:
             self._long_link = body.partition(b"\0")[0]
         elif kind == b"g":
             # Go's archive/tar hands these out and applies none, and neither do scanners that are written in it: an image
-            # must not show one file to them and another to the node.
+            # must not show one file to them and another to the node. What stood before it is forgotten, as there.
             _pax_records(body)
+            self._pax, self._pax_map, self._long_name, self._long_link = {}, [], None, None
         else:
-            records, self._pax_map = _pax_records(body)
-            self._pax.update(records)
+            self._pax, self._pax_map = _pax_records(body)
         return True
 
     def _bound_metadata(self, size: int) -> None:
@@ -228,17 +228,13 @@ class TarReader:
             entry.name = name
         else:
             entry.name = name[: name.find(0)]
-        if prefix[0] and magic[:6] == b"ustar\0":
-            entry.name = prefix.partition(b"\0")[0] + b"/" + entry.name
+        if prefix[0] and (prefix := _prefix(block, magic, prefix)):
+            entry.name = prefix + b"/" + entry.name
         entry.mode = _number(mode) & 0o7777
         entry.uid = _number(uid)
         entry.gid = _number(gid)
         entry.mtime = _number(mtime) * 1_000_000_000
-        if self._long_name is not None:
-            entry.name, self._long_name = self._long_name, None
-        if self._long_link is not None:
-            entry.link, self._long_link = self._long_link, None
-        elif link[0]:
+        if link[0]:
             entry.link = link.partition(b"\0")[0]
         old_sparse = kind == b"S"
         old_directory = kind == b"\0"
@@ -247,6 +243,9 @@ class TarReader:
         pax = self._pax
         if pax:
             size = _apply_pax(entry, pax, size)
+        # GNU's names count for more than those of PAX, whichever stands first: so does Go read them.
+        entry.name, self._long_name = self._long_name or entry.name, None
+        entry.link, self._long_link = self._long_link or entry.link, None
         if old_directory and entry.name.endswith(b"/"):
             # v7 had no type for directories.
             kind = DIRECTORY
@@ -261,9 +260,9 @@ class TarReader:
         if kind == REGULAR:
             entry.size = entry.stored = size
         self._sparse_1_0 = None
-        if kind == REGULAR and (old_sparse or b"GNU.sparse.major" in pax or b"GNU.sparse.size" in pax):
+        if kind == REGULAR and (old_sparse or _is_sparse(pax, self._pax_map)):
             self._begin_sparse(entry, pax, block, old_sparse)
-        self._pax = {}
+        self._pax, self._pax_map = {}, []
         return entry
 
     def _begin_sparse(self, entry: Entry, pax: dict[bytes, bytes], block: bytes, old: bool) -> None:
@@ -278,12 +277,11 @@ class TarReader:
             return
         if pax.get(b"GNU.sparse.name"):
             entry.name = pax[b"GNU.sparse.name"]
-        entry.size = _decimal(pax.get(b"GNU.sparse.realsize") or pax.get(b"GNU.sparse.size") or b"")
+        entry.size = _decimal(pax.get(b"GNU.sparse.size") or pax.get(b"GNU.sparse.realsize") or b"")
         if pax.get(b"GNU.sparse.major") == b"1":
             self._pending = (entry, "1.0")
             return
         numbers = self._pax_map or pax.get(b"GNU.sparse.map", b"").split(b",")
-        self._pax_map = []
         entry.segments = _pairs([_decimal(n) for n in numbers if n])
         _check_segments(entry)
 
@@ -371,13 +369,34 @@ def _number(field: bytes) -> int:
         if field[0] & 0x40:
             value -= 1 << (8 * len(field) - 1)
         return value
-    text = field.partition(b"\0")[0].strip()
-    if not text:
-        return 0
+    text = field.strip(b" \0").partition(b"\0")[0]
+    if text.translate(None, b"01234567"):  # int() takes signs, `_` and `0o` too
+        raise TarError(f"a header has {text!r} where an octal number belongs")
+    return int(text, 8) if text else 0
+
+
+def _prefix(block: bytes, magic: bytes, prefix: bytes) -> bytes:
+    """What stands before the name. Star's field is shorter; in GNU's headers other things are there (atime, ctime), and if
+    they are none it is a name all the same, as old versions of Go wrote it."""
+    if magic[:6] == b"ustar\0":
+        return (prefix[:131] if block[508:] == b"tar\0" else prefix).partition(b"\0")[0]
+    if magic != b"ustar  \0":
+        return b""
     try:
-        return int(text, 8)
-    except ValueError:
-        raise TarError(f"a header has {text!r} where an octal number belongs") from None
+        for time in (prefix[:12], prefix[12:24]):
+            _number(time if time[0] else b"0")
+    except TarError:
+        text = prefix.partition(b"\0")[0]
+        return text if text.isascii() else b""
+    return b""
+
+
+def _is_sparse(pax: dict[bytes, bytes], pairs: list[bytes]) -> bool:
+    """Whether the records are those of a sparse file; one of a version that Go does not know is a file as it stands."""
+    version = (pax.get(b"GNU.sparse.major", b""), pax.get(b"GNU.sparse.minor", b""))
+    if version == (b"", b""):
+        return bool(pairs or pax.get(b"GNU.sparse.map"))
+    return version in ((b"0", b"0"), (b"0", b"1"), (b"1", b"0"))
 
 
 def _decimal(text: bytes) -> int:

@@ -194,3 +194,80 @@ def test_global_records_are_not_applied() -> None:
     entry = reader.next_event()
     assert isinstance(entry, Entry)
     assert (entry.name, entry.uid, entry.xattrs, entry.size, entry.mtime) == (b"name", 0, {}, 3, 0)
+
+
+def _pax(kind: bytes, *records: tuple[bytes, bytes]) -> bytes:
+    """An extension header as it is, whatever sense its records make."""
+    body = b""
+    for keyword, value in records:
+        rest = b" " + keyword + b"=" + value + b"\n"
+        length = next(n for n in range(len(rest) + 1, len(rest) + 9) if n == len(rest) + len(str(n)))
+        body += str(length).encode() + rest
+    return _extension(kind, body)
+
+
+def _extension(kind: bytes, body: bytes) -> bytes:
+    header = _with(_with(tar([Member("h")])[:512], 156, kind), 124, b"%011o\0" % len(body))
+    return header + body + bytes(-len(body) % 512)
+
+
+_FILE = tar([Member("seen", b"abc")], tarfile.GNU_FORMAT)
+
+
+def differing() -> dict[str, tuple[bytes, list[tuple[bytes, bytes]]]]:
+    """Archives that lax readers read otherwise than Go's; and the names and contents that Go's shows."""
+    inner = tar([Member("hidden", b"x")])[:1024]
+    outer = tar([Member("seen", inner)], tarfile.USTAR_FORMAT)
+    star = _with(_with(_with(_FILE, 257, b"ustar\x0000"), 345, b"p" * 131 + b"00000000000 "), 508, b"tar\0")
+    sparse = ((b"GNU.sparse.name", b"hidden"), (b"GNU.sparse.realsize", b"9"))
+    return {
+        "two headers: the last alone": (
+            _pax(b"x", (b"path", b"hidden")) + _pax(b"x", (b"mtime", b"1")) + _FILE,
+            [(b"seen", b"abc")],
+        ),
+        "a global one ends what stood before": (
+            _pax(b"x", (b"path", b"hidden")) + _extension(b"L", b"hidden\0") + _pax(b"g", (b"a", b"b")) + _FILE,
+            [(b"seen", b"abc")],
+        ),
+        "GNU's name before that of PAX": (
+            _extension(b"L", b"seen\0") + _pax(b"x", (b"path", b"hidden")) + _FILE,
+            [(b"seen", b"abc")],
+        ),
+        "GNU's link before that of PAX": (
+            _extension(b"K", b"seen\0") + _pax(b"x", (b"linkpath", b"hidden")) + _FILE,
+            [(b"seen", b"abc")],
+        ),
+        "a size after a NUL": (_with(outer, 124, b"\0%010o\0" % len(inner)), [(b"seen", inner)]),
+        "a prefix in GNU's header": (_with(_FILE, 345, b"where/it/is/seen"), [(b"where/it/is/seen/seen", b"abc")]),
+        "times in GNU's header": (_with(_FILE, 345, b"00000000001\x0000000000001\0"), [(b"seen", b"abc")]),
+        "star's prefix": (star, [(b"p" * 131 + b"/seen", b"abc")]),
+        "sparse of an unknown version": (
+            _pax(b"x", (b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"7"), *sparse) + _FILE,
+            [(b"seen", b"abc")],
+        ),
+        "sparse without a map": (_pax(b"x", *sparse) + _FILE, [(b"seen", b"abc")]),
+    }
+
+
+@pytest.mark.parametrize("case", differing())
+def test_what_a_scanner_sees_is_what_the_node_has(case: str) -> None:
+    archive, wanted = differing()[case]
+    for step in (0, 100):
+        found, again = read(archive, step)
+        assert again == archive
+        assert [(entry.name, content) for entry, content in found] == wanted
+        assert not any(entry.link == b"hidden" for entry, _content in found)
+
+
+@pytest.mark.parametrize("kind", [b"X", b"V"])
+def test_types_whose_data_scanners_read_over_are_refused(kind: bytes) -> None:
+    """Data that is no file to them must not be headers here."""
+    inner = tar([Member("hidden", b"x")])[:1024]
+    with pytest.raises(TarError, match="unknown type"):
+        read(_extension(kind, inner) + _FILE)
+
+
+@pytest.mark.parametrize("text", [b"0o000000004\0", b"+0000000004\0", b"0_000000004\0", b"-0000000004\0", b"\t0000000004\0"])
+def test_numbers_are_octal_digits(text: bytes) -> None:
+    with pytest.raises(TarError, match="octal"):
+        read(_with(_FILE, 124, text))

@@ -18,12 +18,12 @@ def entries(draw: st.DrawFn) -> Entry:
     entry.name = draw(names)
     entry.type = draw(st.sampled_from([b"0", b"2", b"3", b"5", b"6"]))
     entry.mode = draw(st.integers(0, 0o7777))
-    entry.uid, entry.gid = draw(st.integers(0, 2**32)), draw(st.integers(0, 2**32))
+    entry.uid, entry.gid = draw(st.integers(0, 2**32 - 2)), draw(st.integers(0, 2**32 - 2))
     entry.mtime = draw(st.integers(-(2**60), 2**62))
     if entry.type == b"2":
         entry.link = draw(names)
     if entry.type == b"3":
-        entry.major, entry.minor = draw(st.integers(0, 4095)), draw(st.integers(0, 0o7777777))
+        entry.major, entry.minor = draw(st.integers(0, 4095)), draw(st.integers(0, 2**20 - 1))
     if entry.type == b"0":
         entry.size = draw(st.sampled_from([0, 1, 8 << 30]))
     entry.xattrs = draw(st.dictionaries(st.sampled_from([b"user.a", b"user.b"]), st.binary(max_size=90), max_size=2))
