@@ -198,11 +198,12 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     """A JSON object whose every string can be said in the CRI, whose strings are UTF-8."""
     try:
         document = json.loads(data.decode(), parse_constant=_refuse_constant)
+        text = json.dumps(document, ensure_ascii=False)  # may recurse where reading did not
     except (ValueError, RecursionError) as error:
         raise invalid(f"{where} is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise invalid(f"{where} is not a JSON object")
-    if _LONE_SURROGATE.search(json.dumps(document, ensure_ascii=False)):
+    if _LONE_SURROGATE.search(text):
         raise invalid(f"{where} has half of a surrogate pair in a string, which is no text")
     return document
 

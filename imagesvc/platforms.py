@@ -116,7 +116,7 @@ def _normalise(os_name: str, architecture: str, variant: str) -> Platform:
 
 def _level(variant: str, default: int) -> int:
     digits = variant.removeprefix("v")
-    return int(digits) if digits.isdigit() else default
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 4 else default
 
 
 def _text(platform: Mapping[str, Any]) -> str:

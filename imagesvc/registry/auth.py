@@ -23,12 +23,16 @@ from proto.errors import Code, CrispError
 _CLIENT_ID = "crisp"
 _DEFAULT_LIFETIME = 60.0
 """Seconds. Distribution: "If omitted, this defaults to 60 seconds"."""
+_LONGEST_LIFETIME = 86400.0
+"""Seconds; a number of JSON may be beyond any float."""
 _EXPIRY_MARGIN = 10.0
 """Seconds by which a token is given up early, so that none expires on its way."""
 
 # RFC 7235: auth-param = token BWS "=" BWS ( token / quoted-string )
 _WORD = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _SCHEME = re.compile(rf"[\s,]*({_WORD})(?:\s*,\s*|\s+|\Z)")
+_PRINTABLE = re.compile(r"[!-~]+")
+"""What a token in a header may be made of."""
 _TOKEN68 = re.compile(r"[A-Za-z0-9\-._~+/]+=*\s*(?:,|\Z)")
 _PARAM = re.compile(rf"\s*({_WORD})\s*=\s*(?:\"((?:[^\"\\]|\\.)*)\"|({_WORD}))\s*(?:,|\Z)")
 
@@ -141,10 +145,11 @@ def parse_token(body: bytes, now: float) -> Token:
     if not isinstance(document, dict):
         raise CrispError(Code.UNAUTHENTICATED, "the token server's answer is not JSON")
     value = document.get("access_token") or document.get("token")
-    if not isinstance(value, str) or not value or any(c in value for c in "\r\n"):
+    if not isinstance(value, str) or not _PRINTABLE.fullmatch(value):
         raise CrispError(Code.UNAUTHENTICATED, "the token server's answer has no token")
     lifetime = document.get("expires_in")
-    seconds = float(lifetime) if isinstance(lifetime, (int, float)) and lifetime > 0 else _DEFAULT_LIFETIME
+    seconds = float(min(lifetime, _LONGEST_LIFETIME)) if isinstance(lifetime, (int, float)) and lifetime > 0 else 0.0
+    seconds = seconds or _DEFAULT_LIFETIME
     return Token(value, now + max(seconds - _EXPIRY_MARGIN, seconds / 2))
 
 

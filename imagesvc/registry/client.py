@@ -14,6 +14,7 @@ import asyncio
 import collections
 import os
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -43,6 +44,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 10
 _NO_HEAD = frozenset({400, 403, 404, 405, 501})
 """Answers to HEAD after which GET is asked, as containerd does: some registries and proxies know no other method."""
+_NUMBER = re.compile("[0-9]{1,19}")
 _READ_BUFFER = 1 << 20
 _CACHED_TOKENS = 256
 _KEEPALIVE_SECONDS = 15.0
@@ -117,7 +119,7 @@ class RegistryClient:
                 raise await failure_of(reply)
             told = reply.content_length
             total = reply.headers.get("Content-Range", "").rpartition("/")[2] if start else ""
-            if (told is not None and start + told != size) or (total.isdigit() and int(total) != size):
+            if (told is not None and start + told != size) or (_NUMBER.fullmatch(total) and int(total) != size):
                 told_of = total or told
                 raise RegistryFailure(Kind.BROKEN, f"it sends {told_of} bytes for a blob that has {size}")
             yield start, _chunks(reply, access.budget)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Sequence
 
 from proto.errors import Code, CrispError
+
+_NUMBER = re.compile(r"[0-9]{1,12}(?:\.[0-9]{0,9})?")
 
 
 class Kind(enum.IntEnum):
@@ -29,9 +32,10 @@ class RegistryFailure(Exception):
     """One endpoint did not serve. `retry_after` is in seconds, None where trying again at once would not help."""
 
     def __init__(self, kind: Kind, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+        # It quotes what a stranger has sent, which need not be text, and goes into logs and answers.
+        self.message = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in message)
+        super().__init__(self.message)
         self.kind = kind
-        self.message = message
         self.retry_after = retry_after
 
 
@@ -91,7 +95,5 @@ def _first_error(body: bytes) -> str:
 
 def _seconds(retry_after: str | None) -> float:
     """Retry-After in its number form; registries do not use the date."""
-    try:
-        return min(max(float(retry_after or 0), 0.0), 30.0)
-    except ValueError:
-        return 0.0
+    text = (retry_after or "").strip()
+    return min(float(text), 30.0) if _NUMBER.fullmatch(text) else 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ _PARALLEL = 3
 _ATTEMPTS = 5
 _FIRST_PAUSE = 0.25
 """Seconds."""
+_LAST_BYTE = re.compile("[1-9][0-9]{0,18}")
+"""Of an upload's Range: `0-0` is said of one that has nothing."""
 
 
 class Pusher:
@@ -202,7 +205,7 @@ class _Upload:
             if reply.status != 204:
                 raise await failure_of(reply)
             last = reply.headers.get("Range", "").rpartition("-")[2]
-            return self._location(reply), int(last) + 1 if last.isdigit() and last != "0" else min(sent, 0)
+            return self._location(reply), int(last) + 1 if _LAST_BYTE.fullmatch(last) else 0
 
     async def manifest(self, name: str, data: bytes) -> None:
         """Puts the manifest under its tag or digest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -190,3 +191,54 @@ async def test_roots_netrc_is_nobodys(start: StartService, tmp_path: Path, monke
         service = await start()
         await service.pull(f"{registry.host}/a:v1")
         assert registry.sent("Authorization") == []
+
+
+NUMBERS = [
+    (b'{"token": "t", "expires_in": 1' + b"0" * 400 + b"}", None),
+    (b'{"token": "t", "expires_in": 1e999}', None),
+    (b'{"token": "\\ud800"}', Code.UNAUTHENTICATED),
+    (b'{"token": "a\\u2028b"}', Code.UNAUTHENTICATED),
+]
+
+
+@pytest.mark.parametrize(("answer", "code"), NUMBERS)
+async def test_a_token_servers_answer_is_taken_or_refused(start: StartService, answer: bytes, code: Code | None) -> None:
+    async with FakeRegistry() as registry:
+        registry.image("a", "v1", [tar([Member("x", b"1")])])
+
+        def hook(request: web.Request) -> web.Response | None:
+            if request.path == "/token":
+                return web.Response(body=answer)
+            return None if "Authorization" in request.headers else asks(f"http://{registry.host}/token")
+
+        registry.hook = hook
+        service = await start()
+        if code is None:
+            await service.pull(f"{registry.host}/a:v1", GIVEN)
+        else:
+            assert (await failure(service.pull(f"{registry.host}/a:v1", GIVEN))).code is code
+
+
+@pytest.mark.parametrize("wait", ["nan", "-nan", "1e999", "²", "-5", "0x1"])
+async def test_a_retry_after_that_is_no_number(start: StartService, wait: str) -> None:
+    async with FakeRegistry() as registry:
+        registry.hook = lambda _request: web.Response(status=503, headers={"Retry-After": wait})
+        error = await failure((await start()).pull(f"{registry.host}/a:v1"))
+        assert error.message.startswith("RegistryUnavailable")
+        assert registry.count("GET") == 3
+
+
+async def test_an_error_is_text_whatever_it_quotes(start: StartService) -> None:
+    raw = b"HTTP/1.1 307 x\r\nLocation: http://ho\xffst/\x1b[2J\xed\xa0\x80\r\nContent-Length: 0\r\n\r\n"
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(raw)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        error = await failure((await start()).pull(f"127.0.0.1:{port}/a:v1"))
+        assert error.code is not Code.INTERNAL
+        assert error.message.encode().decode().replace("\n", "").isprintable()

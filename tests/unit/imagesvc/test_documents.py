@@ -174,3 +174,15 @@ def test_what_the_cri_cannot_say_is_refused(config: dict[str, Any], text: str) -
         parse_config(json.dumps(document).encode(), "sha256:" + "0" * 64)
     with pytest.raises(CrispError, match="not JSON"):
         parse_config(b'{"rootfs": {"type": "layers"}, "config": {"User": "\xed\xa0\x80"}}', "sha256:" + "0" * 64)
+
+
+@pytest.mark.parametrize("variant", ["v²", "v" + "9" * 5000, "v-1", "v٣"])
+def test_a_variant_that_is_no_number_fails_nothing(variant: str) -> None:
+    for name in ("amd64", "arm"):
+        platform = {"os": "linux", "architecture": name, "variant": variant}
+        entries = [Descriptor("", "sha256:" + "0" * 64, 1, platform=platform)]
+        wanted = parse_platform(f"linux/{name}")
+        try:
+            assert choose(entries, wanted, "x") is entries[0]
+        except CrispError as error:
+            assert error.code is Code.NOT_FOUND
