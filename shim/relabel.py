@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from kernel import lsm
+from kernel import lsm, trees
 from proto.errors import Code, CrispError
 
 REFUSED = frozenset(
@@ -19,7 +19,8 @@ def relabel(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, An
     """Label trees; {"changed": number of files}.
 
     `args`: paths, label. A tree whose root has the label already is left alone: a volume of a million files is walked
-    once, not at each start.
+    once, not at each start. What is mounted below it keeps its labels. The owner of a volume may change it meanwhile: names
+    are looked up in directories that are open, so that no link put in a directory's place leads to a file of the host.
     """
     return {"changed": sum(_relabel(os.path.realpath(path), args["label"]) for path in args["paths"])}
 
@@ -30,15 +31,21 @@ def _relabel(path: str, label: str) -> int:
     try:
         if lsm.file_label(path) == label:
             return 0
-        changed = 0
-        for directory, directories, files in os.walk(path, topdown=False):
-            for name in (*files, *directories):
-                changed += _set(os.path.join(directory, name), label)
-        # Last, for it is what says that the rest is done.
-        return changed + _set(path, label)
+        # The root is last, for it is what says that the rest is done.
+        return (_relabel_below(path, label) if os.path.isdir(path) else 0) + _set(path, label)
+    except trees.Moved:
+        raise CrispError(Code.ABORTED, f"SELinux: {path} was changed while it was labelled: try again") from None
     except OSError as error:
         message = f"SELinux: cannot label {error.filename or path} {label}: {error.strerror}"
         raise CrispError(Code.FAILED_PRECONDITION, message) from None
+
+
+def _relabel_below(path: str, label: str) -> int:
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return sum(_set(f"/proc/self/fd/{fd}/{os.fsdecode(name)}", label) for fd, name, _ in trees.walk(root))
+    finally:
+        os.close(root)
 
 
 def _set(path: str, label: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel import lsm
+from kernel import lsm, removal
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
 from runtime.oci import selinux
@@ -59,11 +59,16 @@ def test_relabel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known: dict[str, str] = {}
     order: list[str] = []
 
-    def set_label(path: str, label: str) -> None:
-        known[path] = label
-        order.append(path)
+    def place(path: str) -> str:
+        """Whose name is looked up in an open directory."""
+        directory, name = os.path.split(path)
+        return os.path.join(os.readlink(directory) if directory.startswith("/proc/self/fd/") else directory, name)
 
-    monkeypatch.setattr(lsm, "file_label", lambda path: known.get(path, ""))
+    def set_label(path: str, label: str) -> None:
+        known[place(path)] = label
+        order.append(place(path))
+
+    monkeypatch.setattr(lsm, "file_label", lambda path: known.get(place(path), ""))
     monkeypatch.setattr(lsm, "set_file_label", set_label)
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "f").touch()
@@ -74,6 +79,15 @@ def test_relabel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(path.startswith("/etc") for path in order)
     (tmp_path / "new").touch()
     assert relabel.relabel(arguments, [], None) == {"changed": 0}, "the root says that it was done"
+    deep = os.open(tmp_path / "a", os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("d", dir_fd=deep)
+        below = os.open("d", os.O_RDONLY, dir_fd=deep)
+        os.close(deep)
+        deep = below
+    os.close(deep)
+    assert relabel.relabel({"paths": [str(tmp_path / "a")], "label": "M"}, [], None)["changed"] == 1103
+    removal.remove_tree(tmp_path / "a")
     for path in ("/", "/etc", "/usr/"):
         with pytest.raises(CrispError, match="belongs to the host"):
             relabel.relabel({"paths": [path], "label": "L"}, [], None)
