@@ -159,17 +159,12 @@ class ImageService:
             finally:
                 self._pulls.pop(key, None)
 
-        try:
-            for _attempt in range(_PULLS):
-                image: Image = await self._joins.run(key, run)
-                if self._index.get(image.id) is not None:
-                    break
-                # Removed between its record and this answer: who pulls shall have it.
-                shown = self._pulls.setdefault(key, PullProgress(str(parsed)))
-        finally:
-            # Who was cancelled before the work began, or joined one that had just ended, has put an entry back.
-            if not self._joins.running(key):
-                self._pulls.pop(key, None)
+        for _attempt in range(_PULLS):
+            image: Image = await self._joins.run(key, run)
+            if self._index.get(image.id) is not None:
+                break
+            # Removed between its record and this answer: who pulls shall have it.
+            shown = self._pulls.setdefault(key, PullProgress(str(parsed)))
         return image.id
 
     def running_pulls(self) -> Sequence[PullProgress]:

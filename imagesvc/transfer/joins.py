@@ -21,11 +21,6 @@ class Joins:
         """What runs now."""
         return list(self._running)
 
-    def running(self, key: Hashable) -> bool:
-        """Whether there is work under `key` that has not ended."""
-        joined = self._running.get(key)
-        return joined is not None and not joined[0].done()
-
     async def run(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Joins the work under `key`, or starts it. Its result or its error goes to every caller."""
         while True:
