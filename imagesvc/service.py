@@ -1,6 +1,6 @@
 """The image service: everything about images below the gRPC layer.
 
-    <root>/blobs, <root>/ingest    content_store.py
+    <root>/blobs, <root>/ingest    store/content.py
     <root>/layers                  layers.py
     <root>/empty                   the lower directory of an image without layers
     <root>/credentials.key         credentials.py

@@ -2,7 +2,7 @@
 
     resolve      HEAD or GET at each endpoint in turn, always with the caller's credentials
     fetch        each layer: network -> digest -> inflate -> diff id -> its own directory; what is here is not fetched
-    publish      one sync of the file system, then blobs and layers get their names (content_store.py, layers.py)
+    publish      one sync of the file system, then blobs and layers get their names (store/content.py, layers.py)
     record       the image and its names, durable
 
 Killed before `record`, a pull leaves what the next start removes, and partial downloads that the next pull resumes. A

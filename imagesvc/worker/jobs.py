@@ -9,7 +9,7 @@
     measure   disk taken by a directory
     take      the files of a checkpoint, and `changes`: its writable layer (checkpoint_files.py)
 
-Answers are {"ok": {...}} or {"error": kind, "message": text, ...}. The daemon's side is worker_pool.py.
+Answers are {"ok": {...}} or {"error": kind, "message": text, ...}. The daemon's side is pool.py.
 """
 
 from __future__ import annotations

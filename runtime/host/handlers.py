@@ -1,4 +1,4 @@
-"""Runtime handlers: the OCI runtimes of this node, probed once at start.
+"""Runtime handlers: the OCI runtimes of this node, probed at start, and again in the background while they fail.
 
 A handler is listed only if a probe ran a container with it. The default handler has its own name and the empty one.
 """

@@ -22,7 +22,7 @@ RUNC = "runc"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(add_help=False)  # `exec --help` is a question for runc
     parser.add_argument("--root", default="")
     parser.add_argument("--log", default=os.devnull)
     parser.add_argument("--log-format", default="text")

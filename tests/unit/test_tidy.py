@@ -64,6 +64,7 @@ def test_module(path: Path) -> None:
     docstring = ast.get_docstring(tree)
     assert docstring, "a module says what it is for"
     assert "\n" not in docstring.partition("\n\n")[0], "and its first line says it all"
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level], "say it in full"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
@@ -80,8 +81,15 @@ def graph() -> dict[str, set[str]]:
                 found[name] |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 found[name] |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        packages = {other.rpartition(".")[0] for other in names}
+        assert not {other for other in found[name] if other in packages and other not in _prefixes(found[name])}, name
         found[name] &= names.keys()
     return found
+
+
+def _prefixes(imported: set[str]) -> set[str]:
+    """Packages of which something is named too: a package that is imported by itself would hide what is used of it."""
+    return {other.rpartition(".")[0] for other in imported}
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
@@ -109,8 +117,11 @@ def test_rooms_import_in_their_order(floor: str) -> None:
 
 def test_the_rooms_are_drawn() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
+    text = text[text.index("The two upper floors have rooms") : text.index("### Where is it decided?")]
     drawn = {(floor, room) for floor, rooms in ROOMS.items() for room in rooms if (ROOT / floor / room).is_dir()}
     assert [f"{floor}/{room}" for floor, room in sorted(drawn) if f"`{room}/`" not in text] == []
+    words = set(re.findall(r"\w+", text))
+    assert {room for rooms in ROOMS.values() for room in rooms} - words == set()
 
 
 def test_where_each_call_is_decided_is_said() -> None:
@@ -126,7 +137,7 @@ def test_where_each_call_is_decided_is_said() -> None:
 def test_lean_rooms_have_no_dependencies(room: str) -> None:
     allowed = {"proto", "kernel", "shim"}
     banned = {"grpc", "google", "structlog", "pyroute2", "asyncio", "aiohttp", "click", "rich"}
-    for path in sorted((ROOT / room).glob("*.py")):
+    for path in sorted((ROOT / room).rglob("*.py")):
         names = imported(ast.parse(path.read_text()))
         assert not names & banned, path
         assert not names & ({*FLOORS} - allowed), path
