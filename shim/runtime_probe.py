@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from kernel import cgroups, mounts, namespaces, syscalls
+from proto.errors import CrispError
 from shim import idmapped_volumes, oci_runtime, process, rootfs
 
 SYSTEM = ("bin", "lib", "lib32", "lib64", "libx32", "sbin", "usr")
@@ -28,6 +29,7 @@ DEVICES = [
     {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
 ]
 """As every container has them that is not privileged: with cgroup v2 they are a BPF program, which not all may load."""
+MADE = b"made"
 FIRST_ID, ID_COUNT = 1 << 20, 1 << 16
 """Of the trial's user namespace."""
 
@@ -64,7 +66,8 @@ def _pod() -> Iterator[int]:
         _inhabit(theirs)
     theirs.close()
     try:
-        ours.recv(16)
+        if answer := ours.recv(256).removeprefix(MADE):
+            raise OSError(f"a user namespace cannot be made: {answer.decode(errors='replace')}")
         mapping = [namespaces.IdMap(0, FIRST_ID, ID_COUNT)]
         namespaces.write_mappings(child, mapping, mapping)
         ours.send(b"mapped")
@@ -78,7 +81,7 @@ def _inhabit(channel: socket.socket) -> NoReturn:
     """The child of `_pod`: make the namespaces, an init in them, and wait for the end."""
     try:
         namespaces.unshare(["user", "pid"])
-        channel.send(b"made")
+        channel.send(MADE)
         if channel.recv(16):
             init = os.fork()
             if init == 0:
@@ -87,6 +90,8 @@ def _inhabit(channel: socket.socket) -> NoReturn:
             channel.recv(16)
             os.kill(init, signal.SIGKILL)
             os.waitpid(init, 0)
+    except OSError as error:
+        channel.send(str(error).encode())
     finally:
         os._exit(0)
 
@@ -149,13 +154,16 @@ class Trial:
     def user_namespaces(self) -> str:
         """Why a container in a pod's user and PID namespaces does not get its root and a mapped volume; "" if it does."""
         mapping = [{"containerID": 0, "hostID": FIRST_ID, "size": ID_COUNT}]
-        with _pod() as pid:
-            error = self.run(
-                'test "$(stat -c %u:%g /volume)" = 0:0',
-                {**self._volume("rw", "idmap"), "uidMappings": mapping, "gidMappings": mapping},
-                {"uidMappings": mapping, "gidMappings": mapping},
-                {kind: f"/proc/{pid}/ns/{kind}" for kind in ("user", "pid")},
-            )
+        try:
+            with _pod() as pid:
+                error = self.run(
+                    'test "$(stat -c %u:%g /volume)" = 0:0',
+                    {**self._volume("rw", "idmap"), "uidMappings": mapping, "gidMappings": mapping},
+                    {"uidMappings": mapping, "gidMappings": mapping},
+                    {kind: f"/proc/{pid}/ns/{kind}" for kind in ("user", "pid")},
+                )
+        except (OSError, CrispError) as refused:  # by the kernel, in a chroot for example: other pods run all the same
+            error = str(refused)
         return error and (_closed_directory(self._directory) or error)
 
     def _volume(self, *options: str) -> dict[str, Any]:

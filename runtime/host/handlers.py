@@ -93,7 +93,7 @@ class Handlers:
         """The handler of a RuntimeClass; the empty name is the default's."""
         handler = self._found.get(name or self._default)
         if handler is None:
-            why = self._problems.get(name, "it is not configured")
+            why = self._problems.get(name or self._default, "it is not configured")
             known = ", ".join(sorted(self._found)) or "none"
             raise invalid(f"no runtime handler {name or self._default!r}: {why}; handlers here: {known}")
         return handler
