@@ -10,24 +10,24 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("api", "admin")
-STUBS = tuple(f"{name}_{suffix}" for name in SOURCES for suffix in ("pb2.py", "pb2.pyi", "pb2_grpc.py"))
+SERVED = ("api", "admin")
+"""Those whose services are gRPC."""
+SOURCES = (*SERVED, "nri")
+STUBS = (
+    *(f"{name}_{suffix}" for name in SOURCES for suffix in ("pb2.py", "pb2.pyi")),
+    *(f"{name}_pb2_grpc.py" for name in SERVED),
+)
 
 
 def generate(target: Path) -> None:
     """Write all stubs to `target`/proto."""
     from grpc_tools import protoc  # noqa: PLC0415  a development dependency
 
-    arguments = [
-        "protoc",
-        f"--proto_path={ROOT}",
-        f"--python_out={target}",
-        f"--pyi_out={target}",
-        f"--grpc_python_out={target}",
-        *(str(ROOT / "proto" / f"{name}.proto") for name in SOURCES),
-    ]
-    if protoc.main(arguments) != 0:
-        raise SystemExit("protoc failed, see above")
+    outputs = [([f"--python_out={target}", f"--pyi_out={target}"], SOURCES), ([f"--grpc_python_out={target}"], SERVED)]
+    for options, names in outputs:
+        files = [str(ROOT / "proto" / f"{name}.proto") for name in names]
+        if protoc.main(["protoc", f"--proto_path={ROOT}", *options, *files]) != 0:
+            raise SystemExit("protoc failed, see above")
 
 
 def stale() -> list[str]:

@@ -22,8 +22,8 @@ ROOMS = {
     ),
     "runtime": (
         *("limits", "deadlines", "joining", "undoing", "filters", "listing", "paths", "lifecycle", "records", "client"),
-        *("network", "streaming", "config", "store", "shims", "host", "oci", "pods", "checkpoints", "statistics", "api"),
-        *("telemetry", "recovery", "reload", "daemon", "uninstall", "cli"),
+        *("network", "streaming", "config", "store", "shims", "host", "oci", "nri", "pods", "checkpoints", "statistics"),
+        *("api", "telemetry", "recovery", "reload", "daemon", "uninstall", "cli"),
     ),
 }
 """Packages and modules of a floor, each of which may import those before it; docs/architecture.md draws them."""
