@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 from imagesvc.config import ImageConfig
 from proto.errors import CrispError, invalid
+from runtime.config.nri import NriConfig
 from runtime.config.telemetry import MetricsConfig, TracingConfig
 from runtime.config.ulimits import FOR_ADMINISTRATORS, Ulimit, parse
 from runtime.network.config import NetworkConfig
@@ -138,6 +139,7 @@ class Config:
     images: ImageConfig = field(default_factory=ImageConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     tracing: TracingConfig = field(default_factory=TracingConfig)
+    nri: NriConfig = field(default_factory=NriConfig)
     runtimes: dict[str, HandlerConfig] = field(default_factory=dict)
 
 
