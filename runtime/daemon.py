@@ -1,7 +1,7 @@
 """The daemon: puts the rooms together, recovers, serves, and ends without disturbing the pods.
 
-Order of start: lock → directories → fork server → state → images → network → handlers → recovery → streaming → gRPC. What
-was started is ended in the reverse order, by one exit stack, also if a later step fails.
+Order of start: lock → directories → fork server → state → images → network → handlers → recovery → NRI plugins →
+streaming → gRPC. What was started is ended in the reverse order, by one exit stack, also if a later step fails.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ from runtime.host import handler_probe, host, neighbours, systemd
 from runtime.lifecycle import ContainerState
 from runtime.network import rules_watch
 from runtime.network.config import HandlerNetworks
+from runtime.nri.plugins import Plugins
 from runtime.oci import apparmor_loader, seccomp
 from runtime.paths import Paths
+from runtime.pods import plugin_world
 from runtime.pods.events import EventBus
 from runtime.pods.node import Node, new_executor
 from runtime.shims.fork_server import ForkServer
@@ -140,6 +142,7 @@ async def assemble(
         images=images,
         events=EventBus(),
         blocking=blocking,
+        plugins=Plugins(config.nri),
     )
 
 
@@ -154,7 +157,9 @@ def _handler_networks(config: Config) -> dict[str, HandlerNetworks]:
 async def _serve(node: Node, stack: AsyncExitStack) -> None:
     stack.push_async_callback(_close_shims, node)
     stack.push_async_callback(node.undoing.close)
+    stack.push_async_callback(node.plugins.stop)
     stack.push_async_callback(node.joiner.settle, limits.SHUTDOWN_SECONDS)
+    await node.plugins.start(plugin_world.PluginWorld(node))
     streaming = StreamingServer(node.config.streaming, StreamSources(node))
     await streaming.start()
     stack.push_async_callback(streaming.stop)

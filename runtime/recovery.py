@@ -136,7 +136,7 @@ def _load(node: Node) -> set[str]:
             unreadable.add(key)
             continue
         CLOCK.seen(record.config.metadata.uid, record.created_at)
-        node.sandboxes[key] = Sandbox(record)
+        node.sandboxes[key] = Sandbox(record, known=bool(record.ready_at), stop_told=bool(record.stopped_at))
     for key, document in node.store.containers.items():
         try:
             container = ContainerRecord.parse(document)
@@ -146,7 +146,9 @@ def _load(node: Node) -> set[str]:
             unreadable.add(key)
             continue
         CLOCK.seen(sandbox.record.config.metadata.uid, container.created_at)
-        node.containers[key] = sandbox.containers[key] = Container(container, sandbox)
+        node.containers[key] = sandbox.containers[key] = Container(
+            container, sandbox, known=bool(container.made_at), stop_told=bool(container.finished_at)
+        )
     for key, value in node.store.settings.items():
         if key == "pod_cidr":
             node.pod_cidr = value

@@ -120,6 +120,7 @@ def _info(node: Node) -> dict[str, str]:
         "unusableHandlers": node.handlers.problems(),
         "host": node.host.describe(),
         "podCIDR": node.pod_cidr,
+        "nri": node.plugins.describe(),
     }
     return {"config": json.dumps(info)}
 

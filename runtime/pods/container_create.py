@@ -28,6 +28,7 @@ from runtime.pods import (
     image_names,
     image_volumes,
     layer_usage,
+    plugin_hooks,
     restore,
     sandbox_run,
     scope_limits,
@@ -54,6 +55,8 @@ async def create(node: Node, request: cri.CreateContainerRequest, restore_from: 
     `restore_from` is the directory of a checkpoint of which it is made (RestorePod); the image can name one too.
     """
     sandbox = node.sandbox(request.pod_sandbox_id)
+    if sandbox.record.state is SandboxState.CREATING:  # NRI plugins have its id already
+        raise failed_precondition(f"sandbox {sandbox.record.id} is being made")
     metadata = request.config.metadata
     if not metadata.name:
         raise invalid("the container's metadata lacks a name")
@@ -119,10 +122,12 @@ async def _create_of(
             await node.store.containers.put(container.record.id, container.record.document())
         except BaseException:
             container.record.made_at = 0
+            await plugin_hooks.container_failed(node, container)
             await container_remove.undo(node, container)
             raise
         container_watch.watch(node, container)
-    node.events.container_created(container)
+        node.events.container_created(container)
+        await plugin_hooks.created(node, container)
     return container.record.id
 
 
@@ -187,6 +192,8 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     document = await container_spec.build(node, container, described, target_pid)
     if checkpoint is not None:
         document = await restore.prepare(node, container, checkpoint, document)
+    await plugin_hooks.create(node, container, document)
+    failpoint("container.told")
     user, rootfs = _user(container, described, document), _rootfs(node, container, image)
     (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
     (bundle / "spec.json").write_bytes(oci_document.encode(document))

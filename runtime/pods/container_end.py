@@ -14,6 +14,7 @@ import structlog
 from proto.errors import CrispError
 from runtime.host import cgroup_end
 from runtime.lifecycle import ContainerState
+from runtime.pods import plugin_hooks
 from runtime.records import CLOCK
 from shim import log_repair
 
@@ -40,6 +41,7 @@ async def settle(node: Node, container: Container, exit_record: ExitRecord) -> N
         record.reason, record.message = _reason(exit_record)
         record.finished_at = max(exit_record.finished_at, record.started_at)
         node.events.container_stopped(container)  # in one step with finished_at: no status may show the end before its event
+        plugin_hooks.container_stopped(node, container)
         container.exited.set()  # who waits for the end does not wait for the disk
         await node.store.containers.note(record.id, record.document())
     container.exited.set()
@@ -79,6 +81,7 @@ async def lost(node: Node, container: Container, why: str, *, said: bool = False
         record.message = f"the container was ended because {why}; its exit code is not known"
         record.finished_at = max(CLOCK.now(), record.started_at)
         node.events.container_stopped(container)  # in one step with finished_at: no status may show the end before its event
+        plugin_hooks.container_stopped(node, container)
         await node.store.containers.note(record.id, record.document())
     container.exited.set()
     container.gone.set()

@@ -13,7 +13,7 @@ from kernel import mounts, removal
 from kernel.failpoints import failpoint
 from proto.errors import Code, CrispError
 from runtime.host import cgroup_end
-from runtime.pods import container_stop, image_volumes
+from runtime.pods import container_stop, image_volumes, plugin_hooks
 from runtime.shims.client import kill_shim, shim_alive
 
 if TYPE_CHECKING:
@@ -32,10 +32,12 @@ async def remove(node: Node, reference: str) -> None:
 async def remove_container(node: Node, container: Container) -> None:
     """As `remove`, for a container at hand."""
     await container_stop.kill(node, container)
+    await plugin_hooks.stop_answered(container)
     async with container_stop.locked(container.lock, [container]):
         if container.record.id not in node.containers:
             return
         await container_stop.dismiss(node, container)
+        await plugin_hooks.container_removed(node, container)
         failpoint("container.removing")
         await discard(node, container)
     node.events.container_deleted(container)
@@ -59,11 +61,12 @@ async def discard(node: Node, container: Container) -> None:
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(node.blocking, _discard_blocking, node, container)
     failpoint("container.unlinked")
-    await node.store.containers.delete(record.id)
-    for holder, _ in image_volumes.holders(record):
-        node.images.release(holder)
-    node.containers.pop(record.id, None)
-    container.sandbox.containers.pop(record.id, None)
+    async with container.resizing:  # a plugin's update does not bring the record back
+        await node.store.containers.delete(record.id)
+        for holder, _ in image_volumes.holders(record):
+            node.images.release(holder)
+        node.containers.pop(record.id, None)
+        container.sandbox.containers.pop(record.id, None)
 
 
 def _runtime_state(node: Node, record: ContainerRecord) -> Path:

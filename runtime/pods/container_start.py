@@ -12,7 +12,7 @@ from kernel.failpoints import failpoint
 from proto.errors import CrispError, failed_precondition
 from runtime import lifecycle, limits
 from runtime.lifecycle import Event, SandboxState
-from runtime.pods import restore
+from runtime.pods import plugin_hooks, restore
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
@@ -24,6 +24,7 @@ async def start(node: Node, reference: str) -> None:
     """Run a created container; its log file exists on return.
 
     A container that cannot be started is not left CREATED: it is EXITED with the reason StartError, as the kubelet expects.
+    One that a plugin does not want to be started stays as it was: the next call asks again.
     """
     container = node.container(reference)
     async with AsyncExitStack() as stack:
@@ -39,6 +40,8 @@ async def start(node: Node, reference: str) -> None:
             raise failed_precondition(f"container {record.id} has no shim any more: {record.message}")
         directory = os.path.dirname(record.log_path)
         await asyncio.get_running_loop().run_in_executor(node.blocking, partial(os.makedirs, directory, exist_ok=True))
+        await stack.enter_async_context(container.telling)
+        await plugin_hooks.start(node, container)
         if record.restored_from:
             await restore.begin(node, container)
         container.starting = container.beginning = True
@@ -58,6 +61,7 @@ async def start(node: Node, reference: str) -> None:
             await restore.finish(node, container)
         await node.store.containers.note(record.id, record.document())
         failpoint("container.started")
+        await plugin_hooks.started(node, container)
 
 
 async def _end(container: Container, shim: ShimClient) -> None:

@@ -16,7 +16,7 @@ from proto.errors import Code, CrispError
 from runtime import limits
 from runtime.host import cgroup_end
 from runtime.lifecycle import ContainerState
-from runtime.pods import container_end
+from runtime.pods import container_end, plugin_hooks
 from runtime.shims import client
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ async def stop(node: Node, reference: str, grace_seconds: int) -> None:
     if container.record.state is ContainerState.RUNNING and grace_seconds > 0:
         await _ask(container, grace_seconds)
     await kill(node, container)
+    await plugin_hooks.stop_answered(container)
 
 
 async def _ask(container: Container, grace_seconds: int) -> None:

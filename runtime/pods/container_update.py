@@ -19,8 +19,9 @@ from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import CrispError, failed_precondition
 from runtime.lifecycle import ContainerState, SandboxState
+from runtime.nri import updates
 from runtime.oci import resources, systemd_limits
-from runtime.pods import scope_limits
+from runtime.pods import plugin_hooks, scope_limits
 
 if TYPE_CHECKING:
     from runtime.host.host import Host
@@ -48,14 +49,36 @@ async def update(node: Node, request: cri.UpdateContainerResourcesRequest) -> No
     """
     container = node.container(request.container_id)
     async with container.lock:
+        _check_state(container)
+        asked, beyond = request.linux, dict[str, Any]()
+        wanted = await plugin_hooks.update(node, container, request.linux)
+        if wanted is not None:
+            asked, beyond = updates.to_cri(wanted.resources, request.linux)
+        await resize(node, container, asked, beyond)
+        await plugin_hooks.updated(node, container)
+
+
+def _check_state(container: Container) -> None:
+    record = container.record
+    if record.state not in UPDATABLE or container.shim is None:
+        raise failed_precondition(f"container {record.id} is {record.state.value}: its resources cannot be updated")
+    if record.restored_from and record.state is ContainerState.CREATED:
+        raise failed_precondition(f"container {record.id} has no process yet: it is resized once it is restored")
+
+
+async def resize(
+    node: Node, container: Container, asked: cri.LinuxContainerResources, beyond: dict[str, Any] | None = None
+) -> None:
+    """Change a container's resources, whoever wants it; raises as `update`.
+
+    `beyond` are resources of the OCI runtime specification that CRI has no fields for; they are not remembered.
+    """
+    async with container.resizing:
+        _check_state(container)
         record = container.record
-        if record.state not in UPDATABLE or container.shim is None:
-            raise failed_precondition(f"container {record.id} is {record.state.value}: its resources cannot be updated")
-        if record.restored_from and record.state is ContainerState.CREATED:
-            raise failed_precondition(f"container {record.id} has no process yet: it is resized once it is restored")
-        merged = merge(record.resources, request.linux)
-        changed = resources.build(merged, node.host)
-        await _check_memory(node, container, request.linux.memory_limit_in_bytes)
+        merged = merge(record.resources, asked)
+        changed = _joined(resources.build(merged, node.host), beyond or {})
+        await _check_memory(node, container, asked.memory_limit_in_bytes)
         try:
             await _apply(node, container, changed, merged.cpu_quota)
         except CrispError as error:
@@ -63,8 +86,17 @@ async def update(node: Node, request: cri.UpdateContainerResourcesRequest) -> No
             raise failed_precondition(f"container {record.id}: its resources stay as they were: {error.message}") from error
         await asyncio.get_running_loop().run_in_executor(node.blocking, _set_oom_score, node, container, merged)
         record.resources = merged
+        container.view = None
         failpoint("container.updated")
         await node.store.containers.put(record.id, record.document())
+
+
+def _joined(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """Two `resources` objects that do not say the same thing."""
+    joined = dict(ours)
+    for key, value in theirs.items():
+        joined[key] = {**joined.get(key, {}), **value} if isinstance(value, dict) else value
+    return joined
 
 
 async def update_sandbox(node: Node, request: cri.UpdatePodSandboxResourcesRequest) -> None:
@@ -74,9 +106,11 @@ async def update_sandbox(node: Node, request: cri.UpdatePodSandboxResourcesReque
         record = sandbox.record
         if record.state is not SandboxState.READY:
             raise failed_precondition(f"sandbox {record.id} is {record.state.value}, not ready")
+        await plugin_hooks.update_sandbox(node, sandbox, request.overhead, request.resources)
         record.overhead = merge(record.overhead, request.overhead)
         record.resources = merge(record.resources, request.resources)
         await node.store.sandboxes.put(record.id, record.document())
+        await plugin_hooks.sandbox_updated(node, sandbox)
 
 
 def merge(old: cri.LinuxContainerResources, asked: cri.LinuxContainerResources) -> cri.LinuxContainerResources:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from runtime.host.handlers import Handlers
     from runtime.host.host import Host
     from runtime.network.seam import PodNetwork
+    from runtime.nri.plugins import Plugins
     from runtime.paths import Paths
     from runtime.pods.events import EventBus
     from runtime.pods.objects import Container, Sandbox
@@ -46,6 +47,7 @@ class Node:
     images: ImageService
     events: EventBus
     blocking: ThreadPoolExecutor
+    plugins: Plugins
     joiner: Joiner = field(default_factory=Joiner)
     undoing: Undoing = field(default_factory=Undoing)
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)

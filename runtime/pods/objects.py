@@ -24,6 +24,10 @@ class Sandbox:
     """Of a shared PID namespace: done once its init has ended."""
     listed: cri.PodSandbox | None = None
     """Kept by `sandbox_status.item`."""
+    known: bool = False
+    """NRI plugins are told of it, and not of its removal yet: see `plugin_hooks`."""
+    stop_told: bool = False
+    """NRI plugins are told that it stops."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,3 +53,16 @@ class Container:
     """Its OCI process object, read when the first exec needs it."""
     listed: cri.Container | None = None
     """Kept by `container_status.item`."""
+    resizing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while its limits are written. Whoever holds it asks nobody: plugins change containers while verbs hold `lock`."""
+    known: bool = False
+    """NRI plugins are told of it, and not of its removal yet: see `plugin_hooks`."""
+    stop_told: bool = False
+    """NRI plugins are told that it has ended."""
+    stop_telling: asyncio.Task[None] | None = None
+    telling: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while NRI plugins are told of it, so that they hear of one thing after the other."""
+    spec: dict[str, Any] | None = None
+    """Its OCI configuration while it is made and NRI plugins may ask for it; afterwards a file has it."""
+    view: bytes | None = None
+    """Kept by `plugin_hooks.container_view`."""

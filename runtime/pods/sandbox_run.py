@@ -20,7 +20,7 @@ from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
 from runtime.oci import user_namespaces
-from runtime.pods import pause_watch, sandbox_network, sandbox_release, selinux
+from runtime.pods import pause_watch, plugin_hooks, sandbox_network, sandbox_release, selinux
 from runtime.pods.node import new_id
 from runtime.pods.objects import Sandbox
 from runtime.records import CLOCK, SandboxRecord
@@ -87,10 +87,13 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
             await node.store.sandboxes.put(record.id, record.document())
             failpoint("sandbox.recorded")
             await _make(node, sandbox)
+            await plugin_hooks.run_sandbox(node, sandbox)
+            failpoint("sandbox.told")
             record.ready_at = CLOCK.now()
             await node.store.sandboxes.put(record.id, record.document())
         except BaseException:
             record.ready_at = 0
+            await plugin_hooks.sandbox_failed(node, sandbox)
             await sandbox_release.undo(node, sandbox)
             raise
     node.events.sandbox_started(sandbox)

@@ -9,7 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from kernel.failpoints import failpoint
-from runtime.pods import container_remove, container_stop, sandbox_release
+from runtime.pods import container_remove, container_stop, plugin_hooks, sandbox_release
 from runtime.records import CLOCK
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ async def remove(node: Node, reference: str) -> None:
         await _stop(node, sandbox)
         for container in list(sandbox.containers.values()):
             await container_remove.remove_container(node, container)
+        await plugin_hooks.sandbox_removed(node, sandbox)
         await sandbox_release.discard(node, sandbox)
     node.events.sandbox_deleted(sandbox)
 
@@ -46,7 +47,11 @@ async def _stop(node: Node, sandbox: Sandbox) -> None:
     if not record.stopped_at:
         # From here on no container can be created in it: CreateContainer looks at the state under the same lock.
         record.stopped_at = CLOCK.now()
-    await asyncio.gather(*(container_stop.kill(node, container) for container in list(sandbox.containers.values())))
+    ending = list(sandbox.containers.values())
+    await asyncio.gather(*(container_stop.kill(node, container) for container in ending))
+    for container in ending:
+        await plugin_hooks.stop_answered(container)
+    await plugin_hooks.sandbox_stopped(node, sandbox)
     failpoint("sandbox.ended")
     await sandbox_release.release(node, sandbox)
     await node.store.sandboxes.note(record.id, record.document())

@@ -98,6 +98,26 @@ class Telemetry:
             "Clients of GetContainerEvents that did not keep up.",
             value=node.events.dropped,
         )
+        yield from self._plugins()
+
+    def _plugins(self) -> Iterator[Metric]:
+        plugins, figures = self._node.plugins, self._node.plugins.figures
+        ready = sum(plugin.ready for plugin in plugins)
+        yield GaugeMetricFamily("crisp_nri_plugins", "NRI plugins that take part.", value=ready)
+        requests = CounterMetricFamily(
+            "crisp_nri_requests", "What NRI plugins were asked.", labels=("plugin", "request", "outcome")
+        )
+        for key, count in figures.requests.items():
+            requests.add_metric(key, count)
+        yield requests
+        seconds = CounterMetricFamily("crisp_nri_request_seconds", "What that took.", labels=("plugin", "request"))
+        for pair, took in figures.seconds.items():
+            seconds.add_metric(pair, took)
+        yield seconds
+        closed = CounterMetricFamily("crisp_nri_plugins_closed", "NRI plugins whose connection ended.", labels=("reason",))
+        for reason, count in figures.closed.items():
+            closed.add_metric((reason,), count)
+        yield closed
 
 
 def _gauge(name: str, text: str, values: dict[str, int], label: str) -> GaugeMetricFamily:

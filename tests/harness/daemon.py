@@ -31,7 +31,8 @@ STOP_SECONDS = 60 * PATIENCE
 class Daemon:
     """`crisp serve`, started, killed and started again as a test likes."""
 
-    def __init__(self, extra_config: str = "") -> None:
+    def __init__(self, extra_config: str = "", nri: str = "") -> None:
+        """`nri` are further lines of the [nri] section."""
         # Not below pytest's own directory: nobody but root gets through that, and a pod's users are not root.
         directory = Path(tempfile.mkdtemp(prefix="crisp-test-", dir="/var/tmp"))
         directory.chmod(0o711)
@@ -42,10 +43,13 @@ class Daemon:
         self.cgroup_parent = f"/{directory.name}"
         self.certs = directory / "certs.d"
         self.certs.mkdir(parents=True, exist_ok=True)
+        self.nri_socket = str(directory / "nri/nri.sock")
         self.config = directory / "crisp.toml"
         self.config.write_text(
             f'[log]\nlevel = "debug"\nformat = "json"\n[cgroup]\nparent = "{self.cgroup_parent}"\n'
             f'shims = "{self.cgroup_parent}/shims"\n[images.registries]\ncerts_dirs = ["{self.certs}"]\n'
+            f'[nri]\nsocket_path = "{self.nri_socket}"\nplugin_path = "{directory}/nri/plugins"\n'
+            f'plugin_config_path = "{directory}/nri/conf.d"\n{nri}\n'
             f'[network.cni]\nconf_dir = "{directory}/net.d"\n{extra_config}'
         )
         self.program = [sys.executable, str(ROOT / "crisp.py")]
