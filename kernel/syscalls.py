@@ -47,6 +47,7 @@ _NR_OPEN_TREE, _NR_MOVE_MOUNT, _NR_FSOPEN, _NR_FSCONFIG, _NR_FSMOUNT = 428, 429,
 _NR_OPENAT2, _NR_MOUNT_SETATTR = 437, 442
 _NR_QUOTACTL_FD = 443
 _NR_IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30, "s390x": 282, "ppc64le": 273}
+_NR_SCHED_SETATTR = {"x86_64": 314, "aarch64": 274, "riscv64": 274, "s390x": 345, "ppc64le": 355}
 _NR_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41, "s390x": 217, "ppc64le": 203}
 
 Path = str | bytes
@@ -162,12 +163,42 @@ def prctl(option: int, value: int = 0, arg3: int = 0) -> int:
 
 
 def reset_io_priority() -> None:
-    """ioprio_set(2): let this thread's I/O priority follow from its nice value, as the kernel has it for a new process."""
+    """Let this thread's I/O priority follow from its nice value, as the kernel has it for a new process."""
+    set_io_priority(0, 0)  # IOPRIO_CLASS_NONE
+
+
+def set_io_priority(thread: int, value: int) -> None:
+    """ioprio_set(2) of one thread, 0 is the caller: `value` is the class in the bits from 13 on, and the priority in it."""
     number = _NR_IOPRIO_SET.get(os.uname().machine)
     if number is None:
         raise OSError(errno.ENOSYS, "ioprio_set: its number is not known for this architecture")
-    if _libc.syscall(_long(number), _int(1), _int(0), _int(0)) < 0:  # IOPRIO_WHO_PROCESS, ourselves, IOPRIO_CLASS_NONE
+    if _libc.syscall(_long(number), _int(1), _int(thread), _int(value)) < 0:  # IOPRIO_WHO_PROCESS
         raise oserror("ioprio_set")
+
+
+class SchedAttr(ctypes.Structure):
+    """`struct sched_attr` of sched_setattr(2), as of its first version."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("policy", ctypes.c_uint32),
+        ("flags", ctypes.c_uint64),
+        ("nice", ctypes.c_int32),
+        ("priority", ctypes.c_uint32),
+        ("runtime", ctypes.c_uint64),
+        ("deadline", ctypes.c_uint64),
+        ("period", ctypes.c_uint64),
+    )
+
+
+def sched_setattr(thread: int, attributes: SchedAttr) -> None:
+    """sched_setattr(2) of one thread, 0 is the caller."""
+    number = _NR_SCHED_SETATTR.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, "sched_setattr: its number is not known for this architecture")
+    attributes.size = ctypes.sizeof(SchedAttr)
+    if _libc.syscall(_long(number), _int(thread), ctypes.byref(attributes), ctypes.c_uint(0)) < 0:
+        raise oserror("sched_setattr")
 
 
 def set_process_name(name: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import structlog
 from kernel.cgroups import Mode
 from proto.errors import CrispError, invalid
 from runtime.config.settings import HandlerConfig
-from runtime.host.handlers import BUILTIN, Features, Handler, Handlers
+from runtime.host.handlers import BUILTIN, FIELDS, Features, Handler, Handlers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,18 +91,38 @@ async def _probe(name: str, handler: HandlerConfig, paths: Paths, host: Host, fo
         return error.message
     if tried["error"]:
         return str(tried["error"])
-    features = Features(await _version(path), tried["recursive_read_only"], tried["user_namespaces"])
+    known = known_fields(await _output(path, "features"))
+    features = Features(await _version(path), tried["recursive_read_only"], tried["user_namespaces"], known)
     return Handler(name, path, root, handler, features, hide_unified, host.systemd_cgroups)
 
 
 async def _version(path: str) -> str:
     """The first line of --version without the program's name."""
+    return (await _output(path, "--version")).decode(errors="replace").partition("\n")[0].rpartition(" ")[2]
+
+
+def known_fields(output: bytes) -> frozenset[str]:
+    """What `features` says of FIELDS (OCI runtime spec, features-linux.md); old runtimes do not have that command."""
+    try:
+        linux = json.loads(output)["linux"]
+        said = {
+            "netDevices": linux.get("netDevices", {}).get("enabled"),
+            "memoryPolicy": linux.get("memoryPolicy"),
+            "intelRdt.schemata": linux.get("intelRdt", {}).get("schemata"),
+            "intelRdt.enableMonitoring": linux.get("intelRdt", {}).get("monitoring"),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return frozenset()
+    return frozenset(field for field in FIELDS if said[field])
+
+
+async def _output(path: str, argument: str) -> bytes:
     process = await asyncio.create_subprocess_exec(
         path,
-        "--version",
+        argument,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
     )
     output, _ = await process.communicate()
-    return output.decode(errors="replace").partition("\n")[0].rpartition(" ")[2]
+    return output

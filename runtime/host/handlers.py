@@ -19,6 +19,10 @@ BUILTIN: Final = ("crun", "runc")
 """Looked up in PATH without being configured; the first that works is the default."""
 
 
+FIELDS: Final = ("netDevices", "memoryPolicy", "intelRdt.schemata", "intelRdt.enableMonitoring")
+"""Below `linux` of the OCI configuration: what runtimes of late know, and others pass over without a word."""
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """What an OCI runtime can do on this kernel."""
@@ -27,6 +31,8 @@ class Features:
     recursive_read_only: bool
     no_user_namespaces: str = ""
     """Why it cannot run pods with a user namespace; empty if it can."""
+    fields: frozenset[str] = frozenset()
+    """Of `FIELDS`, those that it says it knows."""
 
     @property
     def user_namespaces(self) -> bool:

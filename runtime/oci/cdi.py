@@ -43,11 +43,16 @@ def requested(config: cri.ContainerConfig) -> list[str]:
     for key, value in sorted(config.annotations.items()):
         if key.startswith(ANNOTATION):
             names += [name.strip() for name in value.split(",")]
+    check(names)
+    return list(dict.fromkeys(names))
+
+
+def check(names: Iterable[str]) -> None:
+    """INVALID_ARGUMENT for what is no name of a device."""
     for name in names:
         kind, equals, device = name.partition("=")
         if not equals or not KIND.fullmatch(kind) or not NAME.fullmatch(device):
             raise invalid(f"CDI device {name!r} is not VENDOR/CLASS=NAME")
-    return list(dict.fromkeys(names))
 
 
 def find(directories: Sequence[Path], names: Iterable[str]) -> list[Edits]:

@@ -27,6 +27,8 @@ RDT: Final = "rdt.resources.beta.kubernetes.io/"
 BLOCK_IO: Final = "blockio.resources.beta.kubernetes.io/"
 
 RESCTRL: Final = Path("/sys/fs/resctrl")
+RDT_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Of a control group below it."""
 
 UNITS: Final = {"": 1, "k": 1000, "M": 10**6, "G": 10**9, "Ki": 1024, "Mi": 1024**2, "Gi": 1024**3}
 
@@ -45,11 +47,16 @@ def chosen(prefix: str, annotations: Mapping[str, str], container: str) -> str:
     return annotations.get(f"{prefix}container.{container}") or annotations.get(f"{prefix}pod", "")
 
 
+def require_resctrl(what: str = "RDT", root: Path = RESCTRL) -> None:
+    """FAILED_PRECONDITION where the kernel or the processors have no RDT."""
+    if not (root / "schemata").exists():
+        raise failed_precondition(f"{what} was asked for, but no resctrl file system is mounted at {root}")
+
+
 def rdt(name: str, root: Path = RESCTRL) -> dict[str, Any]:
     """`linux.intelRdt` for the class."""
-    if not (root / "schemata").exists():
-        raise failed_precondition(f"RDT class {name!r} was asked for, but no resctrl file system is mounted at {root}")
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) or not (root / name / "schemata").exists():
+    require_resctrl(f"RDT class {name!r}", root)
+    if not RDT_NAME.fullmatch(name) or not (root / name / "schemata").exists():
         raise failed_precondition(f"RDT class {name!r} is no control group below {root}")
     return {"closID": name}
 

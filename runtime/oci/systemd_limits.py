@@ -77,6 +77,10 @@ def _numbers(resources: dict[str, Any]) -> dict[str, int]:
     if both:
         # OCI's is memory and swap together, cgroup v2's and systemd's swap alone.
         numbers["MemorySwapMax"] = both - limit if both > 0 and limit > 0 else INFINITY
+    if reservation := memory.get("reservation", 0):
+        numbers["MemoryLow"] = reservation if reservation > 0 else INFINITY
+    if (tasks := resources.get("pids", {}).get("limit")) is not None:
+        numbers["TasksMax"] = tasks if tasks > 0 else INFINITY
     for key, value in resources.get("unified", {}).items():
         if key in _UNIFIED and (value == "max" or value.isdigit()):
             numbers[_UNIFIED[key]] = INFINITY if value == "max" else int(value)

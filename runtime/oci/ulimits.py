@@ -31,13 +31,13 @@ def build(defaults: Mapping[str, Ulimit], asked: Mapping[str, Ulimit], host: Hos
     """As in the OCI configuration, cut down to what the host lets the daemon give."""
     found = []
     for name, limit in sorted({**defaults, **asked}.items()):
-        ceiling = _ceiling(name, host)
-        found.append({"type": f"RLIMIT_{name.upper()}", "soft": min(limit.soft, ceiling), "hard": min(limit.hard, ceiling)})
+        most = ceiling(name, host)
+        found.append({"type": f"RLIMIT_{name.upper()}", "soft": min(limit.soft, most), "hard": min(limit.hard, most)})
     return found
 
 
-def _ceiling(name: str, host: Host) -> int:
-    """Nobody goes above fs.nr_open; and without CAP_SYS_RESOURCE, above what he has."""
+def ceiling(name: str, host: Host) -> int:
+    """The most that can be given: nobody goes above fs.nr_open; and without CAP_SYS_RESOURCE, above what he has."""
     if name == "nofile":
         return host.nofile_limit
     if "CAP_SYS_RESOURCE" in host.capabilities:

@@ -12,6 +12,8 @@ from runtime.oci import selinux
 from runtime.oci.resources import withheld
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from runtime.oci.selinux import Labels
     from runtime.pods.node import Node
     from runtime.pods.objects import Container
@@ -60,13 +62,18 @@ def labels_of(node: Node, container: Container) -> Labels | None:
 
 
 async def relabel_volumes(fork_server: ForkServer, config: cri.ContainerConfig, labels: Labels) -> None:
-    """Give the volumes that ask for it the container's label; DEADLINE_EXCEEDED if that takes too long."""
+    """Give the volumes that ask for it the container's label."""
     paths = [mount.host_path for mount in config.mounts if mount.selinux_relabel and mount.host_path]
+    await relabel_paths(fork_server, paths, labels)
+
+
+async def relabel_paths(fork_server: ForkServer, paths: Sequence[str], labels: Labels) -> None:
+    """Give host paths a container's label; DEADLINE_EXCEEDED if that takes too long."""
     if not paths or not labels.relabel:
         return
     try:
         await fork_server.run_job(
-            "shim.relabel:relabel", {"paths": paths, "label": labels.file}, timeout=limits.RELABEL_SECONDS
+            "shim.relabel:relabel", {"paths": list(paths), "label": labels.file}, timeout=limits.RELABEL_SECONDS
         )
     except CrispError as error:
         if error.code is Code.DEADLINE_EXCEEDED:

@@ -26,6 +26,9 @@ MIB = 1 << 20
         ({"unified": {"cpu.max": "25000 50000"}}, {"CPUQuotaPerSecUSec": 500_000, "CPUQuotaPeriodUSec": 50_000}),
         ({"unified": {"cpu.max": "max"}}, {}),
         ({"blockIO": {"weight": 500}}, {"IOWeight": 4950}),
+        ({"pids": {"limit": 9}}, {"TasksMax": 9}),
+        ({"pids": {"limit": -1}}, {"TasksMax": systemd_limits.INFINITY}),
+        ({"memory": {"reservation": MIB}}, {"MemoryLow": MIB}),
     ],
 )
 def test_annotations(resources: dict[str, Any], expected: dict[str, int]) -> None:
