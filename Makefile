@@ -52,6 +52,7 @@ soak: setup-test ## random calls and faults against a model of the CRI for SOAK=
 	CRISP_SOAK_SECONDS=$(SOAK) CRISP_CNI_KILLS=100 CRISP_LIVES=2000 $(BIN)/pytest --timeout=0 tests/model tests/faults \
 		tests/api/test_event_stream.py
 	CRISP_SOAK_SECONDS=$(SOAK) $(BIN)/pytest --cgroup-v2 tests/model tests/churn
+	CRISP_UNPACKINGS=5000 $(BIN)/pytest --timeout=0 tests/images/test_unpack_property.py
 
 PODS ?= 2000
 

@@ -53,7 +53,10 @@ _NEW, _OLD, _CHAIN = "new-", "old-", "chain-"
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What layer.json keeps. `bytes` are of disk, in whole pages, the skeleton's among them; `inflated` of the tar."""
+    """What layer.json keeps. `bytes` are of disk, in whole pages, the skeleton's among them; `inflated` of the tar.
+
+    `attributed`: directories of it have extended attributes, which layers above it inherit (unpack.py).
+    """
 
     key: str
     diff_id: str
@@ -62,6 +65,12 @@ class LayerInfo:
     inflated: int
     has_root: bool
     skeleton: bool
+    attributed: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """Whether it was unpacked without a look at those below it."""
+        return not self.key.startswith(_CHAIN)
 
 
 class Layer:
@@ -124,6 +133,10 @@ class LayerStore:
                 return layer
         return None
 
+    def find_upon(self, chain_id: str) -> Layer | None:
+        """The same, where the layer has to have been unpacked for those below it."""
+        return self.by_key(_chain_key(chain_id))
+
     def get(self, key: str) -> Layer | None:
         """A published layer by its key."""
         return self._layers.get(key)
@@ -164,6 +177,7 @@ class LayerStore:
             inflated=result["inflated"],
             has_root=result["has_root"],
             skeleton=keep,
+            attributed=result["attributed"],
         )
         layer = self._stage(path, info)
         if layer.path == path:

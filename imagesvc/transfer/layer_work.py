@@ -103,6 +103,8 @@ class LayerWork:
         progress: LayerProgress,
     ) -> Layer:
         layer = self._layers.find(diff_id, chain_id)
+        if layer is not None and await _lacks(layer, below):
+            layer = self._layers.find_upon(chain_id)
         if layer is not None and await self._source.may_have(descriptor, diff_id):
             await self._settle(layer, chain_id, below)
             progress.state = "exists"
@@ -164,10 +166,12 @@ class LayerWork:
         await blob.started.wait()
         try:
             async with self._slots:
-                layer: Layer = await self._joins.run(("layer", blob.key, diff_id, chain_id), alone)
+                layer: Layer | None = await self._joins.run(("layer", blob.key, diff_id, chain_id), alone)
         except JobFailed as failure:
             if failure.kind != "needs_lower":
                 raise layer_error(failure, blob.digest, self._layers.root) from None
+            layer = None
+        if layer is None or await _lacks(layer, below):
             lower = [await task for task in below][::-1]
             try:
                 async with self._slots:
@@ -191,6 +195,11 @@ class LayerWork:
             await self._joins.run(("settle", chain_id), settle)
         except JobFailed as failure:
             raise layer_error(failure, layer.info.diff_id, self._layers.root) from None
+
+
+async def _lacks(layer: Layer, below: Sequence[Awaitable[Layer]]) -> bool:
+    """Whether it was unpacked alone where directories below it have attributes that its own ones may have to inherit."""
+    return layer.info.alone and any([(await task).info.attributed for task in below])
 
 
 def _telling(errors: BaseExceptionGroup[Any]) -> BaseException:

@@ -9,6 +9,8 @@ from imagesvc.worker.merged_view import Found
 
 OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")
 """Attributes by which overlayfs is steered: they are never copied, nor taken from an archive."""
+HOST_LABEL = b"security.selinux"
+"""Every file has it where the host has SELinux: it is no image's."""
 _COPY_CHUNK = 1 << 30
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -27,10 +29,24 @@ def copy_object(found: Found, path: bytes) -> None:
     os.lchown(path, status.st_uid, status.st_gid)
     if not found.is_symlink:
         os.chmod(path, stat.S_IMODE(status.st_mode))
-    for name, value in found.xattrs():
-        if not name.startswith(OVERLAY_XATTRS):
-            os.setxattr(path, name, value, follow_symlinks=False)
+    for name, value in kept_xattrs(found):
+        os.setxattr(path, name, value, follow_symlinks=False)
     os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns), follow_symlinks=False)
+
+
+def kept_xattrs(found: Found) -> list[tuple[bytes, bytes]]:
+    """The attributes that go with an object's copy."""
+    return [(name, value) for name, value in found.xattrs() if not name.startswith(OVERLAY_XATTRS)]
+
+
+def inherit_xattrs(found: Found, path: bytes) -> bool:
+    """Gives a directory the attributes of the one below it that it lacks; returns whether that one has any."""
+    own = {os.fsencode(name) for name in os.listxattr(path, follow_symlinks=False)}
+    kept = [(name, value) for name, value in kept_xattrs(found) if name != HOST_LABEL]
+    for name, value in kept:
+        if name not in own:
+            os.setxattr(path, name, value, follow_symlinks=False)
+    return bool(kept)
 
 
 def copy_content(source: Found, target: bytes) -> None:

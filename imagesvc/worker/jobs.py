@@ -28,7 +28,7 @@ from typing import Any
 from imagesvc.limits import MIB, Limits
 from imagesvc.tar import inflate, skeleton, tar_writer
 from imagesvc.tar.tar_stream import Data, Entry, Tail, TarError, TarReader
-from imagesvc.worker import checkpoint_files, pack, unpack
+from imagesvc.worker import checkpoint_files, pack, unpack, whiteouts
 from imagesvc.worker.merged_view import MergedView
 from kernel import capabilities, removal
 from kernel.disk_usage import Walk
@@ -92,13 +92,13 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
     reader = inflate.open_reader(source.read)
     meter = _Meter(limits, source)
     writer = unpack.LayerWriter(lower, bones, limits)
-    with open(os.path.join(request["target"], _WHITEOUTS), "wb") as whiteouts:
+    with open(os.path.join(request["target"], _WHITEOUTS), "wb") as pending:
         os.umask(0)
         os.chroot(root)
         os.chdir("/")
         capabilities.keep(_UNPACKING)
         _apply(reader.read, writer, bones, meter.update)
-        whiteouts.write(b"\0".join(writer.whiteouts))
+        pending.write(b"\0".join(writer.whiteouts))
     source.finish()
     return {
         "diff_id": meter.diff_id(),
@@ -107,6 +107,7 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
         "inodes": writer.inodes,
         "entries": writer.entries,
         "depends": writer.depends,
+        "attributed": writer.attributed,
         "unsettled": bool(writer.whiteouts),
         "has_root": writer.has_root,
         "skeleton": bones.close(),
@@ -153,12 +154,12 @@ def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
     lower = _open_lower(request["lower"])
     path = os.path.join(request["target"], _WHITEOUTS)
     with open(path, "rb") as stream:
-        whiteouts = stream.read().split(b"\0")
+        paths = stream.read().split(b"\0")
     os.unlink(path)
     os.chroot(os.path.join(request["target"], "fs"))
     os.chdir("/")
     capabilities.keep(_UNPACKING)
-    unpack.settle_whiteouts(lower, whiteouts)
+    whiteouts.settle(lower, paths)
     return {}
 
 

@@ -8,6 +8,9 @@ layer that stands on its own; three kinds of entry depend on the layers below:
 - a hard link to a file of a lower layer: overlayfs would copy that file up;
 - the same for a path that leads through a symbolic link into a directory that this layer does not have.
 
+Of a directory that several layers name overlayfs shows the topmost one's extended attributes alone: it has to have those of
+the lower ones too. They are rare; above a layer that is `attributed` nothing is unpacked alone (layer_work.py).
+
 A `LayerWriter` without a view of the lower layers raises NeedsLower at the first of these; the caller then unpacks the
 layer again once the lower ones are there, with a MergedView, and keys it by its chain id, not by its diff id (layers.py).
 
@@ -17,7 +20,7 @@ stays, and a directory of it becomes opaque.
 
 A whiteout must hide something: overlayfs lists one by name in a directory that it need not merge, as a file that cannot be
 opened. So those that hide nothing are removed: at once where the layers below are known or the directory is opaque, else by
-`settle_whiteouts` when they are there. Such a layer is keyed by its chain id too, but it is not unpacked twice.
+`whiteouts.settle` when they are there. Such a layer is keyed by its chain id too, but it is not unpacked twice.
 
 Runs as root in a process whose root is the layer's directory: whatever a name says, it stays inside.
 """
@@ -27,13 +30,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable
 
 from imagesvc.limits import MAX_SYMLINKS, Limits
 from imagesvc.tar import tar_stream
 from imagesvc.tar.skeleton import SkeletonWriter
 from imagesvc.tar.tar_stream import Data, Entry, TarError
-from imagesvc.worker.copy_up import OVERLAY_XATTRS, copy_object
+from imagesvc.worker import whiteouts
+from imagesvc.worker.copy_up import OVERLAY_XATTRS, copy_object, inherit_xattrs
 from imagesvc.worker.entry_names import WHITEOUT_META, in_metadata, normalise, shown
 from imagesvc.worker.merged_view import OPAQUE_XATTR, Found, MergedView, is_whiteout
 from kernel import removal
@@ -56,7 +59,8 @@ class LayerWriter:
     """Applies tar events in order. Paths are relative to the process's root directory, which is the layer's.
 
     `lower` is None while the layers below are not known. After `finish`: `inodes`, `bytes` (of disk, in whole pages),
-    `entries`, `depends` (whether anything was taken from below) and `has_root` (whether the tar had the root itself).
+    `entries`, `depends` (whether it was made for the layers below), `attributed` (whether directories have extended
+    attributes) and `has_root` (whether the tar had the root itself).
     """
 
     def __init__(self, lower: MergedView | None, skeleton: SkeletonWriter, limits: Limits) -> None:
@@ -75,7 +79,8 @@ class LayerWriter:
         self.inodes = 1
         self.bytes = _PAGE
         self.entries = 0
-        self.depends = False
+        self.depends = lower is not None
+        self.attributed = False
         self.has_root = False
 
     def entry(self, entry: Entry) -> None:
@@ -126,16 +131,27 @@ class LayerWriter:
     def finish(self) -> None:
         """Removes whiteouts that hide nothing, and sets directories' times, which every file made in them has changed."""
         removal.remove_tree(_AUFS_LINKS)
-        kept = [path for path in self.whiteouts if _is_whiteout_at(path)]
+        kept = [path for path in self.whiteouts if whiteouts.is_at(path)]
         self.whiteouts = [path for path in kept if not self._in_opaque(path)]
         for path in set(kept).difference(self.whiteouts):
             os.unlink(path)
         if self._lower is not None and self.whiteouts:
-            settle_whiteouts(self._lower, self.whiteouts)
+            whiteouts.settle(self._lower, self.whiteouts)
             self.whiteouts = []
-            self.depends = True
+        if self._lower is not None:
+            for path in self._times:
+                self._inherit_xattrs(self._lower, path)
         for path, mtime in self._times.items():
             os.utime(path or b".", ns=(mtime, mtime), follow_symlinks=False)
+
+    def _inherit_xattrs(self, lower: MergedView, path: bytes) -> None:
+        """What a directory below has and this layer's does not: nobody has said that it is to go."""
+        if not path or path in self._opaque or self._in_opaque(path):
+            return
+        found = lower.lookup(path)
+        if found is None or not found.is_directory:
+            return
+        self.attributed |= inherit_xattrs(found, path)
 
     def _aufs_link(self, entry: Entry, name: bytes) -> None:
         """A file in AUFS' own directory, which is what the hard links of the layer lead to. It goes at the end."""
@@ -253,6 +269,7 @@ class LayerWriter:
             self._inherits_group = True
         if entry.xattrs:
             self._set_xattrs(entry, target)
+            self.attributed = True
         if path not in self._times:
             self.bytes += _PAGE
         self._times[path] = _time(entry)
@@ -433,7 +450,6 @@ class LayerWriter:
             return None
         if self._lower is None:
             raise NeedsLower(os.fsdecode(path))
-        self.depends = True
         return self._lower.lookup(path)
 
     def _in_opaque(self, path: bytes) -> bool:
@@ -455,26 +471,6 @@ class LayerWriter:
                 self._inherits_group = True
         else:
             self.bytes += found.status.st_blocks * 512
-
-
-def settle_whiteouts(lower: MergedView, whiteouts: Iterable[bytes]) -> None:
-    """Removes those of the whiteouts, given by path below the working directory, that hide nothing of `lower`.
-
-    The times of the directories that they lie in stay as they are.
-    """
-    for path in whiteouts:
-        if lower.lookup(path) is None:
-            parent = path.rpartition(b"/")[0] or b"."
-            mtime = os.lstat(parent).st_mtime_ns
-            os.unlink(path)
-            os.utime(parent, ns=(mtime, mtime), follow_symlinks=False)
-
-
-def _is_whiteout_at(path: bytes) -> bool:
-    try:
-        return is_whiteout(os.lstat(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _disk_bytes(entry: Entry) -> int:

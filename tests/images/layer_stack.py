@@ -59,9 +59,11 @@ def unpack_stack(layers: list[bytes], base: Path) -> list[Path]:
     """Unpacks as a pull does: each layer alone, and those that depend on others again. Lower directories, topmost first."""
     answers = [run_unpack(layer, base / f"{i}a", None) for i, layer in enumerate(layers)]
     roots: list[Path] = []
+    attributed = False
     for i, answer in enumerate(answers):
         directory = base / f"{i}a"
-        if answer.get("error") == "needs_lower":
+        inherits = "ok" in answer and attributed
+        if answer.get("error") == "needs_lower" or inherits:
             directory = base / f"{i}b"
             answer = run_unpack(layers[i], directory, roots)  # noqa: PLW2901
         if "error" in answer:
@@ -70,6 +72,7 @@ def unpack_stack(layers: list[bytes], base: Path) -> list[Path]:
             settled = run_job({"job": "settle", "target": str(directory), "lower": [str(r) for r in roots]})
             assert settled == {"ok": {}}
         assert answer["ok"]["diff_id"] == "sha256:" + hashlib.sha256(layers[i]).hexdigest()
+        attributed = attributed or answer["ok"]["attributed"]
         roots.insert(0, directory / "fs")
     return roots
 

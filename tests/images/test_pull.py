@@ -58,6 +58,25 @@ async def test_pull_unpacks_and_describes_the_image(simple: tuple[str, str], sta
         assert subprocess.run(["chroot", merged, "/bin/echo", "ran"], capture_output=True, check=True).stdout == b"ran\n"
 
 
+async def test_attributes_of_directories_outlast_layers_that_name_them_again(
+    layout: Layout, registry: Registry, start: StartService, tmp_path: Path
+) -> None:
+    below = tar([directory("app/", xattrs={"user.kept": b"1", "user.changed": b"1"}), directory("bare/")])
+    other = tar([directory("app/"), Member("other", b"")])
+    above = tar([directory("app/", 0o700, xattrs={"user.changed": b"2"}), directory("bare/"), Member("app/file", b"")])
+    service = await start()
+    found = []
+    for tag, layers in (("alone", [other, above]), ("upon", [below, above]), ("again", [below, above, other])):
+        layout.image(tag, layers)
+        layout.push(tag, f"{registry.host}/pull/attributes:{tag}")
+        await service.pull(f"{registry.host}/pull/attributes:{tag}")
+        image = service.resolve(f"{registry.host}/pull/attributes:{tag}")
+        with overlay([Path(d) for d in service.lower_dirs(image)], tmp_path / tag) as merged:
+            found.append(describe(merged)[b"app"][-1])
+    assert found[0] == {"user.changed": b"2"}
+    assert found[1] == found[2] == {"user.kept": b"1", "user.changed": b"2"}
+
+
 async def test_every_way_to_name_an_image(simple: tuple[str, str], start: StartService) -> None:
     reference, digest = simple
     service = await start()

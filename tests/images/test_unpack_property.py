@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import tarfile
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from tests.images.image_builder import Member, directory, hardlink, symlink, tar
@@ -131,17 +132,18 @@ def _below(node: Node) -> list[Node]:
 
 
 owners = st.sampled_from([(0, 0), (1000, 1000), (0, 42)])
-xattrs = st.sampled_from([{}, {}, {}, {"user.k": b"v"}])
+xattrs = st.sampled_from([{}, {}, {}, {"user.k": b"v"}, {"user.k": b"w", "user.l": b""}])
 
 
 @st.composite
 def entries(draw: st.DrawFn) -> Member:
-    kind = draw(st.sampled_from(["file", "file", "dir", "solid", "link", "symlink", "to-d0"]))
+    kind = draw(st.sampled_from(["file", "file", "dir", "solid", "solid", "link", "symlink", "to-d0"]))
     uid, gid = draw(owners)
     mtime = draw(st.integers(1, 2_000_000_000))
     if kind == "solid":
         name = draw(st.sampled_from(SOLID))
-        return directory(name + "/", draw(st.sampled_from([0o755, 0o700, 0o1777, 0o2755])), uid=uid, gid=gid, mtime=mtime)
+        mode = draw(st.sampled_from([0o755, 0o700, 0o1777, 0o2755]))
+        return directory(name + "/", mode, uid=uid, gid=gid, mtime=mtime, xattrs=draw(xattrs))
     if kind == "to-d0":
         return symlink("s", draw(st.sampled_from(["d0", "/d1", "d0/sub/../sub", "./d1/"])))
     name = draw(st.sampled_from(NAMES))
@@ -172,7 +174,20 @@ def layers(draw: st.DrawFn) -> list[Member]:
     return members
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+SOAK = int(os.environ.get("CRISP_UNPACKINGS", "0"))
+"""How many stacks to try; the same 120 each time, unless it is set."""
+
+
+@pytest.mark.timeout(0 if SOAK else 600)
+@settings(
+    max_examples=SOAK or 120,
+    derandomize=not SOAK,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@example(
+    [[directory("d0/", xattrs={"user.k": b"v"})], [directory("d0/", 0o700)], [directory("d0/", xattrs={"user.l": b""})]]
+)
+@example([[directory("a/", xattrs={"user.k": b"v"})], [Member(".wh.a"), directory("a/")], [directory("a/")]])
 @given(st.lists(layers(), min_size=1, max_size=5))
 def test_parallel_unpack_shows_what_sequential_application_gives(stack: list[list[Member]]) -> None:
     model = Model()
