@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import glob
@@ -15,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proto.errors import Code, CrispError
+from proto.errors import Code, CrispError, failed_precondition
 from runtime.network import bridge, firewalls, links
 from runtime.network.bridge import Bridge
 from runtime.network.config import Network, NetworkConfig
 from runtime.network.conntrack import forget_udp
-from runtime.network.nft_table import Table
+from runtime.network.nft_table import ANSWER_SECONDS, Table
 from runtime.network.nftables import HostPort, hush, load, ruleset
 from runtime.network.sysctls import SYSCTLS, read_sysctl, set_sysctl
 
@@ -196,17 +197,32 @@ async def shared_traces(config: NetworkConfig) -> list[str]:
 
 
 async def remove_shared(config: NetworkConfig) -> None:
-    """As `SharedHost.destroy`, where no daemon runs: a network that served before CNI did is not started any more."""
+    """As `SharedHost.destroy`, where no daemon runs: a network that served before CNI did is not started any more.
+
+    Raises FAILED_PRECONDITION where something is there and this process may not remove it.
+    """
+    found = await shared_traces(config)
     async with _looking(config) as (route, table):
+        await table.handle()  # refused at once, where a transaction that is refused is never answered
         await _remove_shared(route, table, config)
+        return
+    if found:
+        raise failed_precondition(f"{found[0]} cannot be removed: CAP_NET_ADMIN is needed to change this host's network")
 
 
 @contextlib.asynccontextmanager
 async def _looking(config: NetworkConfig) -> AsyncIterator[tuple[AsyncIPRoute, Table]]:
-    """Sockets for a short look. Where this process may not look, no daemon can have made anything: that is no failure."""
+    """Sockets for a short look. Where this process may not look, no daemon can have made anything: that is no failure, and
+    what is to be done with them ends there.
+
+    Raises UNAVAILABLE where the kernel does not answer.
+    """
     route, table = links.open_route(), Table(config.table)
     try:
-        yield route, table
+        async with asyncio.timeout(ANSWER_SECONDS):
+            yield route, table
+    except TimeoutError:
+        raise CrispError(Code.UNAVAILABLE, f"no answer about this host's network within {ANSWER_SECONDS:g} s") from None
     except links.REFUSED as error:
         if (getattr(error, "code", None) or getattr(error, "errno", None)) not in (errno.EPERM, errno.EPROTONOSUPPORT):
             raise

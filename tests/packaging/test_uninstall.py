@@ -131,11 +131,44 @@ def test_what_is_not_crisps_stays(daemon: Daemon) -> None:
         subprocess.run(["ip", "link", "del", "crispuninst"], check=True)
 
 
-def test_without_privileges_there_is_nothing(tmp_path: Path) -> None:
+def uninstall_without_privileges(base: Path) -> subprocess.CompletedProcess[str]:
     """As when the package is removed in the building of a container image."""
+    config = base / "crisp.toml"
+    config.write_text(f'[cgroup]\nparent = "/{base.name}"\nshims = "/{base.name}/shims"\n{NETWORK}')
     without = ["setpriv", "--bounding-set=-net_admin,-sys_admin", "--inh-caps=-net_admin,-sys_admin"]
-    directories = ("--root", str(tmp_path / "lib"), "--state", str(tmp_path / "run"))
+    directories = ("--config", str(config), "--root", str(base / "lib"), "--state", str(base / "run"))
     command = [*without, sys.executable, str(ROOT / "crisp.py"), "uninstall", *directories, "--yes", "--end-pods"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_without_privileges_there_is_nothing(tmp_path: Path) -> None:
+    done = uninstall_without_privileges(tmp_path)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert "nothing of crisp" in done.stderr
+
+
+@pytest.fixture
+def foreign_table() -> Iterator[None]:
+    """One of the same name, as another crisp on this host has it."""
+    subprocess.run(["nft", "add", "table", "inet", "crisp_uninstall"], check=True)
+    yield
+    subprocess.run(["nft", "delete", "table", "inet", "crisp_uninstall"], check=True)
+
+
+def test_files_go_without_the_right_to_look_at_tables(foreign_table: None, tmp_path: Path) -> None:
+    (tmp_path / "lib/blobs").mkdir(parents=True)
+    done = uninstall_without_privileges(tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"removed  file {tmp_path}/lib/blobs\n"
+    assert not (tmp_path / "lib").exists()
+
+
+def test_a_bridge_that_may_not_be_removed_is_told(tmp_path: Path) -> None:
+    mac = ("address", "02:c5:0a:c9:00:07")
+    subprocess.run(["ip", "link", "add", "crispuninst", *mac, "type", "bridge"], check=True)
+    try:
+        done = uninstall_without_privileges(tmp_path)
+    finally:
+        subprocess.run(["ip", "link", "del", "crispuninst"], check=True)
+    assert done.returncode == 1
+    assert "interface crispuninst cannot be removed: CAP_NET_ADMIN" in done.stderr
