@@ -201,12 +201,12 @@ async def remove_shared(config: NetworkConfig) -> None:
 
     Raises FAILED_PRECONDITION where something is there and this process may not remove it.
     """
-    found = await shared_traces(config)
+    found, may_change = await shared_traces(config), False
     async with _looking(config) as (route, table):
         await table.handle()  # refused at once, where a transaction that is refused is never answered
         await _remove_shared(route, table, config)
-        return
-    if found:
+        may_change = True
+    if found and not may_change:
         raise failed_precondition(f"{found[0]} cannot be removed: CAP_NET_ADMIN is needed to change this host's network")
 
 
