@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from proto import api_pb2 as cri
-from proto.errors import invalid
+from proto.errors import CrispError, invalid
+from runtime.nri.errors import Refused
 from runtime.oci import classes, resources
 from runtime.oci.resources import withheld
 
@@ -79,9 +80,22 @@ def with_oom_score(old: cri.LinuxContainerResources, score: int) -> cri.LinuxCon
     return new
 
 
-def requested(asked: nri.LinuxResources) -> cri.LinuxContainerResources:
-    """An update of a container as UpdateContainerResources has it: what it does not say stays."""
-    return laid_over(cri.LinuxContainerResources(), asked)
+def changes(
+    base: cri.LinuxContainerResources, asked: nri.LinuxResources, host: Host, path: str
+) -> tuple[cri.LinuxContainerResources, dict[str, Any]]:
+    """An update of a container that is there: as CRI has it, `base` with what plugins ask for, and the rest as OCI has it.
+
+    `path`: the node's classes of block I/O. Blocks. Raises `Refused`; INVALID_ARGUMENT for `base`.
+    """
+    if asked.HasField("rdt_class"):
+        withheld("RDT classes that NRI plugins change later on: a process stays in the class that it was started in")
+    if asked.devices:
+        withheld("device rules that NRI plugins change later on: a container keeps those that it was created with")
+    resources.check(base)  # what is wrong there is the kubelet's
+    try:
+        return laid_over(base, asked), further(asked, host, path)
+    except CrispError as error:
+        raise Refused(f"what NRI plugins ask for cannot be given: {error.message}") from error
 
 
 def further(asked: nri.LinuxResources, host: Host, blockio_config_file: str = "") -> dict[str, Any]:

@@ -89,7 +89,7 @@ class CreateResult:
 
     @property
     def adjustment(self) -> nri.ContainerAdjustment:
-        """All plugins' adjustments, merged."""
+        """All plugins' adjustments, merged; of no size if nobody wants anything."""
         merged = nri.ContainerAdjustment()
         merged.CopyFrom(self._adjustment)
         for key, value in self._entries.get(nri.Annotations, {}).items():
@@ -144,7 +144,8 @@ class CreateResult:
         self._env(plugin, asked.env)
         self._args(plugin, asked.args)
         self._hooks(plugin, asked.hooks)
-        self._linux(plugin, asked.linux)
+        if asked.HasField("linux"):
+            self._linux(plugin, asked.linux)
         self._rlimits(plugin, asked.rlimits)
         for device in asked.CDI_devices:
             self._claim(nri.CdiDevices, plugin, device.name)
@@ -193,6 +194,8 @@ class CreateResult:
         return gone | added.keys(), added
 
     def _map(self, field: nri.Field, plugin: str, asked: Any, view: Any) -> None:
+        if not asked:
+            return
         gone, added = self._take(field, plugin, sorted(asked.items(), key=lambda pair: str(pair[0])))
         for key in gone:
             view.pop(key, None)
@@ -202,16 +205,22 @@ class CreateResult:
             else:
                 view[key].CopyFrom(value)
 
-    def _mounts(self, plugin: str, asked: Iterable[nri.Mount]) -> None:
+    def _mounts(self, plugin: str, asked: Sequence[nri.Mount]) -> None:
+        if not asked:
+            return
         gone, added = self._take(nri.Mounts, plugin, [(mount.destination, mount) for mount in asked])
         _replace(self.container.mounts, [m for m in self.container.mounts if m.destination not in gone] + [*added.values()])
 
-    def _env(self, plugin: str, asked: Iterable[nri.KeyValue]) -> None:
+    def _env(self, plugin: str, asked: Sequence[nri.KeyValue]) -> None:
+        if not asked:
+            return
         gone, added = self._take(nri.Env, plugin, [(pair.key, pair) for pair in asked])
         kept = [entry for entry in self.container.env if entry.partition("=")[0] not in gone]
         _replace(self.container.env, kept + [f"{pair.key}={pair.value}" for pair in added.values()])
 
-    def _devices(self, plugin: str, asked: Iterable[nri.LinuxDevice]) -> None:
+    def _devices(self, plugin: str, asked: Sequence[nri.LinuxDevice]) -> None:
+        if not asked:
+            return
         view = self.container.linux.devices
         gone, added = self._take(nri.Devices, plugin, [(device.path, device) for device in asked])
         _replace(view, [device for device in view if device.path not in gone] + [*added.values()])
@@ -228,8 +237,9 @@ class CreateResult:
 
     def _hooks(self, plugin: str, asked: nri.Hooks) -> None:
         for stage in HOOKS:
-            getattr(self._adjustment.hooks, stage).extend(getattr(asked, stage))
-            getattr(self.container.hooks, stage).extend(getattr(asked, stage))
+            if added := getattr(asked, stage):
+                getattr(self._adjustment.hooks, stage).extend(added)
+                getattr(self.container.hooks, stage).extend(added)
         if any(getattr(asked, stage) for stage in HOOKS):
             self._owners.join(self.container.id, nri.OciHooks, plugin)
 

@@ -44,7 +44,7 @@ class Merger:
     def adjust(self, asked: nri.LinuxResources, *targets: nri.LinuxResources) -> None:
         """Of a new container. Raises `Conflict`."""
         self.update(asked, *targets)
-        for target in targets:
+        for target in targets if asked.devices else ():
             target.devices.extend(asked.devices)
 
     def update(self, asked: nri.LinuxResources, *targets: nri.LinuxResources) -> None:

@@ -1,4 +1,4 @@
-"""What NRI plugins make of a container that is being created: its configuration, and what is recorded of it.
+"""What NRI plugins make of a container: its configuration, what is recorded of it, and its resources later on.
 
 adjust   before anything is derived from the OCI configuration: the record's resources and cgroup follow
 settle   when the OCI runtime has made the container: scheduler and I/O priority, which older runtimes pass over
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from kernel import scheduling
 from proto.errors import failed_precondition
-from runtime.nri import apply
+from runtime.nri import amounts, apply
 from runtime.nri.errors import Refused
 from runtime.pods import selinux
 
 if TYPE_CHECKING:
+    from proto import api_pb2 as cri
     from proto import nri_pb2 as nri
     from runtime.pods.node import Node
     from runtime.pods.objects import Container
@@ -29,6 +30,8 @@ async def adjust(
 
     The record is stored anew if it has: whoever undoes a create that was cut off has to know the control group.
     """
+    if not adjustment.ByteSize():
+        return spec
     record = container.record
     handler = node.handlers.get(container.sandbox.record.handler)
     here = apply.Circumstances(
@@ -84,3 +87,14 @@ def _schedule(pid: int, process: dict[str, Any]) -> None:
             scheduling.set_scheduler(pid, scheduler)
     except (OSError, KeyError) as error:
         raise failed_precondition(f"scheduler or I/O priority cannot be set: {error}") from error
+
+
+async def changes(
+    node: Node, asked: nri.LinuxResources, base: cri.LinuxContainerResources
+) -> tuple[cri.LinuxContainerResources, dict[str, Any]]:
+    """`base` with what plugins ask for laid over it, and OCI's `resources` that CRI has no fields for. Raises `Refused`."""
+
+    def made() -> tuple[cri.LinuxContainerResources, dict[str, Any]]:
+        return amounts.changes(base, asked, node.host, node.config.containers.blockio_config_file)
+
+    return await asyncio.get_running_loop().run_in_executor(node.blocking, made)

@@ -22,6 +22,7 @@ from runtime.oci import document as oci_document
 from runtime.oci import stop_signals, systemd_limits, user_namespaces
 from runtime.oci.process import user
 from runtime.pods import (
+    container_adjust,
     container_remove,
     container_spec,
     container_watch,
@@ -190,10 +191,12 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     await asyncio.get_running_loop().run_in_executor(node.blocking, _make_directories, node, container, image)
     described = image if checkpoint is None else restore.described(checkpoint)
     document = await container_spec.build(node, container, described, target_pid)
+    wanted = await plugin_hooks.create(node, container, document)
+    failpoint("container.told")
+    if wanted is not None:
+        document = await container_adjust.adjust(node, container, document, wanted.adjustment)
     if checkpoint is not None:
         document = await restore.prepare(node, container, checkpoint, document)
-    await plugin_hooks.create(node, container, document)
-    failpoint("container.told")
     user, rootfs = _user(container, described, document), _rootfs(node, container, image)
     (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
     (bundle / "spec.json").write_bytes(oci_document.encode(document))
@@ -222,6 +225,7 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
         told = systemd_limits.new_assignments(document["linux"]["resources"])
         if made.pid:
             await scope_limits.tell(node.host, node.blocking, record.cgroup, told)
+        await container_adjust.settle(node, container, document)
     failpoint("container.made")
 
 

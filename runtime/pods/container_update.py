@@ -19,9 +19,8 @@ from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import CrispError, failed_precondition
 from runtime.lifecycle import ContainerState, SandboxState
-from runtime.nri import updates
 from runtime.oci import resources, systemd_limits
-from runtime.pods import plugin_hooks, scope_limits
+from runtime.pods import container_adjust, plugin_hooks, scope_limits
 
 if TYPE_CHECKING:
     from runtime.host.host import Host
@@ -53,7 +52,7 @@ async def update(node: Node, request: cri.UpdateContainerResourcesRequest) -> No
         asked, beyond = request.linux, dict[str, Any]()
         wanted = await plugin_hooks.update(node, container, request.linux)
         if wanted is not None:
-            asked, beyond = updates.to_cri(wanted.resources, request.linux)
+            asked, beyond = await container_adjust.changes(node, wanted.resources, request.linux)
         await resize(node, container, asked, beyond)
         await plugin_hooks.updated(node, container)
 

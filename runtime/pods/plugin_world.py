@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from proto import api_pb2 as cri
 from proto import nri_pb2 as nri
 from proto.errors import CrispError
-from runtime.nri import updates as conversion
-from runtime.pods import container_stop, container_update, plugin_hooks
+from runtime.pods import container_adjust, container_stop, container_update, plugin_hooks
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
@@ -52,7 +52,8 @@ class PluginWorld:
         failed = []
         for update in updates:
             try:
-                asked, beyond = conversion.to_cri(update.linux.resources)
+                nothing = cri.LinuxContainerResources()
+                asked, beyond = await container_adjust.changes(self._node, update.linux.resources, nothing)
                 await container_update.resize(self._node, self._node.container(update.container_id), asked, beyond)
             except CrispError as error:
                 if update.ignore_failure:

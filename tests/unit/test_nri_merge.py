@@ -137,6 +137,13 @@ def test_others_see_what_a_plugin_has_set(name: str) -> None:
     assert plain(result.pristine) == {"id": ID}
 
 
+def test_plugins_that_want_nothing_leave_nothing() -> None:
+    own = container(args=["x"], linux={"resources": {"memory": {"limit": value("9")}}})
+    result = merged({}, {"hooks": {}, "linux": {"resources": {"memory": {}, "cpu": {}}}}, of=own)
+    assert result.adjustment.ByteSize() == 0
+    assert result.container == own
+
+
 @pytest.mark.parametrize("repeated", ["mounts", "env", "rlimits", "CDI_devices", "devices", "namespaces", "hugepages"])
 def test_a_plugin_that_sets_an_entry_twice_contradicts_itself(repeated: str) -> None:
     entries = {
