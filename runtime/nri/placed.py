@@ -115,11 +115,11 @@ def _propagate(linux: dict[str, Any], added: Iterable[dict[str, Any]]) -> None:
     for mount in added:
         options = mount["options"]
         wanted = next((option for option in reversed(options) if option in ("rprivate", *NEEDED)), "")
-        if wanted not in NEEDED:
+        if wanted not in NEEDED or not mount["source"].startswith("/"):
             continue
         table = mount_table.mountinfo() if table is None else table
         # The path is not touched, for its file system can hang; a plugin that names it by a symbolic link gets its parent's.
-        below = mount_table.holding(posixpath.normpath(mount["source"] or "/"), table)
+        below = mount_table.holding(_place(mount["source"]), table)
         if below.propagation not in NEEDED[wanted]:
             if below.mount_point != b"/":
                 needed = " or ".join(NEEDED[wanted])

@@ -597,6 +597,9 @@ def test_shared_mounts_make_the_root_pass_on_what_they_do(monkeypatch: pytest.Mo
     assert given("/l/x", "rslave") == ("rslave", "rslave")
     assert given("/x", "rslave") == ("rprivate", None), "the host's root is private"
     assert given("/p/x", "rprivate") == ("rprivate", None)
+    assert given("//s/x", "rslave") == ("rslave", "rslave")
+    other = {"destination": "/a", "type": "tmpfs", "source": "tmpfs", "options": ["rslave"]}
+    assert "rootfsPropagation" not in made({"mounts": [other]}).spec["linux"], "it has no source that passes on anything"
     for source, propagation in (("/l/x", "rshared"), ("/p/x", "rslave")):
         with pytest.raises(Refused, match=f"{source} is no shared"):
             given(source, propagation)
