@@ -67,6 +67,8 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """For asyncio."""
         self._transport = cast("asyncio.Transport", transport)
+        if not self.open:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """For asyncio."""

@@ -81,6 +81,8 @@ class Plugin:
         """`index` and `name` are known of a pre-installed plugin; any other one tells them."""
         self.index, self.name = index, name
         self.preinstalled = bool(name)
+        self.own_pid = 0
+        """Of a pre-installed plugin, whose connection was made here."""
         self.settings = ""
         """The plugin's own configuration, of a file."""
         self.version = ""
@@ -111,6 +113,11 @@ class Plugin:
         """Whether it is synchronized."""
         return self._settled.is_set() and not self.closed
 
+    @property
+    def pid(self) -> int:
+        """Its process, 0 if that is not known."""
+        return self.own_pid or self.connection.peer_pid()
+
     def wants(self, event: int) -> bool:
         """Whether it has subscribed to the event."""
         return bool(self.events >> (event - 1) & 1)
@@ -121,7 +128,7 @@ class Plugin:
             "index": self.index,
             "name": self.name,
             "kind": "pre-installed" if self.preinstalled else "external",
-            "pid": self.connection.peer_pid(),
+            "pid": self.pid,
             "nriVersion": self.version,
             "events": [method for event, (method, _) in sorted(REPLIES.items()) if self.wants(event)],
             "state": "ready" if self.ready else "synchronizing",
@@ -184,7 +191,7 @@ class Plugin:
             self.close("registration", f"it has not registered within {seconds:g} s")
         if self.closed:
             return False
-        log.info("nri plugin registered", plugin=str(self), pid=self.connection.peer_pid(), version=self.version)
+        log.info("nri plugin registered", plugin=str(self), pid=self.pid, version=self.version)
         request = nri.ConfigureRequest(
             config=self.settings,
             runtime_name="crisp",

@@ -105,6 +105,7 @@ class Plugins:
             log.warning("nri plugin not started", path=str(program.path), error=error.strerror)
             return
         self._processes.append(process)
+        plugin.own_pid = process.pid
         plugin.on_end = lambda: self._forget(plugin, process)
         await asyncio.get_running_loop().create_unix_connection(lambda: plugin.connection, sock=connection)
         await self._admit(plugin)
