@@ -14,9 +14,12 @@ import pytest
 from google.protobuf import json_format
 
 from kernel import cgroups
+from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from proto import nri_pb2 as nri
-from tests.harness.kubelet import Container, Kubelet
+from runtime.host.handler_probe import known_fields
+from tests.harness.daemon import Daemon
+from tests.harness.kubelet import Container, Kubelet, wait_until
 from tests.harness.nri_plugin import NriPlugin
 
 pytestmark = pytest.mark.root
@@ -309,7 +312,156 @@ def test_what_cannot_be_given_leaves_nothing(kubelet: Kubelet, adjust: Adjusting
     assert kubelet.pod().shell("exit 0").wait().exit_code == 0
 
 
-def test_a_runtime_that_does_not_know_network_devices(kubelet: Kubelet, adjust: Adjusting) -> None:
-    adjust(linux(net_devices={"nothing0": {"name": "net1"}}))
-    message = refusal(kubelet)
-    assert "netDevices" in message or "nothing0" in message
+def knows(handler: str, field: str) -> bool:
+    """What the OCI runtime says of itself."""
+    told = subprocess.run([handler, "features"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False).stdout
+    return field in known_fields(told)
+
+
+@pytest.fixture
+def device(kubelet: Kubelet) -> Iterator[str]:
+    """A network device of the daemon's namespace; it may go with a pod."""
+    name = f"nri{os.getpid() % 10**6}"
+    subprocess.run(["ip", "link", "add", name, "type", "veth", "peer", "name", f"{name}p"], check=True)
+    yield name
+    subprocess.run(["ip", "link", "del", f"{name}p"], stderr=subprocess.DEVNULL, check=False)
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_network_devices_where_the_runtime_knows_them(
+    kubelet: Kubelet, adjust: Adjusting, device: str, handler: str
+) -> None:
+    kubelet.need_handler(handler)
+    adjust(linux(net_devices={device: {"name": "net7"}}))
+    pod = kubelet.pod(handler=handler)
+    if knows(handler, "netDevices"):
+        container = pod.run("/bin/sleep", "1000")
+        assert "net7" in container.sh("ls /sys/class/net")
+        assert not Path(f"/sys/class/net/{device}").exists()
+    else:
+        with pytest.raises(grpc.RpcError, match=r"knows no network devices \(linux.netDevices\)"):
+            pod.create("/bin/true")
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_memory_policies_where_the_runtime_knows_them(kubelet: Kubelet, adjust: Adjusting, handler: str) -> None:
+    kubelet.need_handler(handler)
+    adjust(linux(memory_policy={"mode": "MPOL_BIND", "nodes": "0"}))
+    pod = kubelet.pod(handler=handler)
+    if knows(handler, "memoryPolicy"):
+        container = pod.run("/bin/sleep", "1000")
+        assert " bind:0 " in Path(f"/proc/{info(container)['pid']}/numa_maps").read_text()
+    else:
+        with pytest.raises(grpc.RpcError, match=r"knows no memory policies \(linux.memoryPolicy\)"):
+            pod.create("/bin/true")
+
+
+@pytest.mark.parametrize("handler", ["crun", "runc"])
+def test_all_at_once_with_each_runtime(kubelet: Kubelet, adjust: Adjusting, handler: str, tmp_path: Path) -> None:
+    kubelet.need_handler(handler)
+    adjust(
+        {
+            "env": [{"key": "A", "value": "1"}],
+            "mounts": [{"destination": "/added", "type": "bind", "source": str(tmp_path), "options": ["rbind", "ro"]}],
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": "321", "hard": "654"}],
+            "hooks": {"create_runtime": [{"path": "/bin/touch", "args": ["touch", str(tmp_path / "hooked")]}]},
+            "linux": {
+                "devices": [{"path": "/dev/added", "type": "c", "major": "1", "minor": "5", "file_mode": value(0o666)}],
+                "sysctl": {"net.ipv4.ip_unprivileged_port_start": "77"},
+                "namespaces": [{"type": "cgroup"}],
+                "oom_score_adj": value("500"),
+            },
+        }
+    )
+    container = kubelet.pod(handler=handler).run("/bin/sleep", "1000")
+    told = container.sh(
+        "tr '\\0' '\\n' < /proc/1/environ | grep ^A=; ls /added; head -c 1 /dev/added | wc -c;"
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/1/oom_score_adj"
+    )
+    assert told.split() == ["A=1", "hooked", "1", "77", "500"]
+    assert "Max open files            321                  654" in Path(f"/proc/{info(container)['pid']}/limits").read_text()
+    assert os.readlink(f"/proc/{info(container)['pid']}/ns/cgroup") != os.readlink("/proc/self/ns/cgroup")
+
+
+def test_a_cdi_device_and_its_groups(tmp_path: Path, kubelet: Kubelet, rootfs: Path) -> None:
+    """The user that the shim looks up is in the groups that the device brings."""
+    specification = {
+        "cdiVersion": "0.7.0",
+        "kind": "vendor.com/net",
+        "devices": [{"name": "a", "containerEdits": {"env": ["BY=cdi"], "additionalGids": [4321]}}],
+    }
+    (tmp_path / "vendor.json").write_text(json.dumps(specification))
+    answer = json_format.ParseDict(
+        {"adjust": {"CDI_devices": [{"name": "vendor.com/net=a"}]}}, nri.CreateContainerResponse()
+    )
+    own = Daemon(f'[containers]\ncdi_spec_dirs = ["{tmp_path}"]\n')
+    try:
+        own.start()
+        assert own.client is not None
+        image = own.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
+        with NriPlugin(own.nri_socket, on={"CreateContainer": lambda _: answer}):
+            container = Kubelet(own, image.image_id).pod().shell("echo $BY; id -G")
+            assert container.output().split() == ["cdi", "0", "4321"]
+            assert list(container.status().user.linux.supplemental_groups) == [0, 4321]
+    finally:
+        own.destroy()
+
+
+def test_the_default_validator(kubelet: Kubelet, rootfs: Path) -> None:
+    """A node that does not want hooks, and pods that do not go without a plugin."""
+    answer = json_format.ParseDict(
+        {"adjust": {"hooks": {"poststop": [{"path": "/bin/true"}]}}}, nri.CreateContainerResponse()
+    )
+    own = Daemon("[nri.default_validator]\nenable = true\nreject_oci_hook_adjustment = true\n")
+    try:
+        own.start()
+        assert own.client is not None
+        image = own.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
+        nodes = Kubelet(own, image.image_id)
+        with NriPlugin(own.nri_socket, on={"CreateContainer": lambda _: answer}):
+            with pytest.raises(grpc.RpcError, match="plugin 10-tester adds OCI hooks"):
+                nodes.pod().create("/bin/true")
+            answer.Clear()
+            config = nodes.pod_config()
+            config.annotations["required-plugins.noderesource.dev"] = "[tester, other]"
+            with pytest.raises(grpc.RpcError, match="needs plugin other"):
+                nodes.pod(config).create("/bin/true")
+            assert nodes.pod().shell("exit 0").wait().exit_code == 0
+    finally:
+        own.destroy()
+
+
+def test_two_plugins_that_contradict_each_other(kubelet: Kubelet) -> None:
+    def setting(text: str) -> Callable[[Any], nri.CreateContainerResponse]:
+        document = {"adjust": {"env": [{"key": "A", "value": text}]}}
+        return lambda _: json_format.ParseDict(document, nri.CreateContainerResponse())
+
+    socket = kubelet.daemon.nri_socket
+    with NriPlugin(socket, "first", "10", on={"CreateContainer": setting("1")}):
+        with NriPlugin(socket, "second", "20", on={"CreateContainer": setting("2")}):
+            assert "plugins 10-first and 20-second both set Env A" in refusal(kubelet)
+        assert "A=1" in kubelet.pod().shell("env").output().split()
+
+
+@pytest.mark.controllers("cpu", "pids")
+def test_an_update_is_changed_and_goes_to_others_too(kubelet: Kubelet) -> None:
+    pod = kubelet.pod()
+    first, other = (pod.run("/bin/sleep", "1000") for _ in range(2))
+
+    def on_update(request: nri.UpdateContainerRequest) -> nri.UpdateContainerResponse:
+        assert request.linux_resources.cpu.quota.value == 20000
+        own = {"container_id": first.id, "linux": {"resources": {"cpu": {"quota": value("30000")}, "pids": {"limit": "55"}}}}
+        beside = {"container_id": other.id, "linux": {"resources": {"cpu": {"shares": value("333")}}}}
+        return json_format.ParseDict({"update": [own, beside]}, nri.UpdateContainerResponse())
+
+    with NriPlugin(kubelet.daemon.nri_socket, on={"UpdateContainer": on_update}) as plugin:
+        first.update(cpu_quota=20000, cpu_period=100000)
+        assert first.status().resources.linux.cpu_quota == 30000
+        assert Path(group_of(first).directory("pids"), "pids.max").read_text().strip() == "55"
+        wait_until(lambda: other.status().resources.linux.cpu_shares == 333)
+
+        unasked = {"container_id": other.id, "linux": {"resources": {"pids": {"limit": "44"}, "cpu": {"cpus": "x"}}}}
+        assert plugin.update(json_format.ParseDict(unasked, nri.ContainerUpdate())) == [other.id]
+        del unasked["linux"]["resources"]["cpu"]  # type: ignore[index]
+        assert plugin.update(json_format.ParseDict(unasked, nri.ContainerUpdate())) == []
+        assert Path(group_of(other).directory("pids"), "pids.max").read_text().strip() == "44"
