@@ -23,6 +23,8 @@ class Rule:
     """Flip bits in the middle of the body."""
     stall: asyncio.Event | None = None
     """Send half of the body, then wait for this."""
+    replace: tuple[bytes, bytes] | None = None
+    """Put one text in place of another in the body, of the same length."""
     redirect: str = ""
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -92,6 +94,9 @@ class FaultProxy:
         if rule.corrupt:
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 0xFF]) + body[middle + 1 :]
+        if rule.replace is not None:
+            assert rule.replace[0] in body
+            body = body.replace(*rule.replace)
         if rule.stall is not None:
             await reply.write(body[: len(body) // 2])
             self.reached.set()

@@ -9,12 +9,15 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiohttp import web
 
-from imagesvc.limits import Limits
+from imagesvc.limits import MAX_MANIFEST_BYTES, MAX_TOKEN_REPLY_BYTES, Limits
 from proto.errors import Code
 from tests.images.conftest import Node, StartService
+from tests.images.fake_registry import FakeRegistry
 from tests.images.fault_proxy import FaultProxy, Rule
 from tests.images.image_builder import OCI, Layout, Member, directory, hardlink, sha256, symlink, tar
 from tests.images.registry_server import Registry
@@ -95,16 +98,69 @@ async def test_corrupt_bytes_everywhere(registry: Registry, image: tuple[str, st
 
 
 async def test_a_wrong_manifest_digest(registry: Registry, image: tuple[str, str], start: StartService) -> None:
+    """It is whole and means the same, but it is not what was asked for."""
+    service = await start()
+    honest = service.resolve(await service.pull(f"{registry.host}/{image[0]}"))
+    [_, digest] = honest.repo_digests[0].split("@")
+    await service.remove(honest.id)
+    repository = image[0].partition(":")[0]
     async with FaultProxy(registry.host) as proxy:
-        proxy.rules.append(Rule("/manifests/", corrupt=True))
+        proxy.rules.append(Rule("GET .*/manifests/sha256", replace=(b'{"schemaVersion": 2', b'{"schemaVersion":2 ')))
+        error = await failure(service.pull(f"{proxy.host}/{repository}@{digest}"))
+        assert error.code is Code.UNKNOWN
+        assert f"instead of {digest}" in error.message
+        assert service.list() == []
+
+
+async def test_a_wrong_digest_in_an_answer_without_a_body(start: StartService) -> None:
+    """Where the image is here already a HEAD tells whether it is still the same one."""
+    async with FakeRegistry() as registry:
+        digest = registry.image("a", "v1", [tar([Member("x", b"1")])])
         service = await start()
-        repository = image[0].partition(":")[0]
-        wanted = "sha256:" + "0" * 64
-        proxy.rules.insert(0, Rule("GET .*/manifests/sha256", times=0))
-        error = await failure(service.pull(f"{proxy.host}/{repository}@{wanted}"))
-        assert error.code is Code.NOT_FOUND
-        error = await failure(service.pull(f"{proxy.host}/{image[0]}"))
-        assert error.code in (Code.INVALID_ARGUMENT, Code.UNKNOWN)
+        await service.pull(f"{registry.host}/a@{digest}")
+        other = "sha256:" + "0" * 64
+        registry.hook = lambda request: (
+            web.Response(headers={"Docker-Content-Digest": other}) if request.method == "HEAD" else None
+        )
+        error = await failure(service.pull(f"{registry.host}/a@{digest}"))
+        assert error.code is Code.UNKNOWN
+        assert f"it answers for {other} instead of {digest}" in error.message
+
+
+async def test_a_wrong_manifest_of_an_index(start: StartService) -> None:
+    async with FakeRegistry() as registry:
+        digest = registry.image("a", "v1", [tar([Member("x", b"1")])])
+        media_type, raw = registry.manifests["a"][digest]
+        entry = {"mediaType": media_type, "digest": digest, "size": len(raw)}
+        index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [entry]}
+        registry.manifest("a", "many", index)
+        registry.manifests["a"][digest] = (media_type, raw + b" ")
+        service = await start()
+        error = await failure(service.pull(f"{registry.host}/a:many"))
+        assert error.code is Code.UNKNOWN
+        assert f"instead of {digest}" in error.message
+
+
+@pytest.mark.parametrize(("body", "limit"), [("manifest", MAX_MANIFEST_BYTES), ("token", MAX_TOKEN_REPLY_BYTES)])
+async def test_a_body_without_end_is_read_to_its_limit(start: StartService, body: str, limit: int) -> None:
+    async with FakeRegistry() as registry:
+
+        async def endless(request: web.Request) -> web.StreamResponse:
+            reply = web.StreamResponse()
+            await reply.prepare(request)
+            for _ in range(4 * limit >> 16):
+                await reply.write(b" " * (1 << 16))
+            return reply
+
+        def hook(request: web.Request) -> Any:
+            if body == "token" and request.path != "/token":
+                asks = f'Bearer realm="http://{registry.host}/token",service="s"'
+                return web.Response(status=401, headers={"WWW-Authenticate": asks})
+            return endless(request)
+
+        registry.hook = hook
+        error = await failure((await start()).pull(f"{registry.host}/a:v1"))
+        assert f"its {body} is longer than {limit} bytes" in error.message
 
 
 async def test_retries_while_a_registry_is_overloaded(
@@ -123,6 +179,8 @@ async def test_no_byte_for_too_long(registry: Registry, image: tuple[str, str], 
         proxy.rules.append(Rule(f"/blobs/{image[1]}", times=1, stall=stall))
         service = await start(pull_progress_timeout=0.2)
         await service.pull(f"{proxy.host}/{image[0]}")
+        assert proxy.reached.is_set()
+        assert proxy.count(f"/blobs/{image[1]}") == 2
         stall.set()
 
 

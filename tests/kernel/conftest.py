@@ -19,7 +19,14 @@ from runtime.shims.fork_server import ForkServer, ShimOptions
 from tests.harness import import_witness
 from tests.harness.rootfs import make_rootfs
 
-JOBS = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths", "tests.harness.import_witness")
+JOBS = (
+    "shim.supervisor",
+    "shim.sandbox",
+    "shim.pause",
+    "shim.host_paths",
+    "tests.harness.import_witness",
+    "tests.harness.hasty_shim",
+)
 DEADLINE = 20.0  # seconds for anything that a test waits for
 
 
@@ -68,30 +75,37 @@ class ShimLab:
             },
         }
 
-    async def shim(self) -> tuple[Path, ShimClient, str]:
-        """Fork a shim that has created nothing: (bundle, client, cgroup)."""
-        self._count += 1
-        name = f"{self.folder}-{self._count}"
-        bundle = self.base / "containers" / name
-        bundle.mkdir(parents=True)
-        cgroup = f"{self.folder}/{name}"
+    def options(self, bundle: Path) -> ShimOptions:
+        """What the shim of a bundle is told."""
         program = shutil.which(self.runtime)
         assert program is not None
-        options = ShimOptions(
-            id=name,
+        return ShimOptions(
+            id=bundle.name,
             bundle=str(bundle),
             runtime_name=self.runtime,
             runtime_path=program,
             runtime_root=str(self.base / "oci"),
-            cgroup=cgroup,
+            cgroup=f"{self.folder}/{bundle.name}",
             hierarchies=self.hierarchies,
             detach_unified=self.hierarchies.mode is cgroups.Mode.HYBRID,
             oom_score_adj=0,
         )
+
+    def bundle(self) -> Path:
+        """A new container's directory."""
+        self._count += 1
+        bundle = self.base / "containers" / f"{self.folder}-{self._count}"
+        bundle.mkdir(parents=True)
+        return bundle
+
+    async def shim(self) -> tuple[Path, ShimClient, str]:
+        """Fork a shim that has created nothing: (bundle, client, cgroup)."""
+        bundle = self.bundle()
+        options = self.options(bundle)
         await self.server.spawn_shim(options)
         client = await ShimClient.connect(str(bundle))
         self.shims.append(client)
-        return bundle, client, cgroup
+        return bundle, client, options.cgroup
 
     async def create(
         self, *args: str, user: Message | None = None, resources: Message | None = None, **options: Any

@@ -8,6 +8,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from proto.errors import Code, CrispError
 from runtime.shims.client import ShimClient, read_exit_record, shim_alive
 from runtime.shims.fork_server import ForkServer
 from shim.container import CLIENT_TIME
+from shim.supervisor import MAX_SESSIONS
 from tests.kernel.conftest import DEADLINE, ShimLab
 
 pytestmark = pytest.mark.root
@@ -38,6 +40,16 @@ async def until(path: Path, wanted: str) -> None:
     """Wait for a text in a log file."""
     while wanted not in (path.read_text() if path.exists() else ""):
         await asyncio.sleep(0.01)
+
+
+def connected(bundle: Path) -> socket.socket:
+    """A connection to a shim that has not been greeted yet."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    client.settimeout(DEADLINE)
+    directory = os.open(bundle, os.O_PATH)
+    client.connect(f"/proc/self/fd/{directory}/shim.sock")
+    os.close(directory)
+    return client
 
 
 async def read_all(fd: int) -> bytes:
@@ -253,11 +265,39 @@ async def test_kill_of_a_shim_without_a_container(lab: ShimLab) -> None:
 
 
 async def test_second_shim_is_refused(lab: ShimLab) -> None:
-    await lab.run("sleep", "1000")
-    lab._count -= 1
-    with pytest.raises((CrispError, FileExistsError)):
-        await lab.shim()
-    lab._count += 1
+    bundle, shim = await lab.run("sleep", "1000")
+    socket_before = (bundle / "shim.sock").stat().st_ino
+    with pytest.raises(CrispError, match="has a shim already") as refused:
+        await lab.server.spawn_shim(lab.options(bundle))
+    assert refused.value.code is Code.ALREADY_EXISTS
+    assert (bundle / "shim.sock").stat().st_ino == socket_before
+    assert (await shim.state())["state"] == "running"
+
+
+async def test_a_shim_that_nobody_uses_leaves(lab: ShimLab) -> None:
+    bundle = lab.bundle()
+    await lab.server.run_job("tests.harness.hasty_shim:main", lab.options(bundle).arguments(), timeout=30)
+    while shim_alive(str(bundle)):
+        await asyncio.sleep(0.01)
+
+
+async def test_only_so_many_clients_at_once(lab: ShimLab) -> None:
+    bundle, shim = await lab.run("sleep", "1000")
+    clients = []
+    try:
+        for _ in range(MAX_SESSIONS - 1):
+            clients.append(connected(bundle))
+            assert clients[-1].recv(1 << 16)
+        with connected(bundle) as refused:
+            assert refused.recv(1 << 16) == b""
+        clients.pop().close()
+        await shim.state()  # it has seen by now that one has left
+        with connected(bundle) as taken:
+            assert taken.recv(1 << 16)
+        assert (await shim.state())["state"] == "running"
+    finally:
+        for client in clients:
+            client.close()
 
 
 @pytest.mark.controllers("memory")
