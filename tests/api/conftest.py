@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from proto import admin_pb2 as admin
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet
 from tests.harness.rootfs import make_rootfs
@@ -22,22 +21,22 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def daemon() -> Iterator[Daemon]:
     running = Daemon()
-    running.start()
-    yield running
-    running.destroy()
+    try:
+        yield running.start()
+    finally:
+        running.destroy()
 
 
 @pytest.fixture
 def kubelet(daemon: Daemon, rootfs: Path) -> Iterator[Kubelet]:
     """A kubelet whose pods are removed after the test, whereupon nothing may be left of them."""
-    assert daemon.client is not None
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-    image = daemon.client.admin.AddRootfs(request).image_id
-    yield Kubelet(daemon, image)
-    if daemon.process is None:
+    yield Kubelet.on(daemon, rootfs)
+    crashed = daemon.crashed()
+    if daemon.process is None:  # and it is there for the tests that follow, whatever this one has done to it
         daemon.start()
     daemon.remove_all()
     assert daemon.leftovers() == []
+    assert crashed == ""
 
 
 @pytest.fixture(scope="session")

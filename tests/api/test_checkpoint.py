@@ -12,7 +12,8 @@ import grpc
 import pytest
 
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.harness.kubelet import Container, Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

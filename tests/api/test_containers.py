@@ -16,7 +16,8 @@ import pytest
 from kernel import cgroups
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.harness.kubelet import Container, Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -17,7 +17,8 @@ from proto import api_pb2 as cri
 from runtime.records import ContainerRecord, SandboxRecord
 from runtime.store.database import Store
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -13,9 +13,10 @@ import pytest
 
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
+from tests.harness.host import free_port
 from tests.harness.kubelet import Kubelet
 from tests.images.image_builder import Layout, Member, busybox, directory, tar
-from tests.images.registry_server import Registry, free_port
+from tests.images.registry_server import Registry
 
 pytestmark = pytest.mark.root
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet
@@ -52,9 +51,7 @@ def kubelets(rootfs: Path) -> Iterator[tuple[Kubelet, Kubelet]]:
     found = []
     for daemon in daemons:
         daemon.start()
-        assert daemon.client is not None
-        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-        found.append(Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id))
+        found.append(Kubelet.on(daemon, rootfs))
     yield found[0], found[1]
     for daemon in daemons:
         daemon.remove_all()

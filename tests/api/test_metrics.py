@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -12,18 +12,17 @@ from typing import Any
 import grpc
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from runtime.paths import Paths
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.host import CNI_PLUGINS, needs_cni_plugins
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 from tests.kernel.fake_plugin import FakePlugin
-
-PLUGINS = Path("/usr/lib/cni")
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="containernetworking-plugins is not installed"),
+    needs_cni_plugins,
 ]
 
 TEMPLATE = """{
@@ -47,12 +46,10 @@ def cni(rootfs: Path) -> Iterator[Kubelet]:
     template = folder / "template"
     bridge = f"ca{os.getpid()}"
     template.write_text(TEMPLATE.replace("BRIDGE", bridge).replace("DATA", str(folder / "ipam")))
-    lines = f'[network]\nmode = "cni"\n[network.cni]\nconf_template = "{template}"\nbin_dirs = ["{PLUGINS}"]\n'
+    lines = f'[network]\nmode = "cni"\n[network.cni]\nconf_template = "{template}"\nbin_dirs = ["{CNI_PLUGINS}"]\n'
     daemon.config.write_text(daemon.config.read_text().replace("[network.cni]\n", lines))
     daemon.start()
-    assert daemon.client is not None
-    image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
-    yield Kubelet(daemon, image.image_id)
+    yield Kubelet.on(daemon, rootfs)
     daemon.remove_all()
     left = daemon.leftovers()
     daemon.destroy()
@@ -195,9 +192,7 @@ def test_plugins_are_given_the_namespace_among_the_hosts(rootfs: Path, tmp_path:
     plugin.behave(DEL=f'nsenter --net="$CNI_NETNS" true && touch {tmp_path}/entered')
     daemon.start()
     try:
-        assert daemon.client is not None
-        image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
-        kubelet = Kubelet(daemon, image.image_id)
+        kubelet = Kubelet.on(daemon, rootfs)
         pod = kubelet.pod()
         told = plugin.environment("ADD")["CNI_NETNS"]
         assert told == str(netns_of(kubelet, pod.id))

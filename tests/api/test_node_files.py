@@ -9,7 +9,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Container, Kubelet
@@ -85,9 +84,7 @@ def equipped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def kubelet(equipped: Daemon, rootfs: Path) -> Iterator[Kubelet]:
-    assert equipped.client is not None
-    image = equipped.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
-    yield Kubelet(equipped, image.image_id)
+    yield Kubelet.on(equipped, rootfs)
     equipped.remove_all()
     assert equipped.leftovers() == []
 

@@ -18,18 +18,13 @@ from pathlib import Path
 import pytest
 
 from kernel import cgroups
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.host import free_port
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
-
-
-def free_port() -> int:
-    with socket.socket() as channel:
-        channel.bind(("127.0.0.1", 0))
-        return int(channel.getsockname()[1])
 
 
 @pytest.fixture
@@ -49,9 +44,7 @@ def watched(port: int, rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         monkeypatch.setenv("NOTIFY_SOCKET", str(daemon.directory / "notify"))
         daemon.start()
         try:
-            assert daemon.client is not None
-            request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-            yield Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id), systemd
+            yield Kubelet.on(daemon, rootfs), systemd
         finally:
             daemon.destroy()
 

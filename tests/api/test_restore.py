@@ -25,7 +25,8 @@ from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness import fake_criu
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Container, Kubelet, Pod, wait_until
+from tests.harness.kubelet import Container, Kubelet, Pod
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -93,9 +94,7 @@ def lab(fake_daemon: tuple[Daemon, Path], rootfs: Path) -> Iterator[Lab]:
     daemon, steer = fake_daemon
     if daemon.process is None:
         start(daemon, steer)
-    assert daemon.client is not None
-    image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
-    lab = Lab(Kubelet(daemon, image.image_id), steer)
+    lab = Lab(Kubelet.on(daemon, rootfs), steer)
     yield lab
     for name in ("fail-checkpoint", "fail-restore", "hold-checkpoint", "held"):
         (steer / name).unlink(missing_ok=True)

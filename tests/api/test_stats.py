@@ -12,7 +12,8 @@ import pytest
 from kernel import cgroup_stats, cgroups
 from kernel.cgroups import Mode
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Container, Kubelet, Pod, wait_until
+from tests.harness.kubelet import Container, Kubelet, Pod
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

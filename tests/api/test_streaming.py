@@ -22,16 +22,17 @@ import aiohttp
 import grpc
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
-from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.harness.host import crictl
+from tests.harness.kubelet import Container, Kubelet
+from tests.harness.waiting import wait_until
 from tests.unit.streaming.spdy_client import SpdyClient, exit_code, status_of
 
 pytestmark = pytest.mark.root
 
 MIB = 1024 * 1024
-CRICTL = os.environ.get("CRICTL") or shutil.which("crictl")
+CRICTL = crictl()
 
 
 def exec_url(container: Container, *command: str, tty: bool = False, stdin: bool = False) -> str:
@@ -257,7 +258,7 @@ def test_crisp_attach(kubelet: Kubelet) -> None:
     assert crisp(kubelet, "attach", "-i", container.id, stdin=b"over\n").stdout == b"over\n"
 
 
-@pytest.mark.skipif(CRICTL is None, reason="the official client is not at hand: set CRICTL, or put crictl on PATH")
+@pytest.mark.skipif(CRICTL is None, reason="no crictl: put it on PATH, or name it with CRISP_CRICTL")
 @pytest.mark.parametrize("transport", ["spdy", "websocket"])
 def test_official_client(kubelet: Kubelet, transport: str) -> None:
     container = sleeper(kubelet)
@@ -275,7 +276,7 @@ def test_official_client(kubelet: Kubelet, transport: str) -> None:
     assert b"exit code 7" in failed.stderr
 
 
-@pytest.mark.skipif(CRICTL is None, reason="the official client is not at hand: set CRICTL, or put crictl on PATH")
+@pytest.mark.skipif(CRICTL is None, reason="no crictl: put it on PATH, or name it with CRISP_CRICTL")
 def test_plain_ends_are_no_errors(kubelet: Kubelet) -> None:
     """A client that leaves as soon as it has its exit code, again and again."""
     container = sleeper(kubelet)
@@ -304,9 +305,7 @@ def tls(rootfs: Path, tmp_path: Path) -> Iterator[Kubelet]:
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=node"
     subprocess.run([*command.split(), "-keyout", str(key), "-out", str(certificate)], capture_output=True, check=True)
     daemon = Daemon(f'[streaming]\ntls_certificate = "{certificate}"\ntls_key = "{key}"\n').start()
-    assert daemon.client is not None
-    image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
-    yield Kubelet(daemon, image.image_id)
+    yield Kubelet.on(daemon, rootfs)
     daemon.remove_all()
     left = daemon.leftovers()
     daemon.destroy()
@@ -371,9 +370,8 @@ def test_a_terminal_has_its_size_when_the_command_starts(kubelet: Kubelet) -> No
     kubelet.need_handler("runc")
     container = kubelet.pod(handler="runc").run("/bin/sleep", "1000")
     command = (sys.executable, str(ROOT / "crisp.py"), "--socket", kubelet.daemon.socket, "exec", "-i", "-t", container.id)
-    crictl = shutil.which("crictl") or ""
-    theirs = (crictl, "--runtime-endpoint", f"unix://{kubelet.daemon.socket}", "exec", "-i", "-t", container.id)
-    for client in (command, theirs) if crictl else (command,):
+    theirs = (str(CRICTL), "--runtime-endpoint", f"unix://{kubelet.daemon.socket}", "exec", "-i", "-t", container.id)
+    for client in (command, theirs) if CRICTL else (command,):
         for number in range(5):
             code, seen = on_terminal(*client, "/bin/stty", "size", rows=33 + number, columns=101)
             assert (code, seen.split()[-2:]) == (0, [str(33 + number).encode(), b"101"])

@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +19,8 @@ from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from runtime.client import Client
 from tests.harness.daemon import ROOT
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 from tests.packaging.host_state import host_state
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("own_network")]
@@ -172,10 +172,7 @@ def test_a_namespace_of_somebody_else_is_not_taken(cluster: Cluster) -> None:
 
 def eventually(condition: Callable[[], bool]) -> None:
     """Look until it is so: a control plane takes its time, and more on a busy machine."""
-    deadline = time.monotonic() + 400
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come to be so"
-        time.sleep(0.5)
+    wait_until(condition, seconds=400, pause=0.5)
 
 
 def ask_kubectl(cluster: Cluster, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,8 @@ import pytest
 from kernel import cgroup_details
 from proto import api_pb2 as cri
 from tests.api.test_stats import group_of
-from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.harness.kubelet import Container, Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -13,7 +13,8 @@ from kernel import mounts
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -139,9 +140,7 @@ def test_state_below_a_closed_directory(rootfs: Path, handler: str) -> None:
     daemon.directory.chmod(0o700)
     try:
         daemon.start()
-        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-        assert daemon.client is not None
-        kubelet = Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+        kubelet = Kubelet.on(daemon, rootfs)
         kubelet.need_handler(handler)
         try:
             container = kubelet.pod(pod_config(kubelet), handler=handler).run("/bin/sleep", "100")

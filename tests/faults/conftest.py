@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from proto import admin_pb2 as admin
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet
 from tests.harness.rootfs import make_rootfs
@@ -22,15 +21,13 @@ def rootfs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def kubelet(rootfs: Path) -> Iterator[Kubelet]:
     """A kubelet on a fresh daemon, after which nothing may be left."""
     daemon = Daemon()
-    daemon.start()
-    assert daemon.client is not None
-    image = daemon.client.admin.AddRootfs(admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs)))
-    yield Kubelet(daemon, image.image_id)
-    if daemon.process is not None and daemon.process.poll() is not None:
-        daemon.wait_death()
-    if daemon.process is None:
-        daemon.start()
-    daemon.remove_all()
-    left = daemon.leftovers()
-    daemon.destroy()
+    try:
+        yield Kubelet.on(daemon.start(), rootfs)
+        daemon.crashed()  # as it was told to, at a failpoint
+        if daemon.process is None:
+            daemon.start()
+        daemon.remove_all()
+        left = daemon.leftovers()
+    finally:
+        daemon.destroy()
     assert left == []

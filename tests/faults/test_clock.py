@@ -15,7 +15,6 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.kubelet import Kubelet
@@ -66,9 +65,7 @@ class Moved:
         hook = ROOT / "tests/harness/moved_clock"
         self.environment = {"PYTHONPATH": str(hook), "CRISP_TEST_CLOCK": str(self.offset)}
         daemon.start(**self.environment)
-        assert daemon.client is not None
-        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-        self.kubelet = Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+        self.kubelet = Kubelet.on(daemon, rootfs)
 
     def set(self, seconds: int) -> None:
         self.offset.write_text(str(seconds))

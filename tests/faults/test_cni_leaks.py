@@ -13,16 +13,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
 
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.host import CNI_PLUGINS, needs_cni_plugins
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 
-PLUGINS = Path("/usr/lib/cni")
 KILLS = int(os.environ.get("CRISP_CNI_KILLS", "15"))
 PODS = 4
 """Per kill."""
@@ -37,7 +37,7 @@ exec /usr/lib/cni/host-local
 
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="containernetworking-plugins is not installed"),
+    needs_cni_plugins,
 ]
 
 
@@ -64,7 +64,7 @@ class Node:
         conflist = {"cniVersion": "1.0.0", "name": "leaks", "plugins": plugins}
         (conf_dir / "10-leaks.conflist").write_text(json.dumps(conflist))
         text = self.daemon.config.read_text()
-        dirs = f'bin_dirs = ["{bin_dir}", "{PLUGINS}"]\n'
+        dirs = f'bin_dirs = ["{bin_dir}", "{CNI_PLUGINS}"]\n'
         self.daemon.config.write_text(text.replace("[network.cni]\n", f'[network]\nmode = "cni"\n[network.cni]\n{dirs}'))
 
     def reserved(self) -> set[str]:

@@ -13,8 +13,9 @@ import pytest
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet
 from tests.harness.small_disk import SmallDisk
+from tests.harness.waiting import wait_until
 from tests.images.image_builder import Layout, Member, busybox
 from tests.images.registry_server import Registry
 
@@ -30,9 +31,7 @@ class Node:
     def __init__(self, daemon: Daemon, disk: SmallDisk, rootfs: Path) -> None:
         self.daemon, self.disk = daemon, disk
         daemon.start()
-        assert daemon.client is not None
-        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-        self.kubelet = Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+        self.kubelet = Kubelet.on(daemon, rootfs)
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet
 from tests.harness.small_disk import SmallDisk
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -34,9 +34,7 @@ class Witnessed:
             "CRISP_TEST_MEMORY": f"{self.daemon.state}/",
         }
         self.start()
-        assert self.daemon.client is not None
-        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-        self.kubelet = Kubelet(self.daemon, self.daemon.client.admin.AddRootfs(request).image_id)
+        self.kubelet = Kubelet.on(self.daemon, rootfs)
 
     def start(self) -> None:
         self.daemon.start(**self._environment)
@@ -104,9 +102,7 @@ def test_a_frozen_disk_holds_up_nothing_that_needs_none(rootfs: Path) -> None:
     daemon = Daemon()
     with SmallDisk(daemon.root, mib=64, inodes=4096):
         daemon.start()
-        assert daemon.client is not None
-        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-        kubelet = Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+        kubelet = Kubelet.on(daemon, rootfs)
         pod = kubelet.pod()
         container = pod.run("/bin/sleep", "1000")
         runtime = kubelet.runtime

@@ -16,8 +16,9 @@ import pytest
 from kernel import cgroups
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.harness.kubelet import Container, Kubelet
 from tests.harness.shims import shim_pid
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -74,11 +75,7 @@ def trap(rootfs: Path) -> Iterator[Trap]:
     program.chmod(0o755)
     daemon.config.write_text(daemon.config.read_text() + f'[runtimes.hanging]\npath = "{program}"\n')
     daemon.start()
-    assert daemon.client is not None
-    from proto import admin_pb2 as admin  # noqa: PLC0415
-
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-    found = Trap(Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id), program)
+    found = Trap(Kubelet.on(daemon, rootfs), program)
     yield found
     daemon.remove_all()
     left = daemon.leftovers()

@@ -12,10 +12,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -124,9 +124,7 @@ def test_two_daemons_side_by_side(rootfs: Path) -> None:
         kubelets = []
         for daemon in daemons:
             daemon.start()
-            assert daemon.client is not None
-            request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-            kubelets.append(Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id))
+            kubelets.append(Kubelet.on(daemon, rootfs))
         containers = [kubelet.pod().run("/bin/sleep", "100") for kubelet in kubelets]
         prefixes = [container.pod.status().network.ip.rpartition(".")[0] for container in containers]
         assert prefixes == ["10.201.0", "10.219.0"]

@@ -17,7 +17,8 @@ import pytest
 from kernel.failpoints import NAMES
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 from tests.images.image_builder import Layout, Member, busybox, directory, tar
 from tests.images.registry_server import Registry
 

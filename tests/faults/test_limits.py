@@ -12,10 +12,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.harness.kubelet import Container, Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -35,8 +35,7 @@ def limited(rootfs: Path) -> Iterator[Kubelet]:
     assert daemon.client is not None
     resource.prlimit(daemon.process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-    yield Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+    yield Kubelet.on(daemon, rootfs)
     daemon.remove_all()
     wait_until(lambda: daemon.leftovers() == [])  # what could not be undone is undone later
     daemon.destroy()

@@ -15,8 +15,9 @@ import pytest
 from kernel import mounts
 from proto import api_pb2 as cri
 from tests.harness.hung_mount import HungMount
-from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.harness.kubelet import Container, Kubelet
 from tests.harness.shims import shim_pid
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from kernel import cgroups
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet
@@ -22,9 +21,7 @@ def test_the_second_does_not_sweep_the_firsts_pods(tmp_path: Path) -> None:
     second.config.write_text(second.config.read_text().replace(second.cgroup_parent, first.cgroup_parent))
     try:
         first.start()
-        assert first.client is not None
-        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(make_rootfs(tmp_path / "rootfs")))
-        kubelet = Kubelet(first, first.client.admin.AddRootfs(request).image_id)
+        kubelet = Kubelet.on(first, make_rootfs(tmp_path / "rootfs"))
         config = kubelet.pod_config()
         config.linux.cgroup_parent = ""
         container = kubelet.pod(config).run("/bin/sleep", "1000")

@@ -17,12 +17,13 @@ from pathlib import Path
 import grpc
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness import pure_v2
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Container, Kubelet, Pod, some_limit, wait_until
+from tests.harness.host import CNI_PLUGINS, needs_cni_plugins
+from tests.harness.kubelet import Container, Kubelet, Pod, some_limit
 from tests.harness.shims import find_shim
+from tests.harness.waiting import wait_until
 from tests.images.image_builder import Layout, Member, busybox
 from tests.images.registry_server import Registry
 
@@ -181,9 +182,7 @@ def flaky(rootfs: Path) -> Iterator[tuple[Kubelet, Path]]:
     program.chmod(0o755)
     daemon.config.write_text(daemon.config.read_text() + f'[runtimes.flaky]\npath = "{program}"\n')
     daemon.start()
-    assert daemon.client is not None
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
-    yield Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id), control
+    yield Kubelet.on(daemon, rootfs), control
     daemon.destroy()
 
 
@@ -278,7 +277,6 @@ def workers(daemon: Daemon) -> list[int]:
 
 # --- CNI plugins -----------------------------------------------------------------------------------------------------
 
-PLUGINS = Path("/usr/lib/cni")
 DYING_IPAM = """#!/bin/sh
 if [ -e {control} ] && read wanted when < {control} && [ "$CNI_COMMAND" = "$wanted" ]; then
     rm {control}
@@ -303,7 +301,7 @@ def cni() -> Iterator[tuple[Kubelet, Path]]:
     plugin = {"type": "bridge", "bridge": f"cv{os.getpid()}", "isGateway": True, "ipam": ipam}
     conflist = {"cniVersion": "1.0.0", "name": "dying", "plugins": [plugin]}
     (folder / "net.d/10-dying.conflist").write_text(json.dumps(conflist))
-    dirs = f'bin_dirs = ["{folder}/bin", "{PLUGINS}"]\n'
+    dirs = f'bin_dirs = ["{folder}/bin", "{CNI_PLUGINS}"]\n'
     text = daemon.config.read_text().replace("[network.cni]\n", f'[network]\nmode = "cni"\n[network.cni]\n{dirs}')
     daemon.config.write_text(text)
     daemon.start()
@@ -313,7 +311,7 @@ def cni() -> Iterator[tuple[Kubelet, Path]]:
     daemon.destroy()
 
 
-@pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="containernetworking-plugins is not installed")
+@needs_cni_plugins
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("verb", ["ADD", "DEL"])
 def test_cni_plugin_killed(cni: tuple[Kubelet, Path], verb: str, when: str) -> None:

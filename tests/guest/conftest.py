@@ -40,13 +40,11 @@ def guest_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 @pytest.fixture
 def kubelet(guest_daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubelet]:
-    from proto import admin_pb2 as admin  # noqa: PLC0415
 
     assert guest_daemon.client is not None
     root = tmp_path_factory.getbasetemp() / "rootfs"
     if not root.exists():
         make_rootfs(root)
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(root))
-    yield Kubelet(guest_daemon, guest_daemon.client.admin.AddRootfs(request).image_id)
+    yield Kubelet.on(guest_daemon, root)
     guest_daemon.remove_all()
     assert guest_daemon.leftovers() == []

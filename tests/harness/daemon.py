@@ -20,10 +20,9 @@ from proto import api_pb2 as cri
 from proto.errors import CrispError
 from runtime.client import Client
 from runtime.paths import NETNS_DIRECTORY, Paths
+from tests.harness.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = int(os.environ.get("CRISP_PATIENCE", "1"))
-"""By how much this machine is slower than others: an emulated one."""
 START_SECONDS = 160 * PATIENCE
 STOP_SECONDS = 60 * PATIENCE
 
@@ -84,7 +83,14 @@ class Daemon:
                 else:
                     return self
             time.sleep(0.02)
+        self.kill()
         raise AssertionError(f"the daemon does not answer: {self.tail()}")
+
+    def crashed(self) -> str:
+        """The end of the log of a daemon that has ended by itself; empty if it runs, or was ended by the test."""
+        if self.process is None or self.process.poll() is None:
+            return ""
+        return f"exit status {self.wait_death()}: {self.tail()}"
 
     def tail(self) -> str:
         """The end of its log."""
@@ -163,11 +169,18 @@ class Daemon:
         return [str(NETNS_DIRECTORY / name) for name in names if paths.sandbox_of_netns(name)]
 
     def destroy(self) -> None:
-        """End it and remove what it had."""
-        if self.process is not None:
-            if self.process.poll() is None and self.client is not None:
-                self.remove_all()
-            self.stop()
+        """End it and remove what it had, whatever state it is in."""
+        try:
+            if self.process is not None:
+                if self.process.poll() is None and self.client is not None:
+                    self.remove_all()
+                self.stop()
+        finally:
+            if self.process is not None:
+                self.kill()
+            self._remove()
+
+    def _remove(self) -> None:
         hierarchies = cgroups.detect()
         group = hierarchies.group(self.cgroup_parent.strip("/"))
         deadline = time.monotonic() + STOP_SECONDS

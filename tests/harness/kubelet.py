@@ -7,19 +7,18 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
+from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from runtime.client import Client
 from tests.harness import pure_v2
-from tests.harness.daemon import PATIENCE, Daemon
-
-WAIT_SECONDS = 60 * PATIENCE
+from tests.harness.daemon import Daemon
+from tests.harness.waiting import WAIT_SECONDS, wait_until
 
 
 @dataclass
@@ -145,6 +144,13 @@ class Kubelet:
         self.image = image
         self.logs = daemon.directory / "logs"
 
+    @classmethod
+    def on(cls, daemon: Daemon, rootfs: Path) -> Self:
+        """On a daemon that runs, with an image of a plain directory."""
+        assert daemon.client is not None
+        request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(rootfs))
+        return cls(daemon, daemon.client.admin.AddRootfs(request).image_id)
+
     @property
     def client(self) -> Client:
         assert self.daemon.client is not None
@@ -200,11 +206,3 @@ def some_limit(number: int) -> dict[str, Any]:
     if pure_v2.missing_controllers("cpu"):
         return {"unified": {"hugetlb.2MB.max": str(number << 21)}}
     return {"cpu_shares": number}
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Look until it is so."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it does not come to be so"
-        time.sleep(0.02)

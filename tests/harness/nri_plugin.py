@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from proto import nri_pb2 as nri
-from tests.harness.daemon import PATIENCE
+from tests.harness.waiting import PATIENCE
 
 WAIT_SECONDS = 60 * PATIENCE
 SERVICE = "nri.pkg.api.v1alpha1.Runtime"

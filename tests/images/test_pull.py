@@ -13,11 +13,12 @@ import pytest
 
 from imagesvc.transfer.progress import PullProgress
 from proto.errors import Code, CrispError
+from tests.harness.host import free_port
 from tests.images.conftest import Node, StartService
 from tests.images.fault_proxy import FaultProxy, Rule
 from tests.images.image_builder import Layout, Member, busybox, directory, hardlink, sha256, symlink, tar
 from tests.images.layer_stack import describe, overlay
-from tests.images.registry_server import Registry, free_port
+from tests.images.registry_server import Registry
 
 pytestmark = pytest.mark.root
 

@@ -6,9 +6,11 @@ import asyncio
 import json
 import secrets
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
+from runtime.network.builtin import BuiltinNetwork
+from runtime.network.config import NetworkConfig
 from runtime.network.seam import NetworkRequest, PortMapping
 from tests.kernel.netlab import Echo, Netns, cable
 
@@ -53,6 +55,17 @@ class Lab:
     def run(self, body: Callable[[], Awaitable[None]]) -> None:
         """Run a coroutine as the daemon of this host: its threads and programs are in the host's namespace."""
         self.host.run(lambda: asyncio.run(body()))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def builtin(lab: Lab, config: NetworkConfig | None = None, leases: MemoryLeases | None = None) -> Any:
+    """The builtin network of this host, served."""
+    network = BuiltinNetwork(config or NetworkConfig(), leases or lab.leases)
+    try:
+        await network.start()
+        yield network
+    finally:
+        await network.close()
 
 
 def request(netns: Netns, *ports: PortMapping, **options: Any) -> NetworkRequest:

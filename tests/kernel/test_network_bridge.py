@@ -7,33 +7,22 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
 from proto.errors import Code, CrispError
 from runtime.network import host as network_host
-from runtime.network.builtin import BuiltinNetwork
 from runtime.network.config import NetworkConfig
 from runtime.network.leases import veth_name
 from runtime.network.seam import PortMapping
 from tests.kernel.netlab import Netns, ask
-from tests.kernel.network_lab import Lab, links, request
+from tests.kernel.network_lab import Lab, builtin, links, request
 
 pytestmark = pytest.mark.root
 
 FOREIGN = NetworkConfig(bridge="br-lan")
-
-
-@asynccontextmanager
-async def builtin(lab: Lab, config: NetworkConfig | None = None) -> Any:
-    network = BuiltinNetwork(config or NetworkConfig(), lab.leases)
-    try:
-        await network.start()
-        yield network
-    finally:
-        await network.close()
 
 
 @pytest.fixture

@@ -8,35 +8,23 @@ import json
 import secrets
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, asynccontextmanager
-from typing import Any
+from contextlib import ExitStack
 
 import pytest
 from pyroute2.netlink.exceptions import NetlinkError
 
 from proto.errors import Code, CrispError
-from runtime.network.builtin import BuiltinNetwork
 from runtime.network.config import NetworkConfig
 from runtime.network.leases import ifb_name, veth_name
 from runtime.network.nft_table import Table
 from runtime.network.seam import NetworkRequest, NetworkResult, PortMapping
 from tests.kernel.netlab import Netns, ask, family_of
-from tests.kernel.network_lab import Lab, MemoryLeases, links, request
+from tests.kernel.network_lab import Lab, MemoryLeases, builtin, links, request
 
 pytestmark = pytest.mark.root
 
 CONFIG = NetworkConfig()
 OTHER = NetworkConfig(bridge="crisp1", table="crisp1", subnets=("10.202.0.0/24", "fd63:7269:7371::/64"))
-
-
-@asynccontextmanager
-async def builtin(lab: Lab, config: NetworkConfig = CONFIG, leases: MemoryLeases | None = None) -> Any:
-    network = BuiltinNetwork(config, leases or lab.leases)
-    try:
-        await network.start()
-        yield network
-    finally:
-        await network.close()
 
 
 @pytest.fixture

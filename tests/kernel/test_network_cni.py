@@ -16,14 +16,13 @@ import pytest
 from runtime.network.cni.network import CniNetwork
 from runtime.network.config import CniConfig
 from runtime.network.seam import NetworkResult, PortMapping
+from tests.harness.host import CNI_PLUGINS, needs_cni_plugins
 from tests.kernel.netlab import Netns, ask
 from tests.kernel.network_lab import Lab, MemoryLeases, links, request
 
-PLUGINS = Path("/usr/lib/cni")
-
 pytestmark = [
     pytest.mark.root,
-    pytest.mark.skipif(not (PLUGINS / "bridge").exists(), reason="containernetworking-plugins is not installed"),
+    needs_cni_plugins,
 ]
 
 
@@ -35,7 +34,7 @@ class CniLab(Lab):
         self.tmp = tmp
         self.conf_dir = tmp / "net.d"
         self.conf_dir.mkdir()
-        self.config = CniConfig(conf_dir=self.conf_dir, bin_dirs=(PLUGINS,), plugin_seconds=20)
+        self.config = CniConfig(conf_dir=self.conf_dir, bin_dirs=(CNI_PLUGINS,), plugin_seconds=20)
 
     def bridge(self, subnet4: str = "10.88.0.0/24", subnet6: str = "fd88::/64", name: str = "cni0") -> dict[str, Any]:
         """The plugin bridge with addresses by host-local."""

@@ -6,8 +6,7 @@ import asyncio
 import json
 import os
 import subprocess
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from runtime.network.cni.network import CniNetwork
 from runtime.network.cni.stragglers import Stragglers
 from runtime.network.config import CniConfig, HandlerNetworks
 from runtime.network.seam import NetworkRequest, PortMapping
+from tests.harness.waiting import until
 from tests.kernel.fake_plugin import RESULT, FakePlugin
 from tests.kernel.netlab import Netns
 from tests.kernel.network_lab import MemoryLeases, request
@@ -67,13 +67,6 @@ class Setup:
 async def setup(tmp_path: Path) -> AsyncIterator[Setup]:
     with Netns() as pod:
         yield Setup(tmp_path, pod)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from runtime.shims.client import ShimClient, read_exit_record, shim_alive
 from runtime.shims.fork_server import ForkServer
 from shim.container import CLIENT_TIME
 from shim.supervisor import MAX_SESSIONS
+from tests.harness.waiting import until
 from tests.kernel.conftest import DEADLINE, ShimLab
 
 pytestmark = pytest.mark.root
@@ -36,10 +37,9 @@ def log_text(path: Path, stream: str = "stdout") -> str:
     return text
 
 
-async def until(path: Path, wanted: str) -> None:
+async def until_in(path: Path, wanted: str) -> None:
     """Wait for a text in a log file."""
-    while wanted not in (path.read_text() if path.exists() else ""):
-        await asyncio.sleep(0.01)
+    await until(lambda: path.exists() and wanted in path.read_text())
 
 
 def connected(bundle: Path) -> socket.socket:
@@ -201,7 +201,7 @@ async def test_terminal_that_is_closed_and_opened_again(lab: ShimLab) -> None:
     script = "exec </dev/null >/dev/null 2>&1; echo again >/dev/console; read x; echo more >/dev/console"
     fifo = "mkfifo /go; exec 3</dev/null; "
     bundle, shim = await lab.run("sh", "-c", fifo + script.replace("read x", "read x </go"), tty=True)
-    await until(bundle / "log", "again")
+    await until_in(bundle / "log", "again")
     client = await shim.attach(stdin=True)
     session = await shim.exec(lab.exec_process("sh", "-c", "echo x > /go"))
     await session.wait()
@@ -277,8 +277,7 @@ async def test_second_shim_is_refused(lab: ShimLab) -> None:
 async def test_a_shim_that_nobody_uses_leaves(lab: ShimLab) -> None:
     bundle = lab.bundle()
     await lab.server.run_job("tests.harness.hasty_shim:main", lab.options(bundle).arguments(), timeout=30)
-    while shim_alive(str(bundle)):
-        await asyncio.sleep(0.01)
+    await until(lambda: not shim_alive(str(bundle)))
 
 
 async def test_only_so_many_clients_at_once(lab: ShimLab) -> None:
@@ -376,18 +375,18 @@ async def test_reopen_after_rename_and_after_removal(lab: ShimLab) -> None:
     client = await shim.attach(stdin=True, stdout=False, stderr=False)
     log = bundle / "log"
     os.write(client.stdin, b"one\n")
-    await until(log, "one")
+    await until_in(log, "one")
     log.rename(bundle / "log.1")
     os.write(client.stdin, b"two\n")
-    await until(bundle / "log.1", "two")
+    await until_in(bundle / "log.1", "two")
     await shim.reopen_log()
     assert log.exists()
     os.write(client.stdin, b"three\n")
-    await until(log, "three")
+    await until_in(log, "three")
     log.unlink()
     await shim.reopen_log()
     os.write(client.stdin, b"four\n")
-    await until(log, "four")
+    await until_in(log, "four")
     assert log_text(bundle / "log.1") == "one\ntwo\n"
     assert log_text(log) == "four\n"
     client.close()
@@ -404,7 +403,7 @@ async def test_reopen_that_fails_makes_no_file(lab: ShimLab) -> None:
         await shim.reopen_log()
     assert not folder.exists()
     os.write(client.stdin, b"still there\n")
-    await until(bundle / "moved" / "log", "still there")
+    await until_in(bundle / "moved" / "log", "still there")
     client.close()
 
 
@@ -461,7 +460,7 @@ async def test_several_attached_clients(lab: ShimLab) -> None:
     bundle, shim = await lab.run("sh", "-c", "while read line; do echo got $line; echo e$line >&2; done", stdin=True)
     clients = [await shim.attach(stdin=number == 0) for number in range(3)]
     os.write(clients[0].stdin, b"one\ntwo\n")
-    await until(bundle / "log", "etwo")
+    await until_in(bundle / "log", "etwo")
     await clients[0].close_stdin()
     for client in clients:
         assert await read_all(client.stdout) == b"got one\ngot two\n"
@@ -498,7 +497,7 @@ async def test_stdin_stays_open_without_stdin_once(lab: ShimLab) -> None:
     for text in (b"one\n", b"two\n"):
         client = await shim.attach(stdin=True)
         os.write(client.stdin, text)
-        await until(bundle / "log", text.decode().strip())
+        await until_in(bundle / "log", text.decode().strip())
         client.close()
     assert (await shim.state())["state"] == "running"
 

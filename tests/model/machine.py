@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from proto import api_pb2 as cri
-from tests.harness.kubelet import Container, Kubelet, Pod, some_limit, wait_until
+from tests.harness.kubelet import Container, Kubelet, Pod, some_limit
 from tests.harness.shims import shim_pid
+from tests.harness.waiting import wait_until
 
 MAX_PODS = 3
 MAX_CONTAINERS = 4  # of one pod

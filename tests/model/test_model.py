@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from proto import admin_pb2 as admin
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet
 from tests.harness.rootfs import make_rootfs
@@ -33,9 +32,7 @@ STEPS = 25
 def kubelet(tmp_path: Path) -> Iterator[Kubelet]:
     daemon = Daemon()
     daemon.start()
-    assert daemon.client is not None
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(make_rootfs(tmp_path / "rootfs")))
-    yield Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+    yield Kubelet.on(daemon, make_rootfs(tmp_path / "rootfs"))
     daemon.destroy()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from kernel import cgroups, mounts, namespaces, syscalls
+from kernel import cgroups, mounts, namespaces, removal, syscalls
 from tests.mutants.places import Place
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -109,7 +109,7 @@ class Copy:
         for pinned in (self._scratch / "netns").iterdir():
             namespaces.unpin(str(pinned))
         mounts.detach_all(str(self._scratch))
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        removal.remove_tree(str(self._scratch))
 
 
 def _remove_group(group: cgroups.Group) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.kubelet import Kubelet
@@ -37,9 +36,7 @@ def daemon(own_network: None) -> Iterator[Daemon]:
 @pytest.fixture
 def kubelet(daemon: Daemon, tmp_path: Path) -> Kubelet:
     daemon.start()
-    assert daemon.client is not None
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(make_rootfs(tmp_path / "rootfs")))
-    return Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+    return Kubelet.on(daemon, make_rootfs(tmp_path / "rootfs"))
 
 
 def uninstall(daemon: Daemon, *options: str) -> subprocess.CompletedProcess[str]:
@@ -55,9 +52,7 @@ def test_everything_goes_when_pods_may_be_ended(daemon: Daemon, kubelet: Kubelet
     assert before["mounts"] == before["cgroups"] == before["processes"] == []
 
     daemon.start()
-    assert daemon.client is not None
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(tmp_path / "rootfs"))
-    kubelet = Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+    kubelet = Kubelet.on(daemon, tmp_path / "rootfs")
     asked = kubelet.pod().run_trap("echo asked; exit 0", "TERM")
     log = Path(asked.status().log_path)
     shared = kubelet.pod(pid=cri.POD)

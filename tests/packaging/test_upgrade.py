@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 
-from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from proto import shim_protocol
 from proto.version import VERSION
 from runtime.store.migrations import MIGRATIONS
 from tests.harness.daemon import ROOT, STOP_SECONDS, Daemon
-from tests.harness.kubelet import Container, Kubelet, wait_until
+from tests.harness.kubelet import Container, Kubelet
 from tests.harness.rootfs import make_rootfs
+from tests.harness.waiting import wait_until
 from tests.packaging import next_version
 from tests.packaging.installed import build_wheel, install
 
@@ -69,9 +69,7 @@ def daemon(own_network: None, versions: Versions) -> Iterator[Daemon]:
 @pytest.fixture
 def kubelet(daemon: Daemon, tmp_path: Path) -> Kubelet:
     daemon.start()
-    assert daemon.client is not None
-    request = admin.AddRootfsRequest(name="localhost/busybox:test", directory=str(make_rootfs(tmp_path / "rootfs")))
-    return Kubelet(daemon, daemon.client.admin.AddRootfs(request).image_id)
+    return Kubelet.on(daemon, make_rootfs(tmp_path / "rootfs"))
 
 
 def version(kubelet: Kubelet) -> str:
