@@ -60,6 +60,9 @@ def check(asked: cri.LinuxContainerResources) -> None:
         raise invalid(f"memory_swap_limit_in_bytes {swap} counts memory and swap, and is less than {limit} of memory alone")
     if not -1000 <= asked.oom_score_adj <= 1000:
         raise invalid(f"oom_score_adj {asked.oom_score_adj} is not between -1000 and 1000")
+    for key in asked.unified:
+        if not CONTROL_FILE.fullmatch(key):
+            raise invalid(f"unified resource {key!r} is no control file of a cgroup")
 
 
 def build(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
@@ -78,9 +81,6 @@ def build(asked: cri.LinuxContainerResources, host: Host) -> dict[str, Any]:
         else:
             withheld("hugepage limits: no hugetlb controller")
     if asked.unified:
-        for key in asked.unified:
-            if not CONTROL_FILE.fullmatch(key):
-                raise invalid(f"unified resource {key!r} is no control file of a cgroup")
         if host.cgroup_v2:
             resources["unified"] = dict(asked.unified)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from kernel.cgroups import Hierarchies, Mode
 from kernel.mounts import Mount
 from proto import api_pb2 as cri
 from proto import nri_pb2 as nri
-from proto.errors import Code
+from proto.errors import Code, CrispError
 from runtime.host.handlers import FIELDS, Features
 from runtime.host.host import Host
+from runtime.nri import amounts
 from runtime.nri.apply import Adjusted, Circumstances, adjusted
 from runtime.nri.errors import Conflict, Refused
 from runtime.nri.merge import CreateResult
 from runtime.nri.messages import container_message
 from runtime.oci import document, systemd_limits
+from runtime.oci import resources as oci_resources
 from runtime.records import ContainerRecord
 from tests.harness.protobuf_strategies import filled, messages
 
@@ -640,3 +643,49 @@ def test_whatever_is_asked_is_given_or_refused(asked: list[nri.ContainerAdjustme
         return
     json.dumps(made.spec)
     container_message(record, made.spec).SerializeToString()
+
+
+@pytest.mark.parametrize("v2", [True, False])
+def test_an_update_of_a_container_that_is_there(v2: bool) -> None:
+    asked = {
+        "memory": {"limit": value(str(9 * MIB)), "reservation": value("5"), "swappiness": value("6")},
+        "cpu": {"quota": value("2000"), "realtime_runtime": value("7")},
+        "pids": {"limit": "8"},
+        "unified": {"memory.high": "9"},
+    }
+    base = cri.LinuxContainerResources(cpu_shares=3, oom_score_adj=4, memory_swap_limit_in_bytes=99 * MIB)
+    found, beyond = amounts.changes(base, json_format.ParseDict(asked, nri.LinuxResources()), host(v2=v2), "")
+    assert found == cri.LinuxContainerResources(
+        cpu_shares=3, oom_score_adj=4, memory_limit_in_bytes=9 * MIB, cpu_quota=2000, unified={"memory.high": "9"}
+    )
+    v1 = {} if v2 else {"swappiness": 6}
+    expected = {"memory": {"reservation": 5, **v1}, "pids": {"limit": 8}}
+    assert beyond == (expected if v2 else expected | {"cpu": {"realtimeRuntime": 7}})
+
+
+def test_who_is_at_fault_in_an_update() -> None:
+    wrong = json_format.ParseDict({"cpu": {"shares": value("1")}}, nri.LinuxResources())
+    with pytest.raises(Refused, match=r"NRI plugins ask for .* cpu_shares 1"):
+        amounts.changes(cri.LinuxContainerResources(), wrong, host(), "")
+    with pytest.raises(CrispError, match="cpu_shares 1") as caught:
+        amounts.changes(cri.LinuxContainerResources(cpu_shares=1), nri.LinuxResources(), host(), "")
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+@given(messages(nri.LinuxResources), st.booleans())
+def test_whatever_an_update_asks_for_is_taken_or_refused(asked: nri.LinuxResources, v2: bool) -> None:
+    try:
+        found, beyond = amounts.changes(cri.LinuxContainerResources(), asked, host(v2=v2), "")
+    except Refused:
+        return
+    oci_resources.build(found, host(v2=v2))
+    json.dumps(beyond)
+
+
+def test_classes_of_block_io(tmp_path: Path) -> None:
+    path = tmp_path / "blockio.yaml"
+    path.write_text("Classes: {low: [{Weight: 80}]}")
+    here = dataclasses.replace(circumstances(), blockio_config_file=str(path))
+    assert changes(resources(blockio_class=value("low")), here) == {"linux.resources.blockIO": {"weight": 80}}
+    with pytest.raises(Refused, match="'high' is not in"):
+        made(resources(blockio_class=value("high")), here)
