@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-guest setup setup-test lint types unit stubs bench soak churn fuzz clean lock packages
+.PHONY: help run test test-guest setup setup-test lint types unit stubs bench soak churn fuzz mutants clean lock packages
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -64,6 +64,12 @@ SECONDS ?= 60
 fuzz: setup-test ## fuzz every codec and parser, SECONDS=60 each
 	$(BIN)/pip install --quiet --root-user-action=ignore atheris==3.0.0
 	$(BIN)/python -m tests.fuzz $(SECONDS)
+
+MUTANTS ?= 100
+SEED ?= 1
+
+mutants: setup-test ## make MUTANTS=100 places of the code wrong, chosen by SEED=1, and count how many a test notices
+	$(BIN)/python -m tests.mutants --count $(MUTANTS) --seed $(SEED)
 
 # A release of uv that is itself pinned; UPGRADE=--upgrade takes the newest versions that pyproject.toml allows.
 UV_VERSION := 0.13.9

@@ -91,11 +91,6 @@ async def find_link(route: AsyncIPRoute, name: str) -> Link | None:
     return await _get_link(route, ifname=name)
 
 
-async def link_at(route: AsyncIPRoute, index: int) -> Link | None:
-    """Look a link up by index."""
-    return await _get_link(route, index=index)
-
-
 async def index_of(route: AsyncIPRoute, name: str) -> int:
     """Index of a link that was just made. Raises NetlinkError, ENODEV."""
     link = await find_link(route, name)

@@ -28,12 +28,15 @@ def config(**fields: object) -> cri.ContainerConfig:
     return cri.ContainerConfig(**fields)
 
 
-def cgroup_value(container: Container, controller: str, name: str) -> str:
-    """A v1 control file of the container's group."""
-    pid = int(container.sh("cat /proc/self/stat").split()[0]) and pid_of(container)
+def cgroup_file(container: Container, controller: str, name: str) -> Path:
+    """A control file of the container's group."""
     hierarchies = cgroups.detect()
-    group = hierarchies.group(cgroups.of_process(pid, hierarchies))
-    return Path(group.directory(controller), name).read_text().strip()
+    group = hierarchies.group(cgroups.of_process(pid_of(container), hierarchies))
+    return Path(group.directory(controller), name)
+
+
+def cgroup_value(container: Container, controller: str, name: str) -> str:
+    return cgroup_file(container, controller, name).read_text().strip()
 
 
 def pid_of(container: Container) -> int:
@@ -306,6 +309,9 @@ def test_resources(kubelet: Kubelet) -> None:
     assert cgroup_value(container, "cpu", "cpu.cfs_quota_us") == "50000"
     assert cgroup_value(container, "cpuset", "cpuset.cpus") == "0"
     assert container.sh("cat /proc/1/oom_score_adj").strip() == "500"
+    high = cgroup_file(container, "memory", "memory.high")
+    if high.exists():  # cgroup v1 has none, and says so by leaving it out of what is told
+        assert high.read_text().strip() == "33554432"
     assert container.status().resources.linux == limits
 
 

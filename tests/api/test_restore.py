@@ -66,6 +66,14 @@ class Lab:
         config = cri.ContainerConfig(image=cri.ImageSpec(image=str(path)), **fields)
         return (pod or self.pod()).create(config=config)
 
+    def made(self) -> list[str]:
+        """The checkpoints of this test, each by what only its images have."""
+        return (self.steer / "made").read_text().splitlines()
+
+    def brought_back(self) -> list[str]:
+        """The same of restores."""
+        return (self.steer / "restored").read_text().splitlines()
+
     def containers_on_disk(self) -> list[str]:
         return sorted(os.listdir(self.kubelet.daemon.root / "containers"))
 
@@ -96,7 +104,7 @@ def lab(fake_daemon: tuple[Daemon, Path], rootfs: Path) -> Iterator[Lab]:
         start(daemon, steer)
     lab = Lab(Kubelet.on(daemon, rootfs), steer)
     yield lab
-    for name in ("fail-checkpoint", "fail-restore", "hold-checkpoint", "held"):
+    for name in ("fail-checkpoint", "fail-restore", "hold-checkpoint", "held", "made", "restored"):
         (steer / name).unlink(missing_ok=True)
     daemon.remove_all()
     assert daemon.leftovers() == []
@@ -140,6 +148,7 @@ def spec_with(**process: Any) -> Any:
 def test_from_an_archive(lab: Lab, tmp_path: Path) -> None:
     old = lab.looping(lab.pod(), envs=[cri.KeyValue(key="WHO", value=b"me")], working_dir="/tmp")
     path = lab.archive(tmp_path / "c.tar", old)
+    lab.archive(tmp_path / "later.tar", old)
     old.remove()
     pod = lab.pod()
     labels = {"made": "of a checkpoint"}
@@ -150,6 +159,7 @@ def test_from_an_archive(lab: Lab, tmp_path: Path) -> None:
     assert before.image.image == "localhost/busybox:test"
     assert before.image_ref == before.image_id == lab.kubelet.image
     container.start()
+    assert lab.brought_back() == lab.made()[:1]
     wait_until(lambda: container.exec("/bin/cat", "/count").exit_code == 0)
     status = container.status()
     assert status.state == cri.CONTAINER_RUNNING

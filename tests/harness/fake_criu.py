@@ -5,6 +5,10 @@ It is configured as a handler's program. Files beside it steer it:
 
     fail-checkpoint, fail-restore   CRIU fails, with the file's text in its log
     hold-checkpoint                 `checkpoint` waits as long as this is there, once it has made `held`
+
+Each checkpoint's inventory has a secret of its own, which stands in `made`; one that is restored is added to `restored`. So
+a test sees that just these images have come back, through whatever crisp did with them. What crisp owes to CRIU is looked at
+too: an empty directory of root's own, a container that is paused and is to stay, another directory for CRIU's own files.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -62,13 +67,18 @@ def checkpoint(options: argparse.Namespace, before: list[str], words: list[str])
     state = json.loads(subprocess.run([RUNC, *before, "state", given.id], capture_output=True, check=True).stdout)
     if state["status"] != "paused":
         return failed(options, work / "dump.log", f"the container is {state['status']}")
+    if not given.leave_running or os.listdir(images) or images.stat().st_mode & 0o077 or images == work:
+        return failed(options, work / "dump.log", f"this is no way to ask for a checkpoint: {words} {os.listdir(images)}")
     if (HERE / "fail-checkpoint").exists():
         return failed(options, work / "dump.log", (HERE / "fail-checkpoint").read_text())
     (images / "core-1.img").write_text(str(state["pid"]))
     (HERE / "held").touch()
     while (HERE / "hold-checkpoint").exists():
         time.sleep(0.01)
-    (images / "inventory.img").write_text("fake")
+    secret = f"fake {secrets.token_hex(8)}\n"
+    (images / "inventory.img").write_text(secret)
+    with open(HERE / "made", "a") as file:
+        file.write(secret)
     (images / "descriptors.json").write_text('["/dev/null", "pipe:[1]", "pipe:[2]"]')
     (work / "stats-dump").write_text("fake")
     (work / "dump.log").write_text("Dumping finished successfully\n")
@@ -80,8 +90,11 @@ def restore(options: argparse.Namespace, before: list[str], words: list[str]) ->
     images, work = Path(given.image_path), Path(given.work_path)
     if (HERE / "fail-restore").exists():
         return failed(options, work / "restore.log", (HERE / "fail-restore").read_text())
-    if (images / "inventory.img").read_text() != "fake":
+    secret = (images / "inventory.img").read_text()
+    if secret not in (HERE / "made").read_text().splitlines(keepends=True):
         return failed(options, work / "restore.log", "Magic doesn't match for inventory.img")
+    with open(HERE / "restored", "a") as file:
+        file.write(secret)
     console = ["--console-socket", given.console_socket] if given.console_socket else []
     creating = ["create", "--bundle", given.bundle, "--pid-file", given.pid_file, *console, given.id]
     for command in (creating, ["start", given.id]):

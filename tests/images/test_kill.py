@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 from imagesvc.config import ImageConfig
 from imagesvc.service import ImageService
+from tests.harness.waiting import until
 from tests.images.conftest import Node, StartService
+from tests.images.fault_proxy import FaultProxy, Rule
 from tests.images.image_builder import Layout, Member, directory, tar
 from tests.images.memory_records import MemoryRecords
 from tests.images.registry_server import Registry
@@ -46,24 +49,55 @@ async def pull(root: str, reference: str) -> None:
     await service.close()
 
 
-@pytest.mark.parametrize("milliseconds", [60, 120, 200, 280, 360, 450, 550, 700])
-async def test_kill(layout: Layout, registry: Registry, node: Node, start: StartService, milliseconds: int) -> None:
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> tuple[str, str]:
+    """An image of five layers: its name without the host, and the digest of its topmost layer."""
+    layout = Layout(tmp_path_factory.mktemp("kill") / "layout")
     layers = [
         tar([directory("./"), *(Member(f"f{n}-{i}", os.urandom(3000)) for i in range(800)), Member(f".wh.gone{n}")])
         for n in range(5)
     ]
     layout.image("v1", layers)
-    reference = f"{registry.host}/kill/image:{milliseconds}"
-    layout.push("v1", reference)
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.images.test_kill", str(node.root), reference), stdout=asyncio.subprocess.PIPE
-    )
-    # The moment need not be exact: whatever it meets has to hold.
-    await asyncio.sleep(milliseconds / 1000)
-    if process.returncode is None:
-        process.send_signal(signal.SIGKILL)
-    await process.communicate()
+    layout.push("v1", f"{registry.host}/kill/image:v1")
+    return "kill/image:v1", layout.layer(layers[4])["digest"]
 
+
+def found(pattern: str, number: int) -> Callable[[Path], bool]:
+    return lambda root: len(list(root.glob(pattern))) >= number
+
+
+MOMENTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
+    "half of a document": ("/blobs/", found("ingest", 1)),
+    "half of every layer": ("/blobs/LAYERS", found("ingest/*.*", 3)),
+    "the first files": ("/blobs/TOP", found("layers/new-*/fs/f*", 1)),
+    "all layers but one": ("/blobs/TOP", found("layers/new-*/layer.json", 4)),
+}
+"""Which replies stop half way, and what is there of the pull when its process is killed."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+async def test_kill(image: tuple[str, str], registry: Registry, node: Node, start: StartService, moment: str) -> None:
+    name, top = image
+    replies, is_there = MOMENTS[moment]
+    async with FaultProxy(registry.host) as proxy:
+        # The first of an image's blobs to be asked for is its configuration, which comes whole but for the first moment.
+        skipped = [Rule("/blobs/", times=1)] if "LAYERS" in replies else []
+        proxy.rules += [*skipped, Rule(replies.replace("TOP", top).replace("LAYERS", ""), stall=asyncio.Event())]
+        reference = f"{proxy.host}/{name}"
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.images.test_kill", str(node.root), reference), stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            await until(lambda: proxy.reached.is_set() and is_there(node.root))
+        finally:
+            process.kill()
+            output, _ = await process.communicate()
+        assert (process.returncode, output) == (-signal.SIGKILL, b"")
+        proxy.rules.clear()
+        await whole_or_nothing(node, start, reference)
+
+
+async def whole_or_nothing(node: Node, start: StartService, reference: str) -> None:
     node.records = FileRecords(Path(str(node.root) + ".json"))
     service = await start()
     await service.settle()

@@ -46,3 +46,11 @@ def test_block_io(tmp_path: Path) -> None:
             classes.block_io(name, str(path))
     with pytest.raises(CrispError, match="blockio_config_file is not set"):
         classes.block_io("low", "")
+
+
+def test_block_io_takes_no_key_that_it_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "classes.yaml"
+    for text in ("Klasses: {}\nClasses:\n  low: [{Weight: 80}]\n", "Classes:\n  low: [{Weight: 80, Wait: 1}]\n"):
+        path.write_text(text)
+        with pytest.raises(CrispError, match=r"Klasses|Wait"):
+            classes.block_io("low", str(path))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +14,7 @@ from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
 from runtime.oci import selinux
 from runtime.oci.selinux import Labels
+from runtime.pods import selinux as pods_selinux
 from shim import relabel
 
 DEFAULTS = Labels(selinux.DEFAULT_PROCESS, selinux.DEFAULT_FILE)
@@ -98,3 +101,15 @@ def test_file_labels_where_there_are_none(tmp_path: Path) -> None:
     assert isinstance(lsm.file_label(str(tmp_path / "f")), str)
     with pytest.raises(FileNotFoundError):
         lsm.file_label(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(("has", "wanted"), [(True, True), (True, False), (False, True), (False, False)])
+def test_labels_where_the_host_has_them_and_they_are_wanted(has: bool, wanted: bool) -> None:
+    node = SimpleNamespace(
+        host=SimpleNamespace(has_selinux=has),
+        config=SimpleNamespace(containers=SimpleNamespace(enable_selinux=wanted)),
+        sandboxes={},
+    )
+    both = has and wanted
+    assert pods_selinux.enabled(cast("Any", node)) == both
+    assert bool(pods_selinux.level_for(cast("Any", node), cri.PodSandboxConfig())) == both
