@@ -7,12 +7,16 @@ import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import click
 
 OLDEST_KERNEL: Final = (5, 8)
 """pidfds, openat2, time namespaces and cgroup v2 as crisp uses them are all there by then."""
+
+
+DAEMON_SECONDS: Final = 5.0
+"""How long the daemon may take to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +38,10 @@ def command_line(results: list[Result]) -> int:
 
 
 @click.command("check")
-def command() -> None:
+@click.pass_obj
+def command(socket: str) -> None:
     """Tell whether this host can run crisp, and how to mend what is missing."""
-    raise SystemExit(command_line([check() for check in CHECKS]))
+    raise SystemExit(command_line([*(check() for check in CHECKS), _plugins(socket)]))
 
 
 def _root() -> Result:
@@ -132,6 +137,36 @@ def _disk() -> Result:
     if free < 1 << 30:
         return Result("disk", "warn", f"{free >> 20} MiB free on {path}: images need more")
     return Result("disk", "ok", f"{free >> 30} GiB free on {path}")
+
+
+def _plugins(socket: str) -> Result:
+    """NRI plugins of the daemon that runs, if one does."""
+    import json  # noqa: PLC0415
+
+    import grpc  # noqa: PLC0415
+
+    from proto import api_pb2 as cri  # noqa: PLC0415
+    from proto.errors import CrispError  # noqa: PLC0415
+    from runtime.client import Client  # noqa: PLC0415
+
+    if not os.path.exists(socket):
+        return Result("nri", "ok", "no crisp serves here; plugins are named while it does")
+    try:
+        with Client(socket) as client:
+            reply = client.runtime.Status(cri.StatusRequest(verbose=True), timeout=DAEMON_SECONDS)
+        told = json.loads(reply.info["config"])["nri"]
+    except (CrispError, grpc.RpcError, KeyError, ValueError):
+        return Result("nri", "warn", "the daemon does not tell which plugins it has")
+    return plugins_line(told)
+
+
+def plugins_line(told: dict[str, Any]) -> Result:
+    """What the daemon tells of its NRI plugins, in a line."""
+    if not told["enabled"]:
+        return Result("nri", "ok", "off (nri.enabled)")
+    names = [f"{plugin['index']}-{plugin['name']}" for plugin in told["plugins"]]
+    where = f"plugins connect to {told['socket']}" if told["socket"] else "no socket is served"
+    return Result("nri", "ok", f"{', '.join(names) or 'no plugins'}; {where}")
 
 
 CHECKS: Final[tuple[Callable[[], Result], ...]] = (

@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -526,6 +527,19 @@ def test_another_runtime_has_the_socket(own: Callable[..., Kubelet]) -> None:
     kubelet.pod().run("/bin/true")
     assert os.path.exists(kubelet.daemon.nri_socket)
     taken.close()
+
+
+def test_crisp_check_names_them(own: Callable[..., Kubelet]) -> None:
+    def line(kubelet: Kubelet) -> str:
+        command = [*kubelet.daemon.program, "--socket", kubelet.daemon.socket, "check"]
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return next(line for line in output.splitlines() if " nri " in line)
+
+    kubelet = own()
+    assert f"no plugins; plugins connect to {kubelet.daemon.nri_socket}" in line(kubelet)
+    with NriPlugin(kubelet.daemon.nri_socket, "b", "20"), NriPlugin(kubelet.daemon.nri_socket, "a", "10"):
+        assert "10-a, 20-b; plugins connect to" in line(kubelet)
+    assert "off (nri.enabled)" in line(own("enabled = false"))
 
 
 def test_figures(own: Callable[..., Kubelet]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -186,6 +187,13 @@ class NriPlugin:
 
     # ---- for tests ----
 
+    def wait_closed(self) -> None:
+        """Until the runtime has closed the connection."""
+        with self.changed:
+            while not self.closed:
+                self.changed.wait()
+                self.asked.clear()
+
     def wait(self, condition: Callable[[], Any]) -> None:
         """Until it is so."""
         with self.changed:
@@ -314,7 +322,14 @@ class NriPlugin:
 
 
 def main() -> None:
-    """A pre-installed plugin: it writes down what it is asked, a line each, where its configuration says."""
+    """A pre-installed plugin: it writes down what it is asked, a line each, where its configuration says.
+
+    With a socket's path as an argument, one that connects there and wants all and does nothing.
+    """
+    if sys.argv[1:]:
+        with NriPlugin(sys.argv[1]) as idle:
+            idle.wait_closed()
+        return
     plugin = NriPlugin(int(os.environ["NRI_PLUGIN_SOCKET"]), os.environ["NRI_PLUGIN_NAME"], os.environ["NRI_PLUGIN_IDX"])
     plugin.connect()
     plugin.register()
