@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 from pathlib import Path
@@ -123,7 +124,10 @@ def test_apparmor_that_the_host_lacks(kubelet: Kubelet) -> None:
             kubelet.pod().create("/bin/true", config=wanted)
     wanted = config()
     wanted.linux.security_context.apparmor.profile_type = cri.SecurityProfile.Unconfined
-    assert kubelet.pod().shell("true", wanted).status().exit_code == 0
+    container = kubelet.pod().shell("true", wanted)
+    assert container.status().exit_code == 0
+    written = Path(kubelet.daemon.state, "containers", container.id, "config.json")
+    assert "apparmorProfile" not in json.loads(written.read_text())["process"]
 
 
 def test_selinux_options_say_nothing_where_selinux_is_off(kubelet: Kubelet) -> None:

@@ -107,6 +107,14 @@ async def test_a_failed_add_is_told_in_full_and_undone(setup: Setup, script: str
         assert setup.plugin.calls() == ["ADD", "DEL"]
 
 
+async def test_a_plugin_that_cannot_be_run(setup: Setup) -> None:
+    async with setup.network() as network:
+        (setup.plugin.bin_dir / setup.plugin.name).write_text("#!/nowhere/at/all\n")
+        with pytest.raises(CrispError, match="cannot run plugin") as caught:
+            await network.attach(setup.request())
+        assert caught.value.code is Code.FAILED_PRECONDITION
+
+
 async def test_a_plugin_that_hangs_is_killed_with_what_it_started(setup: Setup) -> None:
     pids = setup.tmp / "pids"
     setup.plugin.behave(ADD=f"sleep 1000 & echo $! $$ > {pids}; wait")
@@ -426,6 +434,9 @@ async def test_a_template_is_filled_in_with_the_pod_cidr(setup: Setup) -> None:
         template.write_text("{{template}}")
         await network.set_pod_cidrs(("10.9.0.0/24",))
         assert "{{template}} is not understood" in (await network.check()).message
+        template.write_bytes(b"\xff")
+        await network.set_pod_cidrs(("10.10.0.0/24",))
+        assert "cannot be read: 'utf-8' codec" in (await network.check()).message
 
 
 async def test_records_that_cannot_be_read_are_set_aside(setup: Setup) -> None:

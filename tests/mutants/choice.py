@@ -19,7 +19,7 @@ CHECKPOINTS = ("api/test_checkpoint.py", "api/test_restore.py")
 STREAMS = ("api/test_streaming.py", "api/test_exec_and_logs.py")
 CNI = ("kernel/test_network_cni.py", "kernel/test_network_cni_failures.py", "kernel/test_network_auto.py")
 BUILTIN = ("kernel/test_network_builtin.py", "kernel/test_network_bridge.py", "api/test_network.py")
-CONTAINERS = ("api/test_containers.py", "api/test_pods.py", "api/test_operations.py")
+CONTAINERS = ("api/test_refusals.py", "api/test_containers.py", "api/test_pods.py", "api/test_operations.py")
 SHIMS = ("kernel/test_shim.py", "kernel/test_shim_beginnings.py")
 
 ROOMS: dict[str, tuple[str, ...]] = {
@@ -95,6 +95,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "runtime/pods/target_process": ("api/test_containers.py", "api/test_pods.py"),
     "runtime/checkpoints": (*CHECKPOINTS,),
     "runtime/statistics": ("api/test_stats.py", "api/test_metrics.py"),
+    "runtime/api/rpc_images": ("api/test_refusals.py", "api/test_images.py"),
     "runtime/api": (*CONTAINERS, "api/test_images.py", "api/test_node.py", "api/test_streaming.py", "api/test_stats.py"),
     "runtime/api/stream_sources": (*STREAMS, "api/test_network.py"),
     "runtime/telemetry": ("api/test_metrics.py", "api/test_operations.py", "api/test_daemon_security.py"),

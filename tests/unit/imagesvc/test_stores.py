@@ -17,6 +17,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagesvc.store import content
 from imagesvc.store.content import ContentStore, digest_of
 from imagesvc.store.images import Image, ImageIndex, LayerRef, OciConfig
 from imagesvc.store.layers import chain_ids
@@ -63,6 +64,15 @@ def store(tmp_path: Path) -> Iterator[ContentStore]:
         made = ContentStore(str(tmp_path), executor)
         made.prepare(3600)
         yield made
+
+
+def test_what_a_crash_has_left_half_written_goes_at_the_start(store: ContentStore, tmp_path: Path) -> None:
+    for name in (f"{content._PUT}abc", *(f"{prefix}abc" for prefix in content.SCRATCH), "sha256-partial.0123"):
+        (tmp_path / "ingest" / name).touch()
+    store.prepare(3600)
+    assert os.listdir(tmp_path / "ingest") == ["sha256-partial.0123"]
+    store.prepare(0)
+    assert os.listdir(tmp_path / "ingest") == []
 
 
 async def test_a_blob_from_ingest_to_removal(store: ContentStore, tmp_path: Path) -> None:
