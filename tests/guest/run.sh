@@ -10,7 +10,9 @@ if critest=$(command -v "${CRITEST:-critest}"); then
     "$python" crisp.py serve --state /run/crisp-critest --root /var/lib/crisp-critest &
     daemon=$!
     until [ -S /run/crisp-critest/crisp.sock ]; do sleep 1; done
-    "$critest" --runtime-endpoint unix:///run/crisp-critest/crisp.sock --ginkgo.no-color || status=1
+    nri=
+    if "$critest" --help 2>&1 | grep -q nri-socket; then nri=--nri-socket=/var/run/nri/nri.sock; fi
+    "$critest" --runtime-endpoint unix:///run/crisp-critest/crisp.sock $nri --ginkgo.no-color || status=1
     kill "$daemon"
 fi
 exit $status
