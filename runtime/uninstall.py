@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from kernel import cgroups, lsm, mounts, namespaces, removal
+from kernel import cgroups, lsm, mounts, namespaces, removal, sockets
 from proto.errors import Code, CrispError, failed_precondition
 from runtime import daemon, recovery
 from runtime.host import host, systemd
@@ -96,6 +96,8 @@ async def uninstall(config: Config, *, end_pods: bool, keep_data: bool, grace_se
         mounts.detach_all(str(config.state))
         for path in _files(config, keep_data=keep_data):
             _remove(path)
+        if config.nri.enabled:
+            _remove_nri_socket(config.nri.socket_path)
     for directory in (config.state, *(() if keep_data else (config.root,))):
         with contextlib.suppress(OSError):  # it holds what is not crisp's, or it is somebody's mount
             directory.rmdir()
@@ -170,6 +172,13 @@ def _files(config: Config, *, keep_data: bool) -> list[Path]:
     if not keep_data:
         found += [path for name in ROOT_NAMES for path in config.root.glob(name)]
     return sorted(found)
+
+
+def _remove_nri_socket(path: Path) -> None:
+    """As a daemon that was killed leaves it. Another runtime may serve it, or plugins wait for one in its directory."""
+    with contextlib.suppress(OSError):
+        sockets.make_room(str(path))
+        path.parent.rmdir()
 
 
 def _remove(path: Path) -> None:

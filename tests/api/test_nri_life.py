@@ -542,6 +542,16 @@ def test_crisp_check_names_them(own: Callable[..., Kubelet]) -> None:
     assert "off (nri.enabled)" in line(own("enabled = false"))
 
 
+def test_crisp_uninstall_takes_a_socket_that_was_left(own: Callable[..., Kubelet]) -> None:
+    kubelet = own()
+    daemon = kubelet.daemon
+    daemon.kill()
+    assert os.path.exists(daemon.nri_socket)
+    places = ["--root", str(daemon.root), "--state", str(daemon.state)]
+    subprocess.run([*daemon.program, "uninstall", "--config", str(daemon.config), *places, "--yes"], check=True)
+    assert not os.path.exists(os.path.dirname(daemon.nri_socket))
+
+
 def test_figures(own: Callable[..., Kubelet]) -> None:
     from urllib.request import urlopen  # noqa: PLC0415
 
