@@ -78,9 +78,8 @@ class CreateResult:
         self.pod = pod
         self.pristine = container
         """As it would be without plugins."""
-        self.container = nri.Container()
-        """As the next plugin is to see it."""
-        self.container.CopyFrom(container)
+        self.container = container
+        """As the next plugin is to see it; a copy as soon as one wants something of it."""
         self._owners = Owners()
         self._others = Updates(self._owners)
         self._adjustment = nri.ContainerAdjustment()
@@ -138,6 +137,9 @@ class CreateResult:
 
     def add(self, plugin: str, reply: nri.CreateContainerResponse) -> None:
         """Take a plugin's reply. Raises `Conflict`."""
+        if reply.adjust.ByteSize() and self.container is self.pristine:
+            self.container = nri.Container()
+            self.container.CopyFrom(self.pristine)
         asked, view = reply.adjust, self.container
         self._map(nri.Annotations, plugin, asked.annotations, view.annotations)
         self._mounts(plugin, asked.mounts)
