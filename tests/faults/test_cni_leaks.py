@@ -23,7 +23,7 @@ from tests.harness.host import CNI_PLUGINS, needs_cni_plugins
 from tests.harness.kubelet import Kubelet
 from tests.harness.waiting import wait_until
 
-KILLS = int(os.environ.get("CRISP_CNI_KILLS", "15"))
+KILLS = int(os.environ.get("CRISP_CNI_KILLS", "6"))
 PODS = 4
 """Per kill."""
 

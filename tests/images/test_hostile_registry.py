@@ -219,6 +219,19 @@ async def test_a_token_servers_answer_is_taken_or_refused(start: StartService, a
             assert (await failure(service.pull(f"{registry.host}/a:v1", GIVEN))).code is code
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [*((n, Code.UNAUTHENTICATED) for n in (400, 401, 403, 404)), (418, Code.UNKNOWN)]
+)
+async def test_a_token_server_that_gives_none(start: StartService, status: int, code: Code) -> None:
+    async with FakeRegistry() as registry:
+        registry.hook = lambda request: (
+            web.Response(status=status) if request.path == "/token" else asks(f"http://{registry.host}/token")
+        )
+        error = await failure((await start()).pull(f"{registry.host}/a:v1", GIVEN))
+        assert error.code is code, error.message
+        assert f"token server http://{registry.host}/token" in error.message
+
+
 @pytest.mark.parametrize("wait", ["nan", "-nan", "1e999", "²", "-5", "0x1"])
 async def test_a_retry_after_that_is_no_number(start: StartService, wait: str) -> None:
     async with FakeRegistry() as registry:
