@@ -195,6 +195,7 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     failpoint("container.told")
     if wanted is not None:
         document = await container_adjust.adjust(node, container, document, wanted.adjustment)
+        container.spec, container.view = document, None
     if checkpoint is not None:
         document = await restore.prepare(node, container, checkpoint, document)
     user, rootfs = _user(container, described, document), _rootfs(node, container, image)
