@@ -99,6 +99,8 @@ class Plugin:
         self._one_at_a_time = asyncio.Lock()
         self._asking: set[asyncio.Task[Any]] = set()
         self._without_method: set[int] = set()
+        self._said_which = True
+        """It has named its events; who names none gets all, and need not know them."""
 
     def __str__(self) -> str:
         return f"{self.index or '??'}-{self.name or 'plugin'}"
@@ -211,6 +213,7 @@ class Plugin:
             self.close("registration", f"it subscribes to events that there are not: {reply.events & ~VALID_EVENTS:#x}")
             return False
         self.events = reply.events or VALID_EVENTS
+        self._said_which = bool(reply.events)
         return True
 
     async def synchronize(
@@ -265,8 +268,11 @@ class Plugin:
             try:
                 return await self._request(method, request, reply_type, seconds)
             except CrispError as error:
-                if error.code is not Code.UNIMPLEMENTED or event in ANSWERED:
+                if error.code is not Code.UNIMPLEMENTED or (event in ANSWERED and self._said_which):
                     raise
+            if event in ANSWERED:
+                self.events &= ~(1 << (event - 1))
+                return reply_type()
             self._without_method.add(event)
             return await self._state_change(event, request, seconds)
 

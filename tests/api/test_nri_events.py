@@ -148,6 +148,24 @@ def test_a_plugin_without_own_methods_hears_by_state_change(kubelet: Kubelet) ->
         assert plugin.methods().count("RunPodSandbox") == 1, "it is not tried again"
 
 
+def test_a_plugin_that_names_no_events_need_not_know_all(kubelet: Kubelet) -> None:
+    def missing(_: object) -> None:
+        raise Refuse("no such method", code=12)
+
+    with NriPlugin(kubelet.daemon.nri_socket, on={"ValidateContainerAdjustment": missing}) as plugin:
+        pod = kubelet.pod()
+        pod.create("/bin/true")
+        pod.create("/bin/true")
+        assert plugin.methods().count("ValidateContainerAdjustment") == 1
+        assert plugin.methods().count("CreateContainer") == 2
+    named = event_mask("ValidateContainerAdjustment")
+    with (
+        NriPlugin(kubelet.daemon.nri_socket, events=named, on={"ValidateContainerAdjustment": missing}),
+        pytest.raises(grpc.RpcError, match="refuses ValidateContainerAdjustment"),
+    ):
+        pod.create("/bin/true")
+
+
 # ---- refusals ----
 
 
