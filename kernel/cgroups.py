@@ -106,20 +106,17 @@ def parent_path(parent: str) -> str:
     return f"{head}/{expanded}" if head and not expanded.startswith(head.split("/")[0]) else expanded
 
 
-def oci_path(parent: str, container: str, systemd: bool, prefix: str = "") -> str:
-    """The OCI `cgroupsPath` of a container: `slice:prefix:name` for the systemd driver, else an absolute path.
-
-    `prefix` names the group PREFIX-ID, for those who look for it by name.
-    """
+def oci_path(parent: str, container: str, systemd: bool) -> str:
+    """The OCI `cgroupsPath` of a container: `slice:prefix:name` for the systemd driver, else an absolute path."""
     if systemd:
         slice_name = parent.strip("/").rpartition("/")[2] or "system.slice"
-        return f"{slice_name}:{prefix or 'crisp'}:{container}"
-    return f"/{container_path(parent, container, systemd, prefix)}"
+        return f"{slice_name}:crisp:{container}"
+    return f"/{container_path(parent, container, systemd)}"
 
 
-def container_path(parent: str, container: str, systemd: bool, prefix: str = "") -> str:
+def container_path(parent: str, container: str, systemd: bool) -> str:
     """Where the container of `oci_path` lies, relative to the hierarchies' roots."""
-    name = f"{prefix or 'crisp'}-{container}.scope" if systemd else f"{prefix}-{container}" if prefix else container
+    name = f"crisp-{container}.scope" if systemd else container
     return f"{parent_path(parent)}/{name}".strip("/")
 
 
@@ -183,6 +180,15 @@ class Group:
                 except FileExistsError:
                     continue
                 _inherit_cpuset(path)
+
+    def create_below_parent(self) -> None:
+        """Make the group in each hierarchy that has its parent: of those above, none is made."""
+        for root in self.hierarchies.roots():
+            try:
+                os.mkdir(os.path.join(root, self.path))
+            except (FileExistsError, FileNotFoundError):
+                continue
+            _inherit_cpuset(os.path.join(root, self.path))
 
     def enter(self, pid: int) -> None:
         """Move process `pid` into the group, in every hierarchy."""

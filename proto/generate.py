@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SERVED = ("api", "admin")
 """Those whose services are gRPC."""
-SOURCES = (*SERVED, "nri", "ttrpc_messages")
+SOURCES = (*SERVED, "cadvisor", "nri", "ttrpc_messages")
 STUBS = (
     *(f"{name}_{suffix}" for name in SOURCES for suffix in ("pb2.py", "pb2.pyi")),
     *(f"{name}_pb2_grpc.py" for name in SERVED),

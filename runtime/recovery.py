@@ -37,6 +37,7 @@ from runtime.pods import (
     image_volumes,
     pause_watch,
     restore,
+    sandbox_group,
     sandbox_release,
     sandbox_stop,
 )
@@ -152,6 +153,8 @@ def _load(node: Node) -> set[str]:
     for key, value in node.store.settings.items():
         if key == "pod_cidr":
             node.pod_cidr = value
+        elif key == sandbox_group.SETTING:
+            node.looked_at = True
     return unreadable
 
 
@@ -213,6 +216,7 @@ async def _sandbox(node: Node, sandbox: Sandbox) -> None:
         _publish(node, record.id)
         if record.pause_pid:
             pause_watch.watch(node, sandbox)
+        await sandbox_group.renew(node, sandbox)
 
 
 def _publish(node: Node, sandbox_id: str) -> None:

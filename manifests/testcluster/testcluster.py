@@ -60,6 +60,9 @@ driver = "cgroupfs"
 parent = "{cgroup}/pods"
 shims = "{cgroup}/shims"
 
+[metrics]
+cadvisor_socket = "{directory}/containerd.sock"
+
 [network]
 mode = "builtin"
 subnets = ["10.244.{number}.0/24", "fd00:10:244:{number}::/64"]
@@ -168,6 +171,7 @@ class Node(Machine):
             f"--config={self.directory}/kubelet.yaml",
             f"--root-dir={self.directory}/kubelet",
             f"--cert-dir={self.directory}/kubelet-certificates",
+            f"--containerd={self.directory}/containerd.sock",  # whom cAdvisor asks
             f"--hostname-override={self.namespace}",
             f"--node-ip=192.168.250.{self.number}",
             *([f"--kubeconfig={kubeconfig}"] if kubeconfig else []),

@@ -11,14 +11,9 @@ class MetricsConfig:
 
     address: str = ""
     """host:port to serve /metrics on; empty: nowhere."""
-    cadvisor_socket: str = ""
-    """Socket on which the kubelet's built-in cAdvisor asks for containers' labels; it looks at /var/run/crio/crio.sock.
-    Containers are then called crio-ID in the cgroup tree, which is what it looks for. Empty: nowhere."""
-
-    @property
-    def group_prefix(self) -> str:
-        """What containers' cgroups are called, beside their id."""
-        return "crio" if self.cadvisor_socket else ""
+    cadvisor_socket: str = "/run/containerd/containerd.sock"
+    """Socket on which the kubelet's built-in cAdvisor asks for containers' labels and pods' network: it asks containerd
+    there, or where the kubelet's option --containerd says. Left alone if another program listens on it. Empty: nowhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,42 @@ def run_in_netns(netns: int, work: Callable[[], T]) -> T:
     return outcome[0]
 
 
+class Witness:
+    """A thread that stays in a network namespace and does nothing there."""
+
+    def __init__(self, netns_path: str) -> None:
+        """Blocks until the thread is in it. Raises OSError, and NOT_FOUND if no namespace is pinned there."""
+        self._leave = threading.Event()
+        entered = threading.Event()
+        failure: list[OSError] = []
+        netns = open_netns(netns_path)
+
+        def stay() -> None:
+            try:
+                syscalls.setns(netns, syscalls.CLONE_NEWNET)
+            except OSError as error:
+                failure.append(error)
+                return
+            finally:
+                entered.set()
+            self._leave.wait()
+
+        try:
+            self._thread = threading.Thread(target=stay, name="witness", daemon=True)
+            self._thread.start()
+            entered.wait()
+        finally:
+            os.close(netns)
+        if failure:
+            raise failure[0]
+        self.tid = self._thread.native_id or 0
+
+    def end(self) -> None:
+        """Leave the namespace. Blocks until the thread has ended."""
+        self._leave.set()
+        self._thread.join()
+
+
 def open_netns(path: str) -> int:
     """Open a pinned namespace; the caller closes the fd. Raises NOT_FOUND if nothing is pinned there."""
     try:

@@ -160,9 +160,7 @@ def _register(
         log_path=_log_path(node, sandbox, config, container_id),
         created_at=CLOCK.next_of(sandbox.record.config.metadata.uid),
         handler=node.handlers.get(sandbox.record.handler).name,
-        cgroup=cgroups.container_path(
-            sandbox.record.cgroup_parent, container_id, node.host.systemd_cgroups, node.config.metrics.group_prefix
-        ),
+        cgroup=cgroups.container_path(sandbox.record.cgroup_parent, container_id, node.host.systemd_cgroups),
         stop_signal=stop_signals.choose(config.stop_signal, image.config.stop_signal),
         resources=config.linux.resources,
         volume_images=[volume.id for volume in volumes],

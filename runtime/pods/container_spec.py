@@ -42,9 +42,7 @@ async def build(node: Node, container: Container, image: Image, target_pid: int)
         sandbox=sandbox.config,
         image=image.config,
         sandbox_directory=node.paths.sandbox(sandbox.id),
-        cgroups_path=cgroups.oci_path(
-            sandbox.cgroup_parent, record.id, node.host.systemd_cgroups, node.config.metrics.group_prefix
-        ),
+        cgroups_path=cgroups.oci_path(sandbox.cgroup_parent, record.id, node.host.systemd_cgroups),
         sources=sources,
         target_pid=target_pid,
         hostname=sandbox.hostname(),

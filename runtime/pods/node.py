@@ -55,6 +55,8 @@ class Node:
     recovery_seconds: float = 0.0
     lost_containers: int = 0
     """Containers that were ended because their shim was killed."""
+    looked_at: bool = False
+    """Somebody looks for pods in the cgroup tree: see sandbox_group."""
     pod_cidr: str = ""
     """As the kubelet handed it over."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from proto import api_pb2 as cri
+    from runtime.network.netns import Witness
     from runtime.records import ContainerRecord, SandboxRecord
     from runtime.shims.client import ShimClient
 
@@ -22,6 +23,8 @@ class Sandbox:
     containers: dict[str, Container] = field(default_factory=dict)
     pause: asyncio.Future[None] | None = None
     """Of a shared PID namespace: done once its init has ended."""
+    witness: asyncio.Future[Witness] | None = None
+    """In its network namespace, once cAdvisor has asked for it: see sandbox_group."""
     listed: cri.PodSandbox | None = None
     """Kept by `sandbox_status.item`."""
     known: bool = False

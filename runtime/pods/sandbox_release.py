@@ -14,7 +14,7 @@ from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
 from runtime.host import cgroup_end
-from runtime.pods import sandbox_network
+from runtime.pods import sandbox_group, sandbox_network
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
@@ -47,6 +47,7 @@ async def discard(node: Node, sandbox: Sandbox) -> None:
 async def release(node: Node, sandbox: Sandbox) -> None:
     """Give back what the sandbox has of the kernel: network, pause process, namespaces, /dev/shm, cgroup."""
     record = sandbox.record
+    await sandbox_group.end(node, sandbox)
     options = record.config.linux.security_context.namespace_options
     if options.network == cri.POD:
         await node.network.detach(sandbox_network.request(node.paths, record))

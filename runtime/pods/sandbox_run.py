@@ -20,7 +20,7 @@ from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
 from runtime.oci import user_namespaces
-from runtime.pods import pause_watch, plugin_hooks, sandbox_network, sandbox_release, selinux
+from runtime.pods import pause_watch, plugin_hooks, sandbox_group, sandbox_network, sandbox_release, selinux
 from runtime.pods.node import new_id
 from runtime.pods.objects import Sandbox
 from runtime.records import CLOCK, SandboxRecord
@@ -190,7 +190,8 @@ async def _sysctls_of_interfaces(node: Node, record: SandboxRecord) -> None:
 
 
 def _write_files(node: Node, record: SandboxRecord) -> None:
-    """resolv.conf, hostname and hosts; containers mount them where the kubelet gives none."""
+    """resolv.conf, hostname and hosts; containers mount them where the kubelet gives none. And a cgroup for who looks."""
+    sandbox_group.make(node, record)
     directory, config = node.paths.sandbox(record.id), record.config
     host_network = config.linux.security_context.namespace_options.network == cri.NODE
     (directory / "resolv.conf").write_text(

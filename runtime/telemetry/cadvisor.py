@@ -1,77 +1,173 @@
-"""Labels for the kubelet's built-in cAdvisor, as an opt-in.
+"""What the kubelet's built-in cAdvisor asks: whose the cgroups are that it finds.
 
-cAdvisor reads cgroups by itself and asks two runtimes for the labels of what it finds there. One of them is CRI-O: a group
-whose name begins with `crio-` is looked up over HTTP at a fixed socket. So with `metrics.cadvisor_socket` set, containers'
-cgroups are called crio-ID, and this module answers what cAdvisor asks about them:
+cAdvisor reads cgroups and /proc by itself, and asks containerd for the labels of a group whose name has 64 hexadecimal
+digits, and for a process of it. With these the kubelet's Summary API and /metrics/cadvisor have pods, containers and their
+network without any feature gate. So the daemon answers the calls in containerd's place, if that is free:
 
-    GET /info               where storage lies; fields storage_driver, storage_root, storage_image
-    GET /containers/ID      name, pid, image, created_time (ns), labels, annotations, log_path, root, ip_addresses
+    containerd.services.version.v1.Version/Version          once, when the kubelet starts
+    containerd.services.containers.v1.Containers/Get        for each group that appears: labels and image
+    containerd.services.tasks.v1.Tasks/Get                  its process; again when it has ended: its exit code
 
-Sandboxes have no process of their own here, so cAdvisor finds no group for a pod's network; those figures come by
-ListPodSandboxMetrics alone.
+Everything else there is UNIMPLEMENTED. Answers come from memory.
 """
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
-from proto.errors import CrispError
-from runtime.telemetry.http_answers import MISSING, Answer
+import grpc
+import structlog
+
+from kernel import sockets
+from proto import cadvisor_pb2 as wire
+from proto.version import VERSION
+from runtime.lifecycle import ContainerState
+from runtime.pods import sandbox_group
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
-    from runtime.pods.objects import Container
+    from runtime.pods.objects import Container, Sandbox
+
+KIND: Final = "io.cri-containerd.kind"
+"""Label by which cAdvisor knows sandboxes, and takes network figures of nothing else."""
+
+SPECIFICATION: Final = wire.Any(
+    type_url="types.containerd.io/opencontainers/runtime-spec/1/Spec", value=b'{"process":{"env":[]}}'
+)
+"""cAdvisor reads environment variables of it, which are no concern of its."""
+
+log = structlog.get_logger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class CadvisorAnswers:
-    """What cAdvisor asks, answered from memory."""
+class Cadvisor:
+    """Serves on a socket that root alone may use."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, path: str) -> None:
         self._node = node
+        self._path = Path(path)
+        self._made_directory = False
+        self._inode = 0
+        self._server: grpc.aio.Server | None = None
+        self._begun: asyncio.Task[None] | None = None
 
-    async def answer(self, path: str) -> Answer:
-        """For HttpAnswers."""
-        if path == "/info":
-            return _json(self._info())
-        head, _, identity = path.rpartition("/")
-        if head != "/containers":
-            return MISSING
+    async def start(self) -> None:
+        """Listen, unless another program does: its containers are not ours, and cAdvisor can ask one alone."""
         try:
-            container = self._node.container(identity)
-        except CrispError:
-            return MISSING
-        return _json(self._describe(container))
+            sockets.make_room(str(self._path))
+            self._made_directory = not self._path.parent.exists()
+            self._path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("cAdvisor cannot ask for pods", socket=str(self._path), error=error.strerror)
+            return
+        server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
+        server.add_generic_rpc_handlers(self._handlers())
+        before = os.umask(0o177)
+        try:
+            # gRPC unlinks the name that it has bound when it stops, whosever it is by then.
+            bound = f"{self._path}.crisp"
+            server.add_insecure_port(f"unix:{bound}")
+            await server.start()
+            self._inode = os.lstat(bound).st_ino
+            os.rename(bound, self._path)
+        except (RuntimeError, OSError) as error:
+            log.warning("cAdvisor cannot ask for pods", socket=str(self._path), error=str(error))
+            return
+        finally:
+            os.umask(before)
+        self._server = server
 
-    def _info(self) -> dict[str, Any]:
-        root = str(self._node.paths.root)
-        return {
-            "storage_driver": "overlay",
-            "storage_root": root,
-            "storage_image": "",
-            "cgroup_driver": "systemd" if self._node.host.systemd_cgroups else "cgroupfs",
-        }
+    async def stop(self) -> None:
+        """Take no more calls, and leave the place as it was; containerd may have taken it meanwhile."""
+        if self._begun is not None:
+            self._begun.cancel()
+            await asyncio.gather(self._begun, return_exceptions=True)
+        if self._server is None:
+            return
+        with suppress(OSError):
+            if os.lstat(self._path).st_ino == self._inode:
+                self._path.unlink()
+        await self._server.stop(grace=0)
+        if self._made_directory:
+            with suppress(OSError):
+                self._path.parent.rmdir()
 
-    def _describe(self, container: Container) -> dict[str, Any]:
-        record = container.record
-        layer = self._node.paths.writable_layer(record.id)
-        return {
-            "name": record.config.metadata.name,
-            "pid": record.pid if container.shim is not None else 0,
-            "image": record.config.image.user_specified_image or record.config.image.image,
-            "image_ref": record.image_id,
-            "created_time": record.created_at,
-            "labels": dict(record.config.labels),
-            "annotations": dict(record.config.annotations),
-            "crio_annotations": {},
-            "log_path": record.log_path,
-            # cAdvisor counts the parent of this directory as the writable layer.
-            "root": os.path.join(layer, "merged"),
-            "sandbox": record.sandbox_id,
-            "ip_addresses": container.sandbox.record.ips,
-        }
+    def _handlers(self) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+        def service(name: str, method: str, handle: Callable[[Any, Context], Awaitable[Any]], request: Any) -> Any:
+            handler = grpc.unary_unary_rpc_method_handler(handle, request.FromString, _serialize)
+            return grpc.method_handlers_generic_handler(f"containerd.services.{name}", {method: handler})
+
+        return (
+            service("version.v1.Version", "Version", self._version, wire.Empty),
+            service("containers.v1.Containers", "Get", self._get_container, wire.GetContainerRequest),
+            service("tasks.v1.Tasks", "Get", self._get_task, wire.GetTaskRequest),
+        )
+
+    async def _version(self, _request: wire.Empty, _context: Context) -> wire.VersionResponse:
+        if not self._node.looked_at:
+            log.info("cAdvisor asks for containers: pods have cgroups for it from now on")
+            # Not waited for: a pod that is being stopped would hold up the start of the kubelet.
+            self._begun = asyncio.create_task(sandbox_group.look(self._node))
+        return wire.VersionResponse(version=f"crisp-{VERSION}")
+
+    async def _get_container(self, request: wire.GetContainerRequest, context: Context) -> wire.GetContainerResponse:
+        if (container := self._node.containers.get(request.id)) is not None:
+            found = _container(container)
+        elif (sandbox := self._node.sandboxes.get(request.id)) is not None:
+            found = _sandbox(sandbox)
+        else:
+            found = None
+            await _missing(context, request.id)
+        return wire.GetContainerResponse(container=found)
+
+    async def _get_task(self, request: wire.GetTaskRequest, context: Context) -> wire.GetTaskResponse:
+        if (container := self._node.containers.get(request.container_id)) is not None:
+            record = container.record
+            status = _STATUS.get(record.state, wire.UNKNOWN)
+            found = wire.Process(id=record.id, pid=record.pid, status=status, exit_status=record.exit_code)
+        elif (sandbox := self._node.sandboxes.get(request.container_id)) is not None:
+            pid = await sandbox_group.process(self._node, sandbox)
+            found = wire.Process(id=sandbox.record.id, pid=pid, status=wire.RUNNING if pid else wire.STOPPED)
+        else:
+            found = wire.Process()
+        if not found.pid and found.status != wire.STOPPED:
+            # It is being made, perhaps: cAdvisor asks again, for some seconds.
+            await _missing(context, request.container_id)
+        return wire.GetTaskResponse(process=found)
 
 
-def _json(document: dict[str, Any]) -> Answer:
-    return Answer(json.dumps(document).encode(), "application/json")
+_STATUS: Final = {
+    ContainerState.CREATED: wire.CREATED,
+    ContainerState.RUNNING: wire.RUNNING,
+    ContainerState.EXITED: wire.STOPPED,
+}
+
+
+def _container(container: Container) -> wire.Container:
+    record = container.record
+    return wire.Container(
+        id=record.id,
+        labels={**record.config.labels, KIND: "container"},
+        image=record.image_name or record.config.image.user_specified_image or record.config.image.image,
+        spec=SPECIFICATION,
+    )
+
+
+def _sandbox(sandbox: Sandbox) -> wire.Container:
+    record = sandbox.record
+    return wire.Container(id=record.id, labels={**record.config.labels, KIND: "sandbox"}, spec=SPECIFICATION)
+
+
+async def _missing(context: Context, name: str) -> None:
+    await context.abort(grpc.StatusCode.NOT_FOUND, f"no container or task {name}")
+
+
+def _serialize(reply: Any) -> bytes:
+    data: bytes = reply.SerializeToString()
+    return data

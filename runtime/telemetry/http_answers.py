@@ -1,4 +1,4 @@
-"""A small HTTP server for answers to GET: the metrics endpoint, and what cAdvisor asks.
+"""A small HTTP server for answers to GET: the metrics endpoint.
 
 h11 speaks the protocol, asyncio moves the bytes. Requests have no body, answers are short, and a client has ten seconds.
 """
@@ -6,7 +6,6 @@ h11 speaks the protocol, asyncio moves the bytes. Requests have no body, answers
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +13,6 @@ from typing import Final
 import h11
 import structlog
 
-from kernel import sockets
 from proto.errors import Code, CrispError, invalid
 
 HEAD_BYTES: Final = 16 * 1024
@@ -56,19 +54,6 @@ class HttpAnswers:
             self._server = await asyncio.start_server(self._accept, host.strip("[]"), int(port), limit=HEAD_BYTES)
         except OSError as error:
             raise CrispError(Code.UNAVAILABLE, f"cannot listen on {address}: {error.strerror}") from None
-
-    async def listen_unix(self, path: str) -> None:
-        """Serve on a socket that root alone may use."""
-        try:
-            sockets.make_room(path)
-            os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
-            before = os.umask(0o177)
-            try:
-                self._server = await asyncio.start_unix_server(self._accept, path, limit=HEAD_BYTES)
-            finally:
-                os.umask(before)
-        except OSError as error:
-            raise CrispError(Code.UNAVAILABLE, f"cannot listen on {path}: {error.strerror}") from None
 
     @property
     def port(self) -> int:

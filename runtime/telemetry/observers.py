@@ -25,9 +25,11 @@ async def start(node: Node, stack: AsyncExitStack) -> list[Observer]:
         await _serving(telemetry.answer, stack).listen_tcp(metrics.address)
         observers.append(telemetry.observe)
     if metrics.cadvisor_socket:
-        from runtime.telemetry.cadvisor import CadvisorAnswers  # noqa: PLC0415
+        from runtime.telemetry.cadvisor import Cadvisor  # noqa: PLC0415
 
-        await _serving(CadvisorAnswers(node).answer, stack).listen_unix(metrics.cadvisor_socket)
+        cadvisor = Cadvisor(node, metrics.cadvisor_socket)
+        stack.push_async_callback(cadvisor.stop)
+        await cadvisor.start()
     if tracing.endpoint:
         from runtime.telemetry.tracing import Tracing  # noqa: PLC0415
 

@@ -1,8 +1,7 @@
-"""Figures for Prometheus, labels for cAdvisor, SIGHUP, notices to systemd, `crisp top` and `crisp events`."""
+"""Figures for Prometheus, SIGHUP, notices to systemd, `crisp top` and `crisp events`."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import select
@@ -17,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from kernel import cgroups
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.host import free_port
@@ -35,9 +33,7 @@ def port() -> int:
 @pytest.fixture
 def watched(port: int, rootfs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Kubelet, socket.socket]]:
     """A daemon that is told to talk, and the socket on which systemd would listen."""
-    daemon = Daemon(f'[metrics]\naddress = "127.0.0.1:{port}"\n')
-    text = daemon.config.read_text()
-    daemon.config.write_text(text + f'cadvisor_socket = "{daemon.directory}/crio/crio.sock"\n')
+    daemon = Daemon(f'[metrics]\naddress = "127.0.0.1:{port}"\ncadvisor_socket = ""\n')
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(daemon.directory / "notify"))
         systemd.settimeout(60)
@@ -53,17 +49,6 @@ def scrape(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as reply:
         lines = reply.read().decode().splitlines()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
-
-
-def ask_cadvisor(kubelet: Kubelet, path: str) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("localhost")
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.connect(f"{kubelet.daemon.directory}/crio/crio.sock")
-    connection.request("GET", path)
-    reply = connection.getresponse()
-    body = reply.read()
-    connection.close()
-    return reply.status, body
 
 
 def hang_up(kubelet: Kubelet) -> None:
@@ -89,21 +74,6 @@ def test_figures(watched: tuple[Kubelet, socket.socket], port: int) -> None:
     assert sum(value for name, value in after.items() if name.startswith("crisp_image_pull_duration_seconds_count")) == 1
     with pytest.raises(urllib.error.HTTPError):
         urllib.request.urlopen(f"http://127.0.0.1:{port}/other", timeout=60)
-
-
-def test_labels_for_cadvisor(watched: tuple[Kubelet, socket.socket]) -> None:
-    kubelet, _ = watched
-    labels = {"io.kubernetes.pod.name": "p", "io.kubernetes.container.name": "c"}
-    container = kubelet.pod().run("/bin/sleep", "1000", config=cri.ContainerConfig(labels=labels))
-    status, body = ask_cadvisor(kubelet, f"/containers/{container.id}")
-    found = json.loads(body)
-    assert status == 200
-    assert (found["labels"], found["name"]) == (labels, container.status().metadata.name)
-    group = cgroups.of_process(found["pid"], cgroups.detect())
-    assert os.path.basename(group) == f"crio-{container.id}", "cAdvisor knows it by this name"
-    assert container.sh("echo works") == "works\n"
-    assert json.loads(ask_cadvisor(kubelet, "/info")[1])["storage_driver"] == "overlay"
-    assert ask_cadvisor(kubelet, f"/containers/{'0' * 64}")[0] == 404
 
 
 def test_reload(watched: tuple[Kubelet, socket.socket]) -> None:

@@ -45,7 +45,9 @@ class Daemon:
         self.nri_socket = str(directory / "nri/nri.sock")
         self.config = directory / "crisp.toml"
         self.config.write_text(
-            f'[log]\nlevel = "debug"\nformat = "json"\n[cgroup]\nparent = "{self.cgroup_parent}"\n'
+            # One that has a section of its own for it says where the kubelet's cAdvisor may ask.
+            ("" if "[metrics]" in extra_config else 'metrics.cadvisor_socket = ""\n')
+            + f'[log]\nlevel = "debug"\nformat = "json"\n[cgroup]\nparent = "{self.cgroup_parent}"\n'
             f'shims = "{self.cgroup_parent}/shims"\n[images.registries]\ncerts_dirs = ["{self.certs}"]\n'
             f'[nri]\nsocket_path = "{self.nri_socket}"\nplugin_path = "{directory}/nri/plugins"\n'
             f'plugin_config_path = "{directory}/nri/conf.d"\n{nri}\n'
