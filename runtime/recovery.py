@@ -216,7 +216,6 @@ async def _sandbox(node: Node, sandbox: Sandbox) -> None:
         _publish(node, record.id)
         if record.pause_pid:
             pause_watch.watch(node, sandbox)
-        await sandbox_group.renew(node, sandbox)
 
 
 def _publish(node: Node, sandbox_id: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from kernel import cgroups
 from proto import api_pb2 as cri
 from proto.errors import CrispError
 from runtime.network.netns import Witness
@@ -32,10 +33,9 @@ log = structlog.get_logger(__name__)
 
 
 async def look(node: Node) -> None:
-    """Somebody looks at cgroups: sandboxes have them from now on, those that are there already too."""
+    """Somebody looks at cgroups: sandboxes have them from now on."""
     node.looked_at = True
     await node.store.settings.note(SETTING, True)
-    await asyncio.gather(*(renew(node, sandbox) for sandbox in list(node.sandboxes.values())))
 
 
 async def renew(node: Node, sandbox: Sandbox) -> None:
@@ -46,10 +46,8 @@ async def renew(node: Node, sandbox: Sandbox) -> None:
 
 
 def _renew(node: Node, record: SandboxRecord) -> None:
-    if record.pause_pid:
-        return  # it has been the sandbox's process all the time
     try:
-        node.host.hierarchies.group(record.cgroup).remove()
+        _group(node, record).remove()
         make(node, record)
     except OSError as error:
         log.warning("cAdvisor will not see the pod's network", sandbox=record.id, error=str(error))
@@ -58,7 +56,17 @@ def _renew(node: Node, record: SandboxRecord) -> None:
 def make(node: Node, record: SandboxRecord) -> None:
     """Make the sandbox's cgroup if anybody looks, and below a parent of its client's: nobody looks at others. Blocks."""
     if node.looked_at and not record.owns_cgroup_parent:
-        node.host.hierarchies.group(record.cgroup).create_below_parent()
+        _group(node, record).create_below_parent()
+
+
+def _group(node: Node, record: SandboxRecord) -> cgroups.Group:
+    """Called by the id, which is what cAdvisor asks for. The init of a shared PID namespace has a group of its own."""
+    return node.host.hierarchies.group(cgroups.container_path(record.cgroup_parent, record.id, systemd=False))
+
+
+def remove(node: Node, record: SandboxRecord) -> None:
+    """Remove the sandbox's cgroup. Blocks."""
+    _group(node, record).remove()
 
 
 async def process(node: Node, sandbox: Sandbox) -> int:
@@ -67,8 +75,6 @@ async def process(node: Node, sandbox: Sandbox) -> int:
     Valid until the sandbox stops or the daemon ends.
     """
     record = sandbox.record
-    if record.pause_pid and record.config.linux.security_context.namespace_options.network == cri.POD:
-        return record.pause_pid
     if record.config.linux.security_context.namespace_options.network == cri.NODE:
         return os.getpid()
     if sandbox.witness is None and not record.stopped_at:

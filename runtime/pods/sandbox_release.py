@@ -61,6 +61,7 @@ def _release_blocking(node: Node, sandbox: Sandbox) -> None:
     directory = node.paths.sandbox(record.id)
     hierarchies = node.host.hierarchies
     cgroup_end.end(hierarchies.group(record.cgroup))
+    sandbox_group.remove(node, record)
     record.pause_pid = 0
     namespaces.unpin(str(node.paths.netns(record.id)))
     mounts.detach_all(str(directory))  # pinned namespaces and /dev/shm

@@ -78,7 +78,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
     if not record.cgroup_parent:
         record.cgroup_parent = _own_parent(node, record.id)
         record.owns_cgroup_parent = True
-    record.cgroup = cgroups.container_path(record.cgroup_parent, record.id, systemd=False)
+    record.cgroup = cgroups.container_path(record.cgroup_parent, f"init-{record.id[:12]}", systemd=False)
     record.selinux_level = selinux.level_for(node, record.config)
     sandbox = Sandbox(record)
     node.sandboxes[record.id] = sandbox

@@ -41,6 +41,9 @@ SPECIFICATION: Final = wire.Any(
 )
 """cAdvisor reads environment variables of it, which are no concern of its."""
 
+RENEWALS: Final = (5.0, 10.0, 20.0, 60.0)
+"""Seconds that cAdvisor has to ask for a sandbox whose cgroup has appeared anew."""
+
 log = structlog.get_logger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -55,7 +58,9 @@ class Cadvisor:
         self._made_directory = False
         self._inode = 0
         self._server: grpc.aio.Server | None = None
-        self._begun: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+        self._asked: set[str] = set()
+        """Sandboxes that cAdvisor has asked for since the last renewal."""
 
     async def start(self) -> None:
         """Listen, unless another program does: its containers are not ours, and cAdvisor can ask one alone."""
@@ -82,12 +87,29 @@ class Cadvisor:
         finally:
             os.umask(before)
         self._server = server
+        if self._node.looked_at:
+            self._renewing = asyncio.create_task(self._renew())
+
+    async def _renew(self) -> None:
+        """Make the cgroups of all sandboxes appear anew, and once more those that nobody asks for.
+
+        cAdvisor asks once for a group that appears, and takes it for a mere cgroup if it has no connection just then: after
+        a restart of the daemon it waits some seconds between its attempts to connect.
+        """
+        waiting = set(self._node.sandboxes)
+        for seconds in RENEWALS:
+            self._asked.clear()
+            for sandbox_id in waiting & set(self._node.sandboxes):
+                await sandbox_group.renew(self._node, self._node.sandboxes[sandbox_id])
+            await asyncio.sleep(seconds)
+            waiting -= self._asked
+        self._asked.clear()
 
     async def stop(self) -> None:
         """Take no more calls, and leave the place as it was; containerd may have taken it meanwhile."""
-        if self._begun is not None:
-            self._begun.cancel()
-            await asyncio.gather(self._begun, return_exceptions=True)
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
         if self._server is None:
             return
         with suppress(OSError):
@@ -112,14 +134,16 @@ class Cadvisor:
     async def _version(self, _request: wire.Empty, _context: Context) -> wire.VersionResponse:
         if not self._node.looked_at:
             log.info("cAdvisor asks for containers: pods have cgroups for it from now on")
+            await sandbox_group.look(self._node)
             # Not waited for: a pod that is being stopped would hold up the start of the kubelet.
-            self._begun = asyncio.create_task(sandbox_group.look(self._node))
+            self._renewing = asyncio.create_task(self._renew())
         return wire.VersionResponse(version=f"crisp-{VERSION}")
 
     async def _get_container(self, request: wire.GetContainerRequest, context: Context) -> wire.GetContainerResponse:
         if (container := self._node.containers.get(request.id)) is not None:
             found = _container(container)
         elif (sandbox := self._node.sandboxes.get(request.id)) is not None:
+            self._asked.add(request.id)
             found = _sandbox(sandbox)
         else:
             found = None

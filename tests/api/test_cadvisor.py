@@ -81,6 +81,14 @@ def group_of(pod: Pod, parent: str) -> cgroups.Group:
     return cgroups.detect().group(f"{parent.strip('/')}/{pod.id}")
 
 
+def inode_of(pod: Pod, parent: str) -> int:
+    """Another one once it was made anew; 0 while there is none."""
+    try:
+        return os.stat(group_of(pod, parent).directory()).st_ino
+    except FileNotFoundError:
+        return 0
+
+
 def pod_below(kubelet: Kubelet, parent: str, **namespaces: int) -> Pod:
     config = kubelet.pod_config(**namespaces)
     config.linux.cgroup_parent = parent
@@ -149,22 +157,35 @@ def test_a_restart_makes_groups_appear_anew(kubelet: Kubelet, parent: str) -> No
     """Who has seen them knows a thread that is no more."""
     cadvisor = Cadvisor(kubelet)
     cadvisor.begin()
-    pod, pid_pod = pod_below(kubelet, parent), pod_below(kubelet, parent, pid=cri.POD)
-    shared = pid_pod.run("/bin/sleep", "1000")
-    init = cadvisor.task(pid_pod.id).pid
-    seen, kept = (os.stat(group_of(one, parent).directory()).st_ino for one in (pod, pid_pod))
+    pods = [pod_below(kubelet, parent), pod_below(kubelet, parent, pid=cri.POD)]
+    container = pods[1].run("/bin/sleep", "1000")
+    seen = [inode_of(pod, parent) for pod in pods]
     kubelet.daemon.kill()
     kubelet.daemon.start()
-    assert os.stat(group_of(pod, parent).directory()).st_ino != seen
-    assert os.stat(group_of(pid_pod, parent).directory()).st_ino == kept
-    assert cadvisor.task(pid_pod.id).pid == init
-    assert pod.status().network.ip in addresses(cadvisor.task(pod.id).pid)
-    later = pod_below(kubelet, parent)
-    assert group_of(later, parent).exists(), "nobody needs to ask again"
-    assert shared.status().state == cri.CONTAINER_RUNNING
-    for one in (pod, pid_pod, later):
-        one.remove()
-        assert not group_of(one, parent).exists()
+    for pod, before in zip(pods, seen, strict=True):
+        wait_until(lambda pod=pod, before=before: inode_of(pod, parent) not in (0, before))
+        assert pod.status().network.ip in addresses(cadvisor.task(pod.id).pid)
+    pods.append(pod_below(kubelet, parent))
+    assert group_of(pods[2], parent).exists(), "nobody needs to ask again"
+    assert container.status().state == cri.CONTAINER_RUNNING
+    for pod in pods:
+        pod.remove()
+        assert not group_of(pod, parent).exists()
+
+
+def test_a_group_that_was_missed_appears_again(kubelet: Kubelet, parent: str) -> None:
+    """cAdvisor had no connection when it looked; once it has asked, the group stays as it is."""
+    cadvisor = Cadvisor(kubelet)
+    cadvisor.begin()
+    missed, asked = pod_below(kubelet, parent), pod_below(kubelet, parent)
+    seen = inode_of(asked, parent)
+    kubelet.daemon.kill()
+    kubelet.daemon.start()
+    wait_until(lambda: inode_of(asked, parent) not in (0, seen))
+    cadvisor.container(asked.id)
+    kept, before = inode_of(asked, parent), inode_of(missed, parent)
+    wait_until(lambda: inode_of(missed, parent) not in (0, before, seen))
+    assert inode_of(asked, parent) == kept
 
 
 def test_the_nodes_network(kubelet: Kubelet, parent: str) -> None:
