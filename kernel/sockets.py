@@ -18,9 +18,14 @@ def make_room(path: str) -> None:
             raise FileExistsError(errno.EEXIST, "it exists and is not a socket", path)
     except FileNotFoundError:
         return
+    if has_listener(path):
+        raise OSError(errno.EADDRINUSE, "another program listens on it", path)
+    os.unlink(path)
+
+
+def has_listener(path: str) -> bool:
+    """Whether some program has bound the socket and still has it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) as asker:
         error = asker.connect_ex(path)
     # EAGAIN: its queue is full. EPROTOTYPE: it is of another kind than streams, so somebody has bound it.
-    if error in (0, errno.EAGAIN, errno.EPROTOTYPE):
-        raise OSError(errno.EADDRINUSE, "another program listens on it", path)
-    os.unlink(path)
+    return error in (0, errno.EAGAIN, errno.EPROTOTYPE)

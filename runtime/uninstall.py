@@ -165,8 +165,11 @@ def _remove_groups(config: Config) -> None:
 def _files(config: Config, *, keep_data: bool) -> list[Path]:
     """What there is of crisp's files and directories."""
     found = [path for name in STATE_NAMES for path in config.state.glob(name)]
-    sockets = [config.socket, *([Path(config.metrics.cadvisor_socket)] if config.metrics.cadvisor_socket else [])]
-    found += [path for path in sockets if path.is_socket() and path not in found]
+    if config.socket.is_socket() and config.socket not in found:
+        found.append(config.socket)
+    asked = Path(config.metrics.cadvisor_socket)
+    if asked.is_socket() and not sockets.has_listener(str(asked)):  # else it is containerd's
+        found.append(asked)
     if config.network.cni.conf_template:
         found += config.network.cni.conf_dir.glob(template.FILE_NAME)
     if not keep_data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -204,6 +205,11 @@ def test_a_parent_that_nobody_made_is_not_made(kubelet: Kubelet, parent: str) ->
     pod = pod_below(kubelet, missing)
     assert not cgroups.detect().group(missing.strip("/")).exists()
     pod.remove()
+
+
+def test_the_socket_is_roots(kubelet: Kubelet) -> None:
+    status = os.stat(Cadvisor(kubelet).path)
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (0, 0, 0o600)
 
 
 def test_the_place_is_another_programs(kubelet: Kubelet) -> None:
