@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,6 +135,20 @@ def uninstall_without_privileges(base: Path) -> subprocess.CompletedProcess[str]
     directories = ("--config", str(config), "--root", str(base / "lib"), "--state", str(base / "run"))
     command = [*without, sys.executable, str(ROOT / "crisp.py"), "uninstall", *directories, "--yes", "--end-pods"]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_a_socket_that_another_program_has_stays(daemon: Daemon) -> None:
+    """containerd's, in whose place the daemon answers where there is none."""
+    path = daemon.directory / "containerd.sock"
+    text = daemon.config.read_text()
+    daemon.config.write_text(text.replace('cadvisor_socket = ""', f'cadvisor_socket = "{path}"'))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(path))
+        other.listen()
+        assert uninstall(daemon, "--yes").returncode == 0
+        assert path.is_socket()
+    assert uninstall(daemon, "--yes").returncode == 0
+    assert not path.exists(), "nobody has it any more"
 
 
 def test_without_privileges_there_is_nothing(tmp_path: Path) -> None:
