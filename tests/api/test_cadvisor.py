@@ -16,7 +16,8 @@ from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from proto import cadvisor_pb2 as wire
 from tests.harness.daemon import Daemon
-from tests.harness.kubelet import Kubelet, Pod, wait_until
+from tests.harness.kubelet import Kubelet, Pod
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from proto import api_pb2 as cri
-from tests.harness.kubelet import WAIT_SECONDS, Kubelet, Pod
+from tests.harness.kubelet import Kubelet, Pod
+from tests.harness.waiting import WAIT_SECONDS
 
 pytestmark = pytest.mark.root
 
