@@ -97,7 +97,7 @@ async def uninstall(config: Config, *, end_pods: bool, keep_data: bool, grace_se
         for path in _files(config, keep_data=keep_data):
             _remove(path)
         if config.nri.enabled:
-            _remove_nri_socket(config.nri.socket_path)
+            remove_nri_socket(config.nri.socket_path)
     for directory in (config.state, *(() if keep_data else (config.root,))):
         with contextlib.suppress(OSError):  # it holds what is not crisp's, or it is somebody's mount
             directory.rmdir()
@@ -177,7 +177,7 @@ def _files(config: Config, *, keep_data: bool) -> list[Path]:
     return sorted(found)
 
 
-def _remove_nri_socket(path: Path) -> None:
+def remove_nri_socket(path: Path) -> None:
     """As a daemon that was killed leaves it. Another runtime may serve it, or plugins wait for one in its directory."""
     with contextlib.suppress(OSError):
         sockets.make_room(str(path))

@@ -21,6 +21,7 @@ import pytest
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from proto import nri_pb2 as nri
+from runtime import uninstall
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.kubelet import Kubelet, wait_until
 from tests.harness.nri_plugin import NriPlugin, Refuse, event_mask
@@ -543,13 +544,16 @@ def test_crisp_check_names_them(own: Callable[..., Kubelet]) -> None:
 
 
 def test_crisp_uninstall_takes_a_socket_that_was_left(own: Callable[..., Kubelet]) -> None:
+    """And leaves one that is served."""
     kubelet = own()
-    daemon = kubelet.daemon
-    daemon.kill()
-    assert os.path.exists(daemon.nri_socket)
-    places = ["--root", str(daemon.root), "--state", str(daemon.state)]
-    subprocess.run([*daemon.program, "uninstall", "--config", str(daemon.config), *places, "--yes"], check=True)
-    assert not os.path.exists(os.path.dirname(daemon.nri_socket))
+    socket = Path(kubelet.daemon.nri_socket)
+    uninstall.remove_nri_socket(socket)
+    assert socket.exists()
+    kubelet.daemon.kill()
+    assert socket.exists()
+    uninstall.remove_nri_socket(socket)
+    assert not socket.parent.exists()
+    kubelet.daemon.start()
 
 
 def test_figures(own: Callable[..., Kubelet]) -> None:
