@@ -60,3 +60,8 @@ def test_who_is_killed_when_memory_runs_out(value: str, policy: str) -> None:
 )
 def test_assignments(resources: dict[str, Any], expected: list[str]) -> None:
     assert systemd_limits.assignments(resources) == expected
+
+
+def test_no_limit_is_what_systemd_says() -> None:
+    """sd-bus has 64 bits for it, and CGROUP_LIMIT_MAX is all of them."""
+    assert systemd_limits.INFINITY == 0xFFFF_FFFF_FFFF_FFFF
