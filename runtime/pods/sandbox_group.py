@@ -39,7 +39,9 @@ async def look(node: Node) -> None:
 
 
 async def renew(node: Node, sandbox: Sandbox) -> None:
-    """Make a ready sandbox's cgroup appear once more: whoever has seen it knows a process of before."""
+    """Make a ready sandbox's cgroup appear once more: whoever has seen it knows a process of before, or none."""
+    if sandbox.lock.locked():
+        return  # it is being stopped, or made: not waited for
     async with sandbox.lock:
         if node.looked_at and sandbox.record.ready_at and not sandbox.record.stopped_at:
             await asyncio.get_running_loop().run_in_executor(node.blocking, _renew, node, sandbox.record)

@@ -41,8 +41,9 @@ SPECIFICATION: Final = wire.Any(
 )
 """cAdvisor reads environment variables of it, which are no concern of its."""
 
-RENEWALS: Final = (5.0, 10.0, 20.0, 60.0)
-"""Seconds that cAdvisor has to ask for a sandbox whose cgroup has appeared anew."""
+LOOK_SECONDS: Final = 5.0
+RENEWED_AT: Final = frozenset((2, 4, 8, 20))
+"""At these looks at a sandbox that nobody asks for its cgroup appears anew."""
 
 log = structlog.get_logger(__name__)
 
@@ -58,9 +59,9 @@ class Cadvisor:
         self._made_directory = False
         self._inode = 0
         self._server: grpc.aio.Server | None = None
-        self._renewing: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
         self._asked: set[str] = set()
-        """Sandboxes that cAdvisor has asked for since the last renewal."""
+        """Sandboxes whose process cAdvisor knows."""
 
     async def start(self) -> None:
         """Listen, unless another program does: its containers are not ours, and cAdvisor can ask one alone."""
@@ -88,28 +89,31 @@ class Cadvisor:
             os.umask(before)
         self._server = server
         if self._node.looked_at:
-            self._renewing = asyncio.create_task(self._renew())
+            self._following = asyncio.create_task(self._follow())
 
-    async def _renew(self) -> None:
-        """Make the cgroups of all sandboxes appear anew, and once more those that nobody asks for.
+    async def _follow(self) -> None:
+        """Make the cgroups of all sandboxes appear anew, and later once more those whose process nobody has asked for.
 
-        cAdvisor asks once for a group that appears, and takes it for a mere cgroup if it has no connection just then: after
-        a restart of the daemon it waits some seconds between its attempts to connect.
+        cAdvisor asks once for a group that appears, and takes it for a mere cgroup if it has no connection just then, or no
+        answer in two seconds. After a restart of the daemon it waits some seconds between its attempts to connect.
         """
-        waiting = set(self._node.sandboxes)
-        for seconds in RENEWALS:
-            self._asked.clear()
-            for sandbox_id in waiting & set(self._node.sandboxes):
-                await sandbox_group.renew(self._node, self._node.sandboxes[sandbox_id])
-            await asyncio.sleep(seconds)
-            waiting -= self._asked
-        self._asked.clear()
+        looks: dict[str, int] = {}
+        for sandbox in list(self._node.sandboxes.values()):
+            await sandbox_group.renew(self._node, sandbox)
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._asked &= set(self._node.sandboxes)
+            waiting = set(self._node.sandboxes) - self._asked
+            looks = {sandbox_id: looks.get(sandbox_id, 0) + 1 for sandbox_id in waiting}
+            for sandbox_id, number in looks.items():
+                if number in RENEWED_AT and sandbox_id in self._node.sandboxes:
+                    await sandbox_group.renew(self._node, self._node.sandboxes[sandbox_id])
 
     async def stop(self) -> None:
         """Take no more calls, and leave the place as it was; containerd may have taken it meanwhile."""
-        if self._renewing is not None:
-            self._renewing.cancel()
-            await asyncio.gather(self._renewing, return_exceptions=True)
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         if self._server is None:
             return
         with suppress(OSError):
@@ -136,14 +140,13 @@ class Cadvisor:
             log.info("cAdvisor asks for containers: pods have cgroups for it from now on")
             await sandbox_group.look(self._node)
             # Not waited for: a pod that is being stopped would hold up the start of the kubelet.
-            self._renewing = asyncio.create_task(self._renew())
+            self._following = asyncio.create_task(self._follow())
         return wire.VersionResponse(version=f"crisp-{VERSION}")
 
     async def _get_container(self, request: wire.GetContainerRequest, context: Context) -> wire.GetContainerResponse:
         if (container := self._node.containers.get(request.id)) is not None:
             found = _container(container)
         elif (sandbox := self._node.sandboxes.get(request.id)) is not None:
-            self._asked.add(request.id)
             found = _sandbox(sandbox)
         else:
             found = None
@@ -157,6 +160,7 @@ class Cadvisor:
             found = wire.Process(id=record.id, pid=record.pid, status=status, exit_status=record.exit_code)
         elif (sandbox := self._node.sandboxes.get(request.container_id)) is not None:
             pid = await sandbox_group.process(self._node, sandbox)
+            self._asked.add(sandbox.record.id)
             found = wire.Process(id=sandbox.record.id, pid=pid, status=wire.RUNNING if pid else wire.STOPPED)
         else:
             found = wire.Process()

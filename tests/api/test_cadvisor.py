@@ -184,7 +184,7 @@ def test_a_group_that_was_missed_appears_again(kubelet: Kubelet, parent: str) ->
     kubelet.daemon.kill()
     kubelet.daemon.start()
     wait_until(lambda: inode_of(asked, parent) not in (0, seen))
-    cadvisor.container(asked.id)
+    cadvisor.task(asked.id)
     kept, before = inode_of(asked, parent), inode_of(missed, parent)
     wait_until(lambda: inode_of(missed, parent) not in (0, before, seen))
     assert inode_of(asked, parent) == kept
