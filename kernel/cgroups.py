@@ -19,6 +19,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 from kernel import mounts
@@ -182,13 +183,13 @@ class Group:
                 _inherit_cpuset(path)
 
     def create_below_parent(self) -> None:
-        """Make the group in each hierarchy that has its parent: of those above, none is made."""
+        """Make the group in each hierarchy that has its parent: of those above, none is made.
+
+        It is for no process: a v1 cpuset stays without CPUs, for with some it would keep the parent's from being narrowed.
+        """
         for root in self.hierarchies.roots():
-            try:
+            with suppress(FileExistsError, FileNotFoundError):
                 os.mkdir(os.path.join(root, self.path))
-            except (FileExistsError, FileNotFoundError):
-                continue
-            _inherit_cpuset(os.path.join(root, self.path))
 
     def enter(self, pid: int) -> None:
         """Move process `pid` into the group, in every hierarchy."""

@@ -25,6 +25,8 @@ class Sandbox:
     """Of a shared PID namespace: done once its init has ended."""
     witness: asyncio.Future[Witness] | None = None
     """In its network namespace, once cAdvisor has asked for it: see sandbox_group."""
+    network_left: bool = False
+    """Its network is being given back: nobody may enter it any more."""
     listed: cri.PodSandbox | None = None
     """Kept by `sandbox_status.item`."""
     known: bool = False

@@ -50,15 +50,25 @@ async def renew(node: Node, sandbox: Sandbox) -> None:
 def _renew(node: Node, record: SandboxRecord) -> None:
     try:
         _group(node, record).remove()
-        make(node, record)
     except OSError as error:
-        log.warning("cAdvisor will not see the pod's network", sandbox=record.id, error=str(error))
+        _warn(record, error)
+    make(node, record)
 
 
 def make(node: Node, record: SandboxRecord) -> None:
-    """Make the sandbox's cgroup if anybody looks, and below a parent of its client's: nobody looks at others. Blocks."""
+    """Make the sandbox's cgroup if anybody looks, and below a parent of its client's: nobody looks at others. Blocks.
+
+    A group that cannot be made costs the pod's figures, and not the pod.
+    """
     if node.looked_at and not record.owns_cgroup_parent:
-        _group(node, record).create_below_parent()
+        try:
+            _group(node, record).create_below_parent()
+        except OSError as error:
+            _warn(record, error)
+
+
+def _warn(record: SandboxRecord, error: Exception) -> None:
+    log.warning("cAdvisor will not see the pod's network", sandbox=record.id, error=str(error))
 
 
 def _group(node: Node, record: SandboxRecord) -> cgroups.Group:
@@ -72,33 +82,37 @@ def remove(node: Node, record: SandboxRecord) -> None:
 
 
 async def process(node: Node, sandbox: Sandbox) -> int:
-    """The number of a process or thread in the sandbox's network namespace, 0 if it has none (any more).
+    """The number of a process or thread in the sandbox's network namespace, 0 if it has none (any more, or just now).
 
     Valid until the sandbox stops or the daemon ends.
     """
     record = sandbox.record
+    if record.stopped_at or sandbox.network_left:
+        return 0
     if record.config.linux.security_context.namespace_options.network == cri.NODE:
         return os.getpid()
-    if sandbox.witness is None and not record.stopped_at:
-        path = str(node.paths.namespace(record.id, "net"))
-        sandbox.witness = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(node.blocking, Witness, path))
-    if sandbox.witness is None:
-        return 0
+    begun = sandbox.witness
     try:
-        witness = await asyncio.shield(sandbox.witness)
-    except (CrispError, OSError) as error:
-        log.warning("cAdvisor will not see the pod's network", sandbox=record.id, error=str(error))
+        if begun is None:
+            path = str(node.paths.namespace(record.id, "net"))
+            loop = asyncio.get_running_loop()
+            begun = sandbox.witness = asyncio.ensure_future(loop.run_in_executor(node.blocking, Witness, path))
+        return (await asyncio.shield(begun)).tid
+    except (CrispError, OSError, RuntimeError) as error:  # the last one: the kernel gives no thread
+        _warn(record, error)
+        if sandbox.witness is begun:
+            sandbox.witness = None  # whoever asks again has better luck, perhaps
         return 0
-    return witness.tid
 
 
 async def end(node: Node, sandbox: Sandbox) -> None:
-    """Leave its network, which cannot go before; the sandbox is stopped."""
+    """Leave its network for good, which cannot go before; the sandbox is stopped, or is not made after all."""
+    sandbox.network_left = True
     if sandbox.witness is None:
         return
     begun, sandbox.witness = sandbox.witness, None
     try:
         witness = await begun
-    except (CrispError, OSError):
+    except (CrispError, OSError, RuntimeError):
         return
     await asyncio.get_running_loop().run_in_executor(node.blocking, witness.end)

@@ -69,27 +69,31 @@ class Cadvisor:
             sockets.make_room(str(self._path))
             self._made_directory = not self._path.parent.exists()
             self._path.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-        except OSError as error:
-            log.warning("cAdvisor cannot ask for pods", socket=str(self._path), error=error.strerror)
+            await self._listen()
+        except (RuntimeError, OSError) as error:
+            reason = (isinstance(error, OSError) and error.strerror) or str(error)
+            log.warning("cAdvisor cannot ask for pods", socket=str(self._path), error=reason)
             return
+        if self._node.looked_at:
+            self._following = asyncio.create_task(self._follow())
+
+    async def _listen(self) -> None:
         server = grpc.aio.server(options=(("grpc.so_reuseport", 0),))
         server.add_generic_rpc_handlers(self._handlers())
+        # gRPC unlinks the name that it has bound when it stops, whosever it is by then.
+        bound = f"{self._path}.crisp"
         before = os.umask(0o177)
         try:
-            # gRPC unlinks the name that it has bound when it stops, whosever it is by then.
-            bound = f"{self._path}.crisp"
             server.add_insecure_port(f"unix:{bound}")
-            await server.start()
-            self._inode = os.lstat(bound).st_ino
-            os.rename(bound, self._path)
-        except (RuntimeError, OSError) as error:
-            log.warning("cAdvisor cannot ask for pods", socket=str(self._path), error=str(error))
-            return
         finally:
             os.umask(before)
         self._server = server
-        if self._node.looked_at:
-            self._following = asyncio.create_task(self._follow())
+        await server.start()
+        self._inode = os.lstat(bound).st_ino
+        try:
+            os.link(bound, self._path)  # and not rename(2), which would take the place of a program that came just now
+        finally:
+            os.unlink(bound)
 
     async def _follow(self) -> None:
         """Make the cgroups of all sandboxes appear anew, and later once more those whose process nobody has asked for.
@@ -114,12 +118,11 @@ class Cadvisor:
         if self._following is not None:
             self._following.cancel()
             await asyncio.gather(self._following, return_exceptions=True)
-        if self._server is None:
-            return
-        with suppress(OSError):
-            if os.lstat(self._path).st_ino == self._inode:
-                self._path.unlink()
-        await self._server.stop(grace=0)
+        if self._server is not None:
+            with suppress(OSError):
+                if os.lstat(self._path).st_ino == self._inode:
+                    self._path.unlink()
+            await self._server.stop(grace=0)
         if self._made_directory:
             with suppress(OSError):
                 self._path.parent.rmdir()
@@ -160,8 +163,10 @@ class Cadvisor:
             found = wire.Process(id=record.id, pid=record.pid, status=status, exit_status=record.exit_code)
         elif (sandbox := self._node.sandboxes.get(request.container_id)) is not None:
             pid = await sandbox_group.process(self._node, sandbox)
-            self._asked.add(sandbox.record.id)
-            found = wire.Process(id=sandbox.record.id, pid=pid, status=wire.RUNNING if pid else wire.STOPPED)
+            if pid:
+                self._asked.add(sandbox.record.id)
+            status = wire.RUNNING if pid else wire.STOPPED if sandbox.record.stopped_at else wire.UNKNOWN
+            found = wire.Process(id=sandbox.record.id, pid=pid, status=status)
         else:
             found = wire.Process()
         if not found.pid and found.status != wire.STOPPED:
