@@ -129,12 +129,19 @@ def add_rootfs(socket_path: str, name: str, directory: Path) -> None:
 @click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
 @click.pass_obj
 def rm(socket_path: str, references: tuple[str, ...]) -> None:
-    """Remove images with all their names."""
+    """Remove images with all their names. One that is not there is an error, and the others are removed all the same."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
+    missing = []
     with errors(), Client(socket_path) as client:
         for reference in references:
-            client.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=reference)))
+            image = cri.ImageSpec(image=reference)
+            if client.images.ImageStatus(cri.ImageStatusRequest(image=image)).HasField("image"):
+                client.images.RemoveImage(cri.RemoveImageRequest(image=image))
+            else:
+                missing.append(reference)
+    if missing:
+        fail(f"no such image: {', '.join(missing)}")
 
 
 @group.command("commit")

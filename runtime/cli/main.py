@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import click
 
@@ -32,13 +32,25 @@ from runtime.client import DEFAULT_SOCKET
     default=DEFAULT_SOCKET,
     show_default=True,
     envvar="CRISP_SOCKET",
-    type=click.Path(path_type=Path),
-    help="Socket of the daemon to talk to.",
+    help="Socket of the daemon to talk to: a path, or unix:// with a path.",
 )
 @click.pass_context
-def main(context: click.Context, socket_path: Path) -> None:
+def main(context: click.Context, socket_path: str) -> None:
     """A Kubernetes CRI runtime."""
-    context.obj = str(socket_path)
+    _hold_standard_descriptors()
+    context.obj = socket_path.removeprefix("unix://")
+
+
+def _hold_standard_descriptors() -> None:
+    """Where one is closed, the next file or connection would get its number, and what is printed with it.
+
+    Writing to what stands there instead is an error, as writing to a closed descriptor is.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY)
 
 
 main.add_command(serve.command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,13 +25,22 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Turn errors of calls into one line and exit code 1."""
+    """Turn errors of calls, and of what is read and written here, into one line and exit code 1."""
     try:
         yield
     except CrispError as error:
         fail(error.message)
     except grpc.RpcError as error:
         fail(error.details() or error.code().name)
+    except BrokenPipeError:
+        raise SystemExit(128 + signal.SIGPIPE) from None  # nobody reads any more, and nobody needs to be told
+    except OSError as error:
+        fail(f"{error.strerror}: {error.filename}" if error.filename else f"cannot read or write: {error.strerror}")
+
+
+def without_dashes(words: tuple[str, ...]) -> tuple[str, ...]:
+    """A container's command without the -- that sets it apart from our own arguments."""
+    return words[1:] if words[:1] == ("--",) else words
 
 
 def show(steps: Iterable[admin.ImageProgress]) -> list[str]:

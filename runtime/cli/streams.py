@@ -7,11 +7,11 @@ import asyncio
 import click
 
 from runtime.cli import completion
-from runtime.cli.output import errors, fail
+from runtime.cli.output import errors, fail, without_dashes
 from runtime.client import Client
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True})
+@click.command("exec", context_settings={"allow_interspersed_args": False})
 @click.argument("container", shell_complete=completion.containers)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--stdin", is_flag=True, help="Pass our input on.")
@@ -23,6 +23,9 @@ def exec_(socket_path: str, container: str, command: tuple[str, ...], stdin: boo
     from runtime.streaming.client import run_command  # noqa: PLC0415
     from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
 
+    command = without_dashes(command)
+    if not command:
+        fail("name the command to run", 2)
     with errors(), Client(socket_path) as client:
         request = cri.ExecRequest(container_id=container, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
         url = client.runtime.Exec(request).url
@@ -84,6 +87,9 @@ def _certificate(client: Client) -> str:
 def _ports(text: str) -> tuple[int, int]:
     local, colon, remote = text.rpartition(":")
     try:
-        return (int(local) if colon else int(remote)), int(remote)
+        pair = (int(local) if colon else int(remote)), int(remote)
     except ValueError:
         fail(f"{text!r} is neither PORT nor LOCAL:PORT", 2)
+    if pair[0] not in range(65536) or pair[1] not in range(1, 65536):
+        fail(f"{text!r}: a port is a number from 1 to 65535; here 0 stands for any that is free", 2)
+    return pair
