@@ -79,13 +79,13 @@ def _architectures_of_map(document: Mapping[str, Any], place: str) -> list[str]:
 
 
 def _rule(rule: Any, place: str, capabilities: frozenset[str]) -> dict[str, Any] | None:
-    """One rule; None if it is not for this container on this machine."""
+    """One rule; None if it is not for this container on this machine, or for an empty list of calls, as tools write it."""
     if not isinstance(rule, dict):
         raise invalid(f"{place} is no JSON object")
     names = _texts(rule, "names", place)
     if rule.get("name"):
         names.append(_text(rule, "name", place))
-    if not names:
+    if not names and rule.get("names") is None:
         raise invalid(f"{place} names no system call")
     found: dict[str, Any] = {"names": names, "action": _one_of(rule, "action", ACTIONS, place)}
     number = _error_number(rule, "errno", "errnoRet", place)
@@ -98,7 +98,7 @@ def _rule(rule: Any, place: str, capabilities: frozenset[str]) -> dict[str, Any]
     if (included.get("caps") and not capable) or (included.get("arches") and not machine) or not _kernel(included, place):
         return None
     capable, machine = _holds(excluded, capabilities, place)
-    if capable or machine or (excluded.get("minKernel") and _kernel(excluded, place)):
+    if not names or capable or machine or (excluded.get("minKernel") and _kernel(excluded, place)):
         return None
     return found
 

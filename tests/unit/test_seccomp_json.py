@@ -41,6 +41,11 @@ def test_the_single_name_of_old() -> None:
     assert found["syscalls"] == [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]
 
 
+def test_an_empty_list_is_of_no_call() -> None:
+    """OCI runtimes take it too."""
+    assert profile(syscalls=[{"names": [], "action": "SCMP_ACT_ALLOW"}])["syscalls"] == []
+
+
 def test_errors_and_arguments() -> None:
     argument = {"index": 1, "value": 2, "valueTwo": 3, "op": "SCMP_CMP_MASKED_EQ"}
     rule = {"names": ["bdflush"], "action": "SCMP_ACT_ERRNO", "errno": "EPERM", "errnoRet": 38, "args": [argument]}
