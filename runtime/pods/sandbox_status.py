@@ -75,7 +75,8 @@ def verbose(sandbox: Sandbox, paths: Paths, handlers: Handlers) -> dict[str, str
                 "message": record.message,
                 "resources": json_format.MessageToDict(record.resources, preserving_proto_field_name=True),
                 "overhead": json_format.MessageToDict(record.overhead, preserving_proto_field_name=True),
-                "runtimeHandler": handlers.get(record.handler).name,
+                # It may work no more, or be configured no more.
+                "runtimeHandler": record.handler or handlers.default,
             }
         )
     }
