@@ -163,7 +163,7 @@ class Trial:
                     {kind: f"/proc/{pid}/ns/{kind}" for kind in ("user", "pid")},
                 )
         except (OSError, CrispError) as refused:  # by the kernel, in a chroot for example: other pods run all the same
-            error = str(refused)
+            return str(refused)
         return error and (_closed_directory(self._directory) or error)
 
     def _volume(self, *options: str) -> dict[str, Any]:
