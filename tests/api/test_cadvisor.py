@@ -200,6 +200,30 @@ def test_the_nodes_network(kubelet: Kubelet, parent: str) -> None:
     assert os.readlink(f"/proc/{cadvisor.task(pod.id).pid}/ns/net") == os.readlink("/proc/self/ns/net")
 
 
+def test_a_pod_with_users_of_its_own(kubelet: Kubelet, parent: str) -> None:
+    """Its network namespace belongs to its user namespace."""
+    kubelet.need_handler("crun", user_namespaces=True)
+    Cadvisor(kubelet).begin()
+    config = kubelet.pod_config()
+    config.linux.cgroup_parent = parent
+    options = config.linux.security_context.namespace_options.userns_options
+    options.mode = cri.POD
+    for ids in (options.uids, options.gids):
+        ids.add(host_id=1 << 20, container_id=0, length=1 << 16)
+    pod = kubelet.pod(config, handler="crun")
+    assert pod.status().network.ip in addresses(Cadvisor(kubelet).task(pod.id).pid)
+    pod.remove()
+    assert len(set(threads(kubelet))) == 1
+
+
+def test_a_parent_that_is_no_group_costs_figures_alone(kubelet: Kubelet, parent: str) -> None:
+    Cadvisor(kubelet).begin()
+    pod = pod_below(kubelet, f"{parent}/cgroup.procs")
+    assert pod.status().state == cri.SANDBOX_READY
+    assert "cAdvisor will not see the pod's network" in kubelet.daemon.log_path.read_text()
+    pod.remove()
+
+
 def test_a_parent_that_nobody_made_is_not_made(kubelet: Kubelet, parent: str) -> None:
     Cadvisor(kubelet).begin()
     missing = f"{parent}-missing"
