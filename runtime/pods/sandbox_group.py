@@ -32,9 +32,8 @@ SETTING: Final = "cadvisor"
 log = structlog.get_logger(__name__)
 
 
-async def look(node: Node) -> None:
-    """Somebody looks at cgroups: sandboxes have them from now on."""
-    node.looked_at = True
+async def note(node: Node) -> None:
+    """Somebody looks at cgroups, and will after a restart."""
     await node.store.settings.note(SETTING, True)
 
 

@@ -95,6 +95,10 @@ class Cadvisor:
         finally:
             os.unlink(bound)
 
+    async def _begin(self) -> None:
+        await sandbox_group.note(self._node)
+        await self._follow()
+
     async def _follow(self) -> None:
         """Make the cgroups of all sandboxes appear anew, and later once more those whose process nobody has asked for.
 
@@ -141,9 +145,9 @@ class Cadvisor:
     async def _version(self, _request: wire.Empty, _context: Context) -> wire.VersionResponse:
         if not self._node.looked_at:
             log.info("cAdvisor asks for containers: pods have cgroups for it from now on")
-            await sandbox_group.look(self._node)
-            # Not waited for: a pod that is being stopped would hold up the start of the kubelet.
-            self._following = asyncio.create_task(self._follow())
+            self._node.looked_at = True
+            # Not waited for: a disk that does not answer would hold up the start of the kubelet.
+            self._following = asyncio.create_task(self._begin())
         return wire.VersionResponse(version=f"crisp-{VERSION}")
 
     async def _get_container(self, request: wire.GetContainerRequest, context: Context) -> wire.GetContainerResponse:
