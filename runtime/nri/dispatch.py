@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from proto import nri_pb2 as nri
 from runtime.nri.errors import Refused
 from runtime.nri.merge import CreateResult, StopResult, UpdateResult
+from runtime.nri.plugin import SAID_CHARACTERS
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -50,7 +51,8 @@ async def _validate(plugin: Any, request: nri.ValidateContainerAdjustmentRequest
         # Not to be asked is not to agree.
         raise Refused(f"NRI plugin {plugin} was to validate the container's adjustments and is gone")
     if reply.reject:
-        raise Refused(f"NRI plugin {plugin} rejects the container's adjustments: {reply.reason or 'it gives no reason'}")
+        reason = reply.reason[:SAID_CHARACTERS] or "it gives no reason"
+        raise Refused(f"NRI plugin {plugin} rejects the container's adjustments: {reason}")
 
 
 async def update(

@@ -32,6 +32,16 @@ SIMPLE: Final = {
 
 RDT: Final = {"clos_id": nri.RdtClosID, "schemata": nri.RdtSchemata, "enable_monitoring": nri.RdtEnableMonitoring}
 
+ENTRIES: Final = 64
+"""That a plugin may name of what there are few kinds of: resource limits, namespaces, sizes of pages. Each is compared with
+all others, and nothing else goes on in the daemon meanwhile."""
+
+FILES: Final = 1024
+"""Of a control group, likewise."""
+
+UPDATES: Final = 4096
+"""Of other containers, in one reply: more than a node has."""
+
 MAPS: Final = frozenset((nri.Annotations, nri.Sysctl, nri.LinuxNetDevices))
 """What removes an entry of these owns it, whether or not a plugin has set it."""
 
@@ -44,23 +54,27 @@ class Updates:
         self.updates: dict[str, nri.ContainerUpdate] = {}
         self.evictions: dict[str, nri.ContainerEviction] = {}
 
-    def update(self, plugin: str, updates: Iterable[nri.ContainerUpdate]) -> None:
+    def update(self, plugin: str, updates: Sequence[nri.ContainerUpdate]) -> None:
         """Raises `Conflict`, but not for an update that may fail, which is then left out."""
+        _require_few(plugin, "updates", len(updates), UPDATES)
         for asked in updates:
             known = self.updates.get(asked.container_id)
             merged = nri.ContainerUpdate(container_id=asked.container_id, ignore_failure=asked.ignore_failure)
             if known is not None:
                 merged.CopyFrom(known)
                 merged.ignore_failure = known.ignore_failure and asked.ignore_failure
-            claimed = nri.OwningPlugins()
-            claimed.CopyFrom(self.owners.message)
+            had, wanted = merged.linux.resources, asked.linux.resources
+            _require_few(plugin, "sizes of huge pages", len(had.hugepage_limits) + len(wanted.hugepage_limits))
+            _require_few(plugin, "files of a control group", len(had.unified) + len(wanted.unified), FILES)
+            claimed = nri.FieldOwners()
+            claimed.CopyFrom(self.owners.message.owners[asked.container_id])
             merger = Merger(self.owners, asked.container_id, plugin)
             try:
                 merger.update(asked.linux.resources, merged.linux.resources)
             except Conflict:
                 if not asked.ignore_failure:
                     raise
-                self.owners.message.CopyFrom(claimed)
+                self.owners.message.owners[asked.container_id].CopyFrom(claimed)
                 continue
             self.updates[asked.container_id] = merged
 
@@ -141,6 +155,9 @@ class CreateResult:
             self.container = nri.Container()
             self.container.CopyFrom(self.pristine)
         asked, view = reply.adjust, self.container
+        _require_few(plugin, "resource limits", len(asked.rlimits))
+        _require_few(plugin, "namespaces", len(asked.linux.namespaces))
+        _require_few(plugin, "sizes of huge pages", len(asked.linux.resources.hugepage_limits))
         self._map(nri.Annotations, plugin, asked.annotations, view.annotations)
         self._mounts(plugin, asked.mounts)
         self._env(plugin, asked.env)
@@ -311,6 +328,11 @@ class UpdateResult:
 
 class StopResult(UpdateResult):
     """What plugins ask for when a container stops: updates of others."""
+
+
+def _require_few(plugin: str, what: str, count: int, most: int = ENTRIES) -> None:
+    if count > most:
+        raise Conflict(f"NRI: plugin {plugin} names {count} {what}, more than {most}")
 
 
 def _written(key: str, value: Any) -> str:

@@ -69,6 +69,9 @@ PIECE_BYTES: Final = ttrpc.LONGEST - (64 << 10)
 TOLD_SHARE: Final = 0.9
 """A plugin is told a deadline this much shorter than the wait for it, so that what it answers at its end still arrives."""
 
+SAID_CHARACTERS: Final = 1024
+"""Of what a plugin gives as its reason: no gRPC client takes a status of megabytes."""
+
 log = structlog.get_logger(__name__)
 
 Update = Callable[["Plugin", nri.UpdateContainersRequest], Awaitable[nri.UpdateContainersResponse]]
@@ -308,7 +311,7 @@ class Plugin:
         finally:
             self._figures.asked(str(self), method, outcome, time.monotonic() - begin)
         code = Code.UNIMPLEMENTED if reply.code == ttrpc.UNIMPLEMENTED else Code.FAILED_PRECONDITION
-        raise CrispError(code, f"NRI plugin {self} refuses {method}: {reply.message}")
+        raise CrispError(code, f"NRI plugin {self} refuses {method}: {reply.message[:SAID_CHARACTERS]}")
 
     async def shut_down(self, seconds: float) -> None:
         """Tell it that the daemon ends, and end the connection."""

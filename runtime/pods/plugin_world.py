@@ -14,11 +14,13 @@ import structlog
 
 from proto import api_pb2 as cri
 from proto import nri_pb2 as nri
-from proto.errors import CrispError
+from proto.errors import CrispError, not_found
+from runtime.nri.plugin import SAID_CHARACTERS
 from runtime.pods import container_adjust, container_stop, container_update, plugin_hooks
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
+    from runtime.pods.objects import Container
 
 log = structlog.get_logger(__name__)
 
@@ -54,22 +56,30 @@ class PluginWorld:
             try:
                 nothing = cri.LinuxContainerResources()
                 asked, beyond = await container_adjust.changes(self._node, update.linux.resources, nothing)
-                await container_update.resize(self._node, self._node.container(update.container_id), asked, beyond)
-            except CrispError as error:
+                await container_update.resize(self._node, self._named(update.container_id), asked, beyond)
+            except (CrispError, OSError) as error:  # also of a control group that has just gone
                 if update.ignore_failure:
                     continue
-                log.warning("nri update has failed", container=update.container_id, error=error.message)
+                said = error.message if isinstance(error, CrispError) else str(error)
+                log.warning("nri update has failed", container=update.container_id, error=said)
                 failed.append(update)
         return failed
 
     def evict(self, evictions: Sequence[nri.ContainerEviction]) -> None:
         """End containers at once. Nobody waits for it: the plugin that wants it may have to hear of their end first."""
         for eviction in evictions:
-            log.warning("nri plugin evicts a container", container=eviction.container_id, why=eviction.reason)
+            why = eviction.reason[:SAID_CHARACTERS]
+            log.warning("nri plugin evicts a container", container=eviction.container_id, why=why)
             self._node.plugins.background(self._evict(eviction.container_id))
+
+    def _named(self, identity: str) -> Container:
+        """By the whole id: plugins do not abbreviate, and part of one would be a mistake that hits somebody else."""
+        if identity not in self._node.containers:
+            raise not_found(f"no container with id {identity}")
+        return self._node.containers[identity]
 
     async def _evict(self, identity: str) -> None:
         try:
-            await container_stop.stop(self._node, identity, 0)
+            await container_stop.stop(self._node, self._named(identity).record.id, 0)
         except CrispError as error:
             log.warning("nri eviction has failed", container=identity, error=error.message)

@@ -43,6 +43,16 @@ def test_unasked(kubelet: Kubelet, plugin: NriPlugin) -> None:
     assert "UpdateContainer" not in plugin.methods(), "who wants it knows it"
 
 
+def test_part_of_an_id_is_nobodys(kubelet: Kubelet, plugin: NriPlugin) -> None:
+    container = kubelet.pod().run("/bin/sleep", "1000")
+    part = container.id[:12]
+    assert plugin.update(shares(part, 333), evict=(part,)) == [part]
+    log = kubelet.daemon.log_path
+    wait_until(lambda: f'no container with id {part}"' in log.read_text() and "eviction has failed" in log.read_text())
+    assert has(container, 0)
+    assert container.status().state == cri.CONTAINER_RUNNING
+
+
 def test_what_no_kernel_takes_fails(kubelet: Kubelet, plugin: NriPlugin) -> None:
     container = kubelet.pod().run("/bin/sleep", "1000")
     assert plugin.update(shares(container.id, 1)) == [container.id]

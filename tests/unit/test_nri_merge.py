@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -288,6 +289,27 @@ def test_an_update_that_may_fail_is_left_out_as_a_whole() -> None:
     result.add("01-b", nri.UpdateContainerResponse(update=reply(update=[may_fail]).update))
     assert [plain(u.linux.resources) for u in result.updates] == [{"cpu": {"quota": value("4")}}]
     assert nri.CPUShares not in result.owners.message.owners["x"].simple, "nothing of it is claimed"
+
+
+def many(count: int, make: Callable[[int], dict[str, Any]]) -> list[dict[str, Any]]:
+    return [make(number) for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        (reply({"rlimits": many(65, lambda n: {"type": f"RLIMIT_{n}"})}), "65 resource limits"),
+        (reply(linux(namespaces=many(65, lambda n: {"type": str(n)}))), "65 namespaces"),
+        (reply(resources(hugepage_limits=many(65, lambda n: {"page_size": str(n)}))), "65 sizes of huge pages"),
+        (reply(update=many(4097, lambda n: update(str(n)))), "4097 updates"),
+        (reply(update=many(65, lambda n: update("x", hugepage_limits=[{"page_size": str(n)}]))), "65 sizes of huge pages"),
+        (reply(update=many(1025, lambda n: update("x", unified={str(n): ""}))), "1025 files of a control group"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_reply_that_would_hold_up_the_daemon_is_refused(asked: nri.CreateContainerResponse, what: str) -> None:
+    with pytest.raises(Conflict, match=f"plugin 00-a names {what}"):
+        CreateResult(POD, container()).add("00-a", asked)
 
 
 @pytest.mark.parametrize("kind", ["update", "evict"])
