@@ -6,6 +6,8 @@ runs as is known by then if the request says it with a number, for names are loo
 
 from __future__ import annotations
 
+import functools
+import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,8 +57,8 @@ _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 _INT64: Final = (1 << 63) - 1
 
 
-def pod_message(record: SandboxRecord, paths: Paths) -> nri.PodSandbox:
-    """A pod. Its namespaces are those that are pinned for it; after its stop there are none."""
+def pod_message(record: SandboxRecord, paths: Paths, *, stopped: bool = False) -> nri.PodSandbox:
+    """A pod. Its namespaces are those that are pinned for it; there are none once it has `stopped`."""
     config = record.config
     message = nri.PodSandbox(
         id=record.id,
@@ -73,7 +75,7 @@ def pod_message(record: SandboxRecord, paths: Paths) -> nri.PodSandbox:
     message.linux.pod_resources.CopyFrom(linux_resources(record.resources))
     message.linux.cgroup_parent = config.linux.cgroup_parent
     message.linux.cgroups_path = f"/{record.cgroup}" if record.cgroup else ""
-    if not record.stopped_at:
+    if not stopped:
         for kind, path in _pinned(record, paths).items():
             message.linux.namespaces.add(type=kind, path=path)
     return message
@@ -225,7 +227,8 @@ def _linux(message: nri.LinuxContainer, linux: Mapping[str, Any], process: Mappi
             )
         )
     if (seccomp := linux.get("seccomp")) is not None:
-        message.seccomp_policy.CopyFrom(_seccomp(seccomp))
+        # Read anew of what it was made into before: there are as many rules as calls, and few policies on a node.
+        message.seccomp_policy.ParseFromString(_encoded_seccomp(json.dumps(seccomp)))
     message.sysctl.update(linux.get("sysctl", {}))
     for name, device in linux.get("netDevices", {}).items():
         message.net_devices[name].name = device.get("name", "")
@@ -278,6 +281,11 @@ def _rule(rule: Mapping[str, Any]) -> nri.LinuxDeviceCgroup:
         if rule.get(name) is not None:
             getattr(message, name).value = rule[name]
     return message
+
+
+@functools.lru_cache(16)
+def _encoded_seccomp(document: str) -> bytes:
+    return _seccomp(json.loads(document)).SerializeToString()
 
 
 def _seccomp(seccomp: Mapping[str, Any]) -> nri.LinuxSeccomp:

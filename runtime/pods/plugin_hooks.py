@@ -42,7 +42,7 @@ log = structlog.get_logger(__name__)
 
 def pod_view(node: Node, sandbox: Sandbox) -> nri.PodSandbox:
     """The pod as it is now."""
-    return messages.pod_message(sandbox.record, node.paths)
+    return messages.pod_message(sandbox.record, node.paths, stopped=sandbox.stop_told)
 
 
 def container_view(node: Node, container: Container) -> nri.Container:
@@ -91,9 +91,10 @@ async def sandbox_stopped(node: Node, sandbox: Sandbox) -> None:
     """Once. Raises nothing."""
     if not sandbox.known or sandbox.stop_told:
         return
+    pod = pod_view(node, sandbox) if node.plugins else None  # with its namespaces: devices are taken back out of them
     sandbox.stop_told = True
-    if node.plugins:
-        request = nri.StopPodSandboxRequest(pod=pod_view(node, sandbox))
+    if pod is not None:
+        request = nri.StopPodSandboxRequest(pod=pod)
         await _said(node, dispatch.tell(node.plugins, nri.STOP_POD_SANDBOX, request), sandbox=sandbox.record.id)
 
 

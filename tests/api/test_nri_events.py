@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -78,6 +79,21 @@ def test_a_whole_life(kubelet: Kubelet, plugin: NriPlugin) -> None:
     assert list(asked["CreateContainer"].container.args) == ["/bin/sleep", "1000"]
     assert asked["StopContainer"].container.exit_code == 137
     assert {request.pod.id for request in asked.values()} == {pod.id}
+
+
+def test_a_pod_that_stops_has_its_network_yet(kubelet: Kubelet, plugin: NriPlugin) -> None:
+    """A driver takes its devices back out of it."""
+    there: list[bool] = []
+
+    def look(request: nri.StopPodSandboxRequest) -> None:
+        there.extend(os.path.exists(one.path) for one in request.pod.linux.namespaces if one.type == "network")
+
+    plugin.on["StopPodSandbox"] = look
+    pod = kubelet.pod()
+    pod.stop()
+    pod.remove()
+    assert there == [True]
+    assert not plugin.wait_for("RemovePodSandbox").request.pod.linux.namespaces
 
 
 def test_an_end_that_nobody_asked_for_is_told(kubelet: Kubelet, plugin: NriPlugin) -> None:
@@ -206,6 +222,16 @@ def test_a_refused_container_is_undone(kubelet: Kubelet, plugin: NriPlugin) -> N
     assert listed(kubelet) == {pod.id}
     assert not list(kubelet.daemon.root.glob("containers/*"))
     pod.create("/bin/true", config=config).start()
+
+
+def test_a_long_refusal_reaches_the_client(kubelet: Kubelet, plugin: NriPlugin) -> None:
+    def refuse(_: object) -> None:
+        raise Refuse("because " + "x" * (1 << 20))
+
+    plugin.on["RunPodSandbox"] = refuse
+    with pytest.raises(grpc.RpcError, match="refuses RunPodSandbox: because") as caught:
+        kubelet.pod()
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
 
 
 def test_a_refused_start_leaves_it_created(kubelet: Kubelet, plugin: NriPlugin) -> None:

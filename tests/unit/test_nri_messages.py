@@ -295,7 +295,7 @@ def test_a_pod_on_the_nodes_namespaces_and_one_that_has_stopped_have_none() -> N
     options.network = options.ipc = cri.NODE
     options.pid = cri.CONTAINER
     assert [*pod_message(own, PATHS).linux.namespaces] == []
-    assert [*pod_message(sandbox(stopped_at=3), PATHS).linux.namespaces] == []
+    assert [*pod_message(sandbox(stopped_at=3), PATHS, stopped=True).linux.namespaces] == []
 
 
 @given(st.text(max_size=4))
@@ -304,3 +304,20 @@ def test_texts_of_any_kind_pass(text: str) -> None:
     spec["process"]["env"].append(f"X={text}")
     spec["annotations"][text] = text
     container_message(record(), spec).SerializeToString()
+
+
+def test_a_seccomp_policy_is_converted_once() -> None:
+    """It is most of a container's message, and most containers have the same."""
+    from runtime.nri import messages  # noqa: PLC0415
+
+    def policy(action: str) -> dict[str, Any]:
+        return {"linux": {"seccomp": {"defaultAction": action, "syscalls": [{"names": ["once"], "action": "SCMP_ACT_LOG"}]}}}
+
+    before = messages._encoded_seccomp.cache_info()
+    found = [
+        container_message(record(), policy(action)).linux.seccomp_policy.default_action
+        for action in ("once", "once", "other")
+    ]
+    after = messages._encoded_seccomp.cache_info()
+    assert found == ["once", "once", "other"]
+    assert (after.hits - before.hits, after.misses - before.misses) == (1, 2)
