@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from typing import Final
 
 import structlog
 
-from runtime.nri.plugin import check_index
+from runtime.nri.plugin import check_index, check_name
 
 CONFIG_BYTES: Final = 1 << 20
 WASM: Final = b"\0asm"
@@ -41,6 +42,9 @@ def find(plugins: Path, configs: Path) -> list[Installed]:
         names = sorted(os.listdir(plugins))
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        log.warning("nri plugin not started", path=str(plugins), error=error.strerror)
+        return []
     for file in names:
         path = plugins / file
         try:
@@ -48,8 +52,8 @@ def find(plugins: Path, configs: Path) -> list[Installed]:
             if not stat.S_ISREG(status.st_mode) or not status.st_mode & 0o111:
                 continue
             index, dash, name = file.partition("-")
-            if problem := check_index(index) or ("" if dash and name else "its name is not NN-NAME"):
-                log.warning("nri plugin not started", path=str(path), error=problem)
+            if problem := check_index(index) or (check_name(name) if dash else "its name is not NN-NAME"):
+                log.warning("nri plugin not started", path=os.fsencode(path).decode(errors="replace"), error=problem)
                 continue
             with open(path, "rb") as program:
                 if program.read(len(WASM)) == WASM:
@@ -66,9 +70,12 @@ def _config(directory: Path, index: str, name: str) -> str:
     for file in (f"{index}-{name}.conf", f"{name}.conf"):
         try:
             with open(directory / file, "rb") as config:
-                return config.read(CONFIG_BYTES).decode()
+                data = config.read(CONFIG_BYTES + 1)
         except FileNotFoundError:
             continue
+        if len(data) > CONFIG_BYTES:
+            raise OSError(errno.EFBIG, f"more than {CONFIG_BYTES} bytes", str(directory / file))
+        return data.decode()
     return ""
 
 
@@ -89,11 +96,12 @@ class Process:
         log.info("nri plugin's process has ended", pid=self.pid, status=os.waitstatus_to_exitcode(status))
 
     async def end(self) -> None:
-        """Wait for a short time, then kill it; returns once it is gone."""
+        """Wait for a short time, then kill it with its children; returns once it is gone."""
         try:
             await asyncio.wait_for(self._ended.wait(), LEAVE_SECONDS)
         except TimeoutError:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            if not self._ended.is_set():  # nobody has waited for it, so the group's number is still its own
+                os.killpg(self.pid, signal.SIGKILL)
             await self._ended.wait()
 
 

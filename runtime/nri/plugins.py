@@ -144,7 +144,11 @@ class Plugins:
             return
         pods, containers = self._world.state()
         self._plugins = sorted((*self._plugins, plugin), key=lambda one: one.index)
-        updates = await plugin.synchronize(pods, containers)
+        try:
+            updates = await plugin.synchronize(pods, containers)
+        except BaseException:
+            plugin.close("synchronization", "it could not be told what there is")  # else pods would wait for it for ever
+            raise
         if updates and not plugin.closed:
             await self._world.update(updates)
 
