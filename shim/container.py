@@ -228,7 +228,7 @@ class Container:
             elif self._stillborn is not None:
                 raise self._stillborn
             else:
-                await self._runner.begin("start", self._id).finish(self._command, self._directory)
+                await self._runner.begin("start", self._id, prepare=_without_sigpipe).finish(self._command, self._directory)
         except (CrispError, OSError) as error:  # no descriptor, process or memory to start it with
             message = error.message if isinstance(error, CrispError) else f"cannot start the container: {error}"
             self._reason, self._message = "StartError", message[: exit_record.MAX_MESSAGE]
@@ -422,7 +422,7 @@ class Container:
         """Have the runtime forget the container; it may never have known it."""
         self._deleting = True
         try:
-            await self._runner.call("delete", "--force", self._id)
+            await self._runner.begin("delete", "--force", self._id, prepare=_without_sigpipe).finish()
         except (CrispError, OSError):
             return  # said in runtime.log; the cgroups are removed below in any case
         finally:
@@ -432,3 +432,11 @@ class Container:
         """Remove the cgroups and let the shim end."""
         await until(self._loop, lambda: self._tracking.kill() and self._tracking.remove(), PUT_AWAY_TIME)
         self.on_gone()
+
+
+def _without_sigpipe() -> None:
+    """crun 1.8 dies of it where a poststart or poststop hook ends without having read its input.
+
+    Only hooks inherit that: the container's process was made before.
+    """
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)

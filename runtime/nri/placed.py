@@ -96,6 +96,11 @@ def mounts(spec: dict[str, Any], asked: Iterable[nri.Mount]) -> tuple[str, ...]:
     return tuple(relabel)
 
 
+def destinations(asked: Iterable[nri.Mount]) -> tuple[str, ...]:
+    """Where the mounts are that are not removals."""
+    return tuple(mount.destination for mount in asked if removed(mount.destination) is None)
+
+
 def _place(destination: str) -> str:
     return posixpath.normpath("/" + destination.lstrip("/"))
 

@@ -18,6 +18,7 @@ from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import limits
 from runtime.lifecycle import ContainerState, SandboxState
+from runtime.nri import placed
 from runtime.oci import document as oci_document
 from runtime.oci import stop_signals, systemd_limits, user_namespaces
 from runtime.oci.process import user
@@ -195,7 +196,8 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
         document = await container_adjust.adjust(node, container, document, wanted.adjustment)
         container.spec, container.view = document, None
     if checkpoint is not None:
-        document = await restore.prepare(node, container, checkpoint, document)
+        added = placed.destinations(wanted.adjustment.mounts) if wanted is not None else ()
+        document = await restore.prepare(node, container, checkpoint, document, added)
     user, rootfs = _user(container, described, document), _rootfs(node, container, image)
     (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
     (bundle / "spec.json").write_bytes(oci_document.encode(document))

@@ -26,6 +26,8 @@ from runtime.oci.json_fields import Fields
 from runtime.pods import criu, criu_images
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from imagesvc.service import ImageService
     from runtime.pods.node import Node
     from runtime.pods.objects import Container
@@ -160,11 +162,16 @@ def described(checkpoint: Checkpoint) -> Image:
     return replace(checkpoint.image, config=config)
 
 
-async def prepare(node: Node, container: Container, checkpoint: Checkpoint, document: dict[str, Any]) -> dict[str, Any]:
-    """The OCI configuration with the checkpoint's process in it; the writable layer gets the checkpoint's files."""
+async def prepare(
+    node: Node, container: Container, checkpoint: Checkpoint, document: dict[str, Any], mounts: Collection[str]
+) -> dict[str, Any]:
+    """The OCI configuration with the checkpoint's process in it; the writable layer gets the checkpoint's files.
+
+    `mounts` are the container paths of what NRI plugins mount: as the client's, they must have been there.
+    """
     if checkpoint.exact and (found := restored_spec.differences(document, checkpoint.spec)):
         raise failed_precondition(f"the request is not for the process that was checkpointed: {', '.join(found)} differ")
-    clients = [mount.container_path for mount in container.record.config.mounts]
+    clients = [mount.container_path for mount in container.record.config.mounts] + list(mounts)
     merged = restored_spec.merge(document, checkpoint.spec, clients)
     settings = checkpoint.directory / "criu.conf"
     loop = asyncio.get_running_loop()

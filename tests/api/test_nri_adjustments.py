@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -274,6 +275,19 @@ def test_hooks(kubelet: Kubelet, adjust: Adjusting, tmp_path: Path) -> None:
     container.stop()
     container.remove()
     assert (tmp_path / "poststop").read_text() == "poststop\n"
+
+
+def test_a_hook_need_not_read_the_state(kubelet: Kubelet, adjust: Adjusting, tmp_path: Path) -> None:
+    """It is more than a pipe holds, so the runtime still writes when the hook ends."""
+    hook = {"path": "/bin/true", "args": ["true"]}
+    after = {"path": "/bin/touch", "args": ["touch", f"{tmp_path}/after"]}
+    adjust({"annotations": {"long": "x" * (1 << 17)}, "hooks": {"poststart": [hook], "poststop": [hook, after]}})
+    container = kubelet.pod().run("/bin/sh", "-c", "grep SigIgn /proc/self/status; sleep 1000")
+    wait_until(lambda: "SigIgn" in container.output())
+    assert int(container.output().split()[1], 16) & (1 << (signal.SIGPIPE - 1)) == 0, "the container's own is as ever"
+    container.stop()
+    container.remove()
+    assert (tmp_path / "after").exists()
 
 
 def test_seccomp_policy(kubelet: Kubelet, adjust: Adjusting) -> None:

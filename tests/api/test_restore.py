@@ -23,9 +23,11 @@ import zstandard
 
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
+from proto import nri_pb2 as nri
 from tests.harness import fake_criu
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Container, Kubelet, Pod
+from tests.harness.nri_plugin import NriPlugin
 from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -356,6 +358,19 @@ def test_what_does_not_fit_is_refused_by_name(lab: Lab, tmp_path: Path) -> None:
     container.start()
     assert container.sh("ls /data") == "c.tar\n"
     container.remove()
+    assert lab.containers_on_disk() == before
+
+
+def test_a_mount_of_a_plugin_that_was_not_there_is_refused(lab: Lab, tmp_path: Path) -> None:
+    path = lab.archive(tmp_path / "checkpoint.tar")
+    before = lab.containers_on_disk()
+    mount = nri.Mount(destination="/of-plugin", type="bind", source=str(tmp_path), options=["rbind", "ro"])
+    reply = nri.CreateContainerResponse(adjust=nri.ContainerAdjustment(mounts=[mount]))
+    with (
+        NriPlugin(lab.kubelet.daemon.nri_socket, on={"CreateContainer": lambda _: reply}),
+        pytest.raises(grpc.RpcError, match="it had no mounts at /of-plugin"),
+    ):
+        lab.restored(path)
     assert lab.containers_on_disk() == before
 
 
