@@ -12,8 +12,10 @@ from typing import Any, cast
 
 import yaml
 
+from runtime.config.nri import NriConfig
 from runtime.config.settings import load
 from runtime.network.cni.network_list import parse
+from runtime.nri.plugins import Plugins
 from runtime.telemetry.prometheus import Telemetry
 from tests.harness.daemon import ROOT
 
@@ -36,6 +38,7 @@ def metric_names() -> set[str]:
         lost_containers=0,
         store=SimpleNamespace(failure=""),
         events=SimpleNamespace(dropped=0),
+        plugins=Plugins(NriConfig()),
     )
     telemetry = Telemetry(cast("Any", node))
     telemetry.observe(cast("Any", SimpleNamespace(method="PullImage", seconds=1.0, streaming=False)), "INTERNAL")
