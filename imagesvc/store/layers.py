@@ -160,15 +160,18 @@ class LayerStore:
 
     def stage(self, path: str, result: dict[str, Any], diff_id: str, chain_id: str) -> Layer:
         """Takes in an unpacked directory. Where another pull has staged the same layer meanwhile, that one is returned
-        and this directory removed. Blocking, but only for one small file."""
+        and this directory removed. Blocking, but only for one small file. Raises CrispError where the disk fails."""
         key = _chain_key(chain_id) if result["depends"] or result["unsettled"] else _own_key(diff_id)
         bones = os.path.join(path, "skeleton")
-        size = os.stat(bones).st_size
-        keep = result["skeleton"] and size <= max(_SKELETON_FLOOR, result["bytes"])
-        if not keep:
-            os.unlink(bones)
-        if not result["unsettled"]:
-            os.unlink(os.path.join(path, "whiteouts"))
+        try:
+            size = os.stat(bones).st_size
+            keep = result["skeleton"] and size <= max(_SKELETON_FLOOR, result["bytes"])
+            if not keep:
+                os.unlink(bones)
+            if not result["unsettled"]:
+                os.unlink(os.path.join(path, "whiteouts"))
+        except OSError as error:
+            raise disk_error(error, self.root, f"taking in layer {diff_id}") from error
         info = LayerInfo(
             key=key,
             diff_id=diff_id,
