@@ -218,8 +218,8 @@ def _is_missing(failure: JobFailed | CrispError) -> bool:
 def layer_error(failure: JobFailed, digest: str, directory: str) -> CrispError:
     """A job's failure for the person who pulls. Paths that a job names are seen from inside its chroot."""
     if failure.kind == "os":
-        error = OSError(failure.errno, failure.message, failure.path)
-        return disk_error(error, directory, f"unpacking layer {digest}")
+        what = f"{failure.path.lstrip('/')} of layer {digest}" if failure.path.strip("/") else f"layer {digest}"
+        return disk_error(OSError(failure.errno, failure.message), directory, f"unpacking {what}")
     if failure.kind == "defect":
         return CrispError(Code.INTERNAL, f"layer {digest} cannot be unpacked: {failure.message}")
     return invalid(f"layer {digest} cannot be unpacked: {failure.message}")

@@ -11,6 +11,8 @@ from typing import Any, cast
 import pytest
 
 from imagesvc.store.layers import LayerStore
+from imagesvc.transfer.unpacking import layer_error
+from imagesvc.worker.pool import JobFailed
 from proto.errors import Code, CrispError
 
 DIGEST = f"sha256:{'0' * 64}"
@@ -39,3 +41,10 @@ def test_a_disk_that_fails_while_a_layer_is_taken_in(
             store.stage(directory, RESULT, DIGEST, DIGEST)
     assert caught.value.code is code
     assert str(tmp_path) in caught.value.message
+
+
+@pytest.mark.parametrize(("path", "what"), [("/etc/big", "etc/big of layer"), ("/", "layer"), ("", "layer")])
+def test_a_path_inside_a_layer_is_not_told_as_the_hosts(path: str, what: str) -> None:
+    failure = JobFailed({"error": "os", "errno": errno.EIO, "message": "Input/output error", "path": path})
+    error = layer_error(failure, DIGEST, "/var/lib/crisp/layers")
+    assert error.message == f"unpacking {what} {DIGEST}: Input/output error: /var/lib/crisp/layers"
