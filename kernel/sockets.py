@@ -6,6 +6,8 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def make_room(path: str) -> None:
@@ -29,3 +31,13 @@ def has_listener(path: str) -> bool:
         error = asker.connect_ex(path)
     # EAGAIN: its queue is full. EPROTOTYPE: it is of another kind than streams, so somebody has bound it.
     return error in (0, errno.EAGAIN, errno.EPROTOTYPE)
+
+
+@contextmanager
+def bound_for_owner() -> Iterator[None]:
+    """What is bound in here is its owner's alone from the first moment on. By the umask, so it is the whole process's."""
+    before = os.umask(0o177)
+    try:
+        yield
+    finally:
+        os.umask(before)

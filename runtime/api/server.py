@@ -192,13 +192,10 @@ class Boundary:
             sockets.make_room(socket_path)
         except OSError as error:
             raise CrispError(Code.FAILED_PRECONDITION, f"cannot listen on {socket_path}: {error.strerror}") from None
-        before = os.umask(0o177)
-        try:
+        with sockets.bound_for_owner():
             if self._server.add_insecure_port(f"unix:{socket_path}") == 0:
                 raise CrispError(Code.INTERNAL, f"cannot listen on {socket_path}")
             await self._server.start()
-        finally:
-            os.umask(before)
         if group_id is not None:
             os.chown(socket_path, 0, group_id)
             os.chmod(socket_path, 0o660)

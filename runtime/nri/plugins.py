@@ -115,11 +115,8 @@ class Plugins:
         try:
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             sockets.make_room(path)
-            before = os.umask(0o177)
-            try:
+            with sockets.bound_for_owner():
                 self._server = await asyncio.get_running_loop().create_unix_server(self._connect, path)
-            finally:
-                os.umask(before)
         except OSError as error:
             log.warning("nri socket not served", path=path, error=error.strerror or str(error))
 

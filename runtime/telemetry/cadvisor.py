@@ -82,11 +82,8 @@ class Cadvisor:
         server.add_generic_rpc_handlers(self._handlers())
         # gRPC unlinks the name that it has bound when it stops, whosever it is by then.
         bound = f"{self._path}.crisp"
-        before = os.umask(0o177)
-        try:
+        with sockets.bound_for_owner():
             server.add_insecure_port(f"unix:{bound}")
-        finally:
-            os.umask(before)
         self._server = server
         await server.start()
         self._inode = os.lstat(bound).st_ino
