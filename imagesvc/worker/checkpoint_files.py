@@ -27,6 +27,7 @@ from imagesvc.worker.copy_up import copy_content
 from imagesvc.worker.entry_names import normalise
 from imagesvc.worker.merged_view import MergedView
 from kernel import capabilities
+from kernel.descriptors import write_all
 
 CONFIG, SPEC, DELETED, DIFF = "config.dump", "spec.dump", "deleted.files", "rootfs-diff.tar"
 IMAGES = "checkpoint"
@@ -125,9 +126,8 @@ def _take_from_archive(events: Iterator[Entry | Data]) -> None:
     taken = 0
     for event in events:
         if type(event) is Data:
-            view = event.view
-            while descriptor >= 0 and view:
-                view = view[os.write(descriptor, view) :]
+            if descriptor >= 0:
+                write_all(descriptor, event.view)
         elif type(event) is Entry:
             if descriptor >= 0:
                 os.close(descriptor)

@@ -18,6 +18,7 @@ from typing import Any
 import structlog
 
 from imagesvc.worker import jobs
+from kernel.descriptors import write_all
 from proto.errors import Code, CrispError
 
 log = structlog.get_logger()
@@ -256,9 +257,7 @@ def _written(data: bytes) -> int:
     """A file in memory that has the data."""
     descriptor = os.memfd_create("request", os.MFD_CLOEXEC)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        write_all(descriptor, data)
     except BaseException:
         os.close(descriptor)
         raise

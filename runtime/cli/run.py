@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import click
 import grpc
 
+from kernel.descriptors import write_all
 from runtime.cli import completion
 from runtime.cli.output import errors, fail, show, without_dashes
 from runtime.client import Client
@@ -287,12 +288,6 @@ def _copy(log: BinaryIO, pending: bytes) -> bytes:
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             _, stream, tag, text = line.split(b" ", 3)
-            _write(1 if stream == b"stdout" else 2, text if tag == b"P" else text + b"\n")
+            # Past `sys.stdout`, which there is none of if it was closed from the beginning.
+            write_all(1 if stream == b"stdout" else 2, text if tag == b"P" else text + b"\n")
     return pending
-
-
-def _write(descriptor: int, data: bytes) -> None:
-    """Past `sys.stdout`, which there is none of if it was closed from the beginning."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import h11
 
+from kernel.descriptors import write_all
 from proto.errors import Code, CrispError
 from runtime.streaming import portforward
 from runtime.streaming.connection import Connection, ConnectionLostError, unless_lost
@@ -176,9 +177,7 @@ async def _chunks(stream: Stream) -> AsyncIterator[bytes]:
 async def _print(stream: Stream, fd: int) -> None:
     """Write to a descriptor of this program. If that blocks, everything waits, as it should."""
     async for data in _chunks(stream):
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
+        write_all(fd, data)
 
 
 async def _send_input(fd: int, stream: Stream) -> None:
