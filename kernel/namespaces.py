@@ -54,10 +54,19 @@ def join(path: str, kind: str) -> None:
 
 def pin(path: str, kind: str, pid: int | str = "self") -> None:
     """Pin a namespace of `pid` at `path`, which is created; for "pid" it is the namespace of its next children."""
-    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     link = "pid_for_children" if kind == "pid" and pid == "self" else kind
+    _pin(f"/proc/{pid}/ns/{link}", path)
+
+
+def pin_open(path: str, fd: int) -> None:
+    """Pin the namespace that `fd` refers to at `path`, which is created."""
+    _pin(f"/proc/self/fd/{fd}", path)
+
+
+def _pin(namespace: str, path: str) -> None:
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))
     try:
-        syscalls.mount(f"/proc/{pid}/ns/{link}", path, flags=syscalls.MS_BIND)
+        syscalls.mount(namespace, path, flags=syscalls.MS_BIND)
     except OSError:
         os.unlink(path)
         raise
