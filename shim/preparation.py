@@ -37,8 +37,11 @@ def prepare(bundle: str, fields: Message, detach_unified: str, result_fd: int) -
     try:
         with open(os.path.join(bundle, "spec.json"), "rb") as file:
             spec = json.loads(file.read())
+        layers = rootfs.open_layers(fields)
         rootfs.enter_private_namespace(detach_unified)
+        fields = rootfs.attach_layers(bundle, fields, layers)
         user = _furnish_root(bundle, fields, spec)
+        rootfs.detach_layers(bundle, layers)
         _write_config(bundle, spec, user)
         inheritance.take_oom_score(inheritance.oom_score(spec["process"]))
         result: Message = {

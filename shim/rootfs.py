@@ -15,8 +15,10 @@ from typing import Any
 
 from kernel import mounts, syscalls
 from kernel.cgroups import ROOT as CGROUP_ROOT
-from proto.errors import failed_precondition
+from proto.errors import Code, CrispError, failed_precondition
+from shim import layer_mounts
 
+_FILES = "files"  # below the bundle
 MAX_LINKS = 40  # as the kernel follows in one path (MAXSYMLINKS)
 
 
@@ -33,12 +35,44 @@ def enter_private_namespace(detach_unified: str = "") -> None:
         mounts.detach(detach_unified)
 
 
+def open_layers(fields: dict[str, Any]) -> dict[str, int]:
+    """The layers that are files, of the root file system and of image volumes in the fields of `create`, by their paths:
+    detached mounts, for `attach_layers`. To be called before the private namespace is entered.
+    """
+    place = str(fields["rootfs"].get("layer_mounts", ""))
+    found = layer_mounts.clones(place, fields["rootfs"].get("lowerdirs", ()))
+    volumes = {layer for volume in fields.get("volumes", ()) for layer in volume["lowerdirs"]}
+    try:
+        return {**found, **layer_mounts.clones(place, volumes - found.keys())}
+    except OSError as error:
+        raise CrispError(Code.INVALID_ARGUMENT, f"ImageVolumeMountFailed: {error.strerror}: {error.filename}") from None
+
+
+def attach_layers(bundle: str, fields: dict[str, Any], layers: dict[str, int]) -> dict[str, Any]:
+    """Mounts them in the present mount namespace; the fields with their mounts in place of their files."""
+    if not layers:
+        return fields
+    places = layer_mounts.attach(os.path.join(bundle, _FILES), layers)
+    root, *volumes = (
+        {**part, "lowerdirs": [places.get(layer, layer) for layer in part.get("lowerdirs", ())]}
+        for part in (fields["rootfs"], *fields.get("volumes", ()))
+    )
+    return {**fields, "rootfs": root, "volumes": volumes}
+
+
+def detach_layers(bundle: str, layers: dict[str, int]) -> None:
+    """Ends `attach_layers` when all is mounted: overlays have clones of their own, and the OCI runtime less to copy."""
+    for number in range(len(layers)):
+        mounts.detach(os.path.join(bundle, _FILES, str(number)))
+
+
 def mount(bundle: str, rootfs: dict[str, Any]) -> str:
     """Mount the described root at `<bundle>/rootfs`, in the present mount namespace; its path.
 
-    `rootfs` is {"bind": DIR, "readonly": bool} or {"lowerdirs": [topmost, ...], "upper": DIR, "work": DIR,
-    "volatile": bool, "userns": FILE, "label": LABEL}; "userns" names a pinned user namespace whose mappings the image's
-    files get, "label" is their SELinux label.
+    `rootfs` is {"bind": DIR, "readonly": bool} or {"lowerdirs": [topmost, ...], "layer_mounts": PLACE, "upper": DIR,
+    "work": DIR, "volatile": bool, "userns": FILE, "label": LABEL}; "layer_mounts" is where layers that are files are
+    mounted (layer_mounts.py), "userns" names a pinned user namespace whose mappings the image's files get, "label" is their
+    SELinux label.
     """
     target = os.path.join(bundle, "rootfs")
     os.makedirs(target, exist_ok=True)
