@@ -157,6 +157,7 @@ def _handler_networks(config: Config) -> dict[str, HandlerNetworks]:
 async def _serve(node: Node, stack: AsyncExitStack) -> None:
     stack.push_async_callback(_close_shims, node)
     stack.push_async_callback(node.undoing.close)
+    stack.push_async_callback(node.filters.close)
     stack.push_async_callback(node.plugins.stop)
     stack.push_async_callback(node.joiner.settle, limits.SHUTDOWN_SECONDS)
     await node.plugins.start(plugin_world.PluginWorld(node))

@@ -1,4 +1,4 @@
-"""Job: find out by trying what an OCI runtime can do on this host.
+"""Jobs: find out by trying what an OCI runtime can do on this host.
 
 Its word is not enough: crun 1.8 has no `features`, and what a runtime knows the kernel, or the cgroups it finds, may
 still refuse. The trial runs in a mount namespace of its own, on a tmpfs, with the host's programs bound read-only as its
@@ -7,6 +7,7 @@ root.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from kernel import cgroups, mounts, namespaces, syscalls
+from proto import oci_annotations
 from proto.errors import CrispError
 from shim import idmapped_volumes, oci_runtime, process, rootfs
 
@@ -29,6 +31,8 @@ DEVICES = [
     {"allow": True, "type": "c", "major": 1, "minor": 3, "access": "rwm"},
 ]
 """As every container has them that is not privileged: with cgroup v2 they are a BPF program, which not all may load."""
+NAME = "crisp-probe"
+SHELL = ("/bin/sh", "-c")
 MADE = b"made"
 FIRST_ID, ID_COUNT = 1 << 20, 1 << 16
 """Of the trial's user namespace."""
@@ -40,17 +44,31 @@ def main(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any]:
     Returns {"error": why it cannot run a container, or "", "recursive_read_only": bool, "user_namespaces": why it cannot run
     one with mapped ids, or ""}.
     """
-    mode, controllers, unified = args["hierarchies"]
-    group = cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified).group(args["cgroup"])
-    trial = Trial(oci_runtime.from_args(args["runtime"]), args["directory"], "/" + args["cgroup"].strip("/"))
-    try:
-        trial.prepare(unified if args["detach_unified"] else "")
-        error = trial.run("true") or ("" if mode != cgroups.Mode.V2.value else trial.exec_cgroup())
+    with _trial(args) as trial:
+        on_v2 = args["hierarchies"][0] == cgroups.Mode.V2.value
+        error = trial.run("true") or (trial.exec_cgroup() if on_v2 else "")
         return {
             "error": error,
             "recursive_read_only": not error and trial.recursive_read_only(),
             "user_namespaces": error or trial.user_namespaces(),
         }
+
+
+def ready_filters(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any]:
+    """`args` as for `main`; returns {"error": why the runtime cannot be given seccomp filters as programs, or ""}."""
+    with _trial(args) as trial:
+        return {"error": trial.ready_filters()}
+
+
+@contextmanager
+def _trial(args: dict[str, Any]) -> Iterator[Trial]:
+    """A trial in a mount namespace of its own; nothing is left of its containers."""
+    mode, controllers, unified = args["hierarchies"]
+    group = cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified).group(args["cgroup"])
+    trial = Trial(oci_runtime.from_args(args["runtime"]), args["directory"], "/" + args["cgroup"].strip("/"))
+    try:
+        trial.prepare(unified if args["detach_unified"] else "")
+        yield trial
     finally:
         while not (group.kill() and group.remove()):
             time.sleep(0.001)
@@ -170,20 +188,72 @@ class Trial:
         source = os.path.join(self._directory, "volume")
         return {"destination": "/volume", "type": "bind", "source": source, "options": ["rbind", *options]}
 
+    def ready_filters(self) -> str:
+        """Why a container cannot be given a seccomp filter as a program; "" if it can.
+
+        The runtime's own program for rules that refuse `uname` is handed to it with rules that do not. Both the
+        container's process and a command that is executed in it must then be refused `uname`, and that program be kept.
+        """
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        refusing, harmless = _rules("uname"), _rules("swapoff")
+        error = self._create("true", refusing)
+        program = self._kept_filter()
+        self._delete()
+        if error or not program:
+            return error or f"it keeps no {oci_annotations.KEPT_FILTER}"
+        if error := self.run("uname", linux=harmless):
+            return error
+        if error := self.run("! uname", linux=harmless, program=program):
+            return error
+        error = self._create("sleep 100", harmless, program) or self._call("start", NAME)
+        kept = self._kept_filter()
+        error = error or self._call("exec", NAME, *SHELL, "! uname")
+        self._delete()
+        return error or ("" if kept == program else "it keeps another filter than it was given")
+
+    def _create(self, script: str, linux: dict[str, Any], program: bytes = b"") -> str:
+        self._describe(script, None, linux, {}, program)
+        return self._call("create", "--bundle", self._directory, NAME)
+
+    def _delete(self) -> None:
+        self._call("delete", "--force", NAME)
+        try:
+            while True:
+                os.waitpid(-1, 0)  # the container's init: a subreaper's child
+        except ChildProcessError:
+            return
+
+    def _kept_filter(self) -> bytes:
+        try:
+            with open(os.path.join(self._runtime.root, NAME, oci_annotations.KEPT_FILTER), "rb") as file:
+                return file.read(1 << 16)
+        except OSError:
+            return b""
+
     def run(
         self,
         script: str,
         volume: dict[str, Any] | None = None,
         linux: dict[str, Any] | None = None,
         joined: dict[str, str] | None = None,
+        program: bytes = b"",
     ) -> str:
-        """Run a shell script in a container, some of whose namespaces are given by paths; why it failed, or ""."""
-        paths = joined or {}
+        """Run a shell script in a container, some of whose namespaces are given by paths; why it failed, or "".
+
+        `program` is its seccomp filter, in place of the rules in `linux`.
+        """
+        self._describe(script, volume, linux or {}, joined or {}, program)
+        return self._call("run", "--bundle", self._directory, NAME)
+
+    def _describe(
+        self, script: str, volume: dict[str, Any] | None, linux: dict[str, Any], paths: dict[str, str], program: bytes
+    ) -> None:
+        """Write the OCI configuration."""
         kinds = dict.fromkeys(("mount", "pid", "ipc", "uts", *paths))
         document: dict[str, Any] = {
             "ociVersion": "1.0.2",
             "root": {"path": "rootfs", "readonly": True},
-            "process": {"cwd": "/", "args": ["/bin/sh", "-c", script], "env": ["PATH=/bin:/usr/bin"], "user": {}},
+            "process": {"cwd": "/", "args": [*SHELL, script], "env": ["PATH=/bin:/usr/bin"], "user": {}},
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755", "size=64k"]},
@@ -193,22 +263,24 @@ class Trial:
                 "namespaces": [{"type": k, "path": paths[k]} if k in paths else {"type": k} for k in kinds],
                 "cgroupsPath": self._cgroup,
                 "resources": {"devices": DEVICES},
-                **(linux or {}),
+                **linux,
             },
         }
+        if program:
+            document["annotations"] = {oci_annotations.FILTER: base64.b64encode(program).decode()}
         document["process"]["user"] = {"uid": 0, "gid": 0}
         if "user" in paths:
             idmapped_volumes.map_all(self._directory, document, paths["user"])
         with open(os.path.join(self._directory, "config.json"), "w", encoding="utf-8") as file:
             json.dump(document, file)
-        return self._call()
 
-    def _call(self) -> str:
+    def _call(self, verb: str, *arguments: str) -> str:
+        """Have the runtime do something; why it failed, or ""."""
         log = os.path.join(self._directory, "log")
         with open(log, "wb"):
             pass  # each trial begins with an empty one
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        argv = self._runtime.command("run", "--bundle", self._directory, "crisp-probe", log=log)
+        argv = self._runtime.command(verb, *arguments, log=log)
         pid = process.spawn(argv, (null, null, null))
         os.close(null)
         deadline = time.monotonic() + SECONDS
@@ -216,9 +288,15 @@ class Trial:
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-                return f"a container that should have ended at once ran for {SECONDS:.0f} s"
+                return f"{verb} of a container that should have ended at once took {SECONDS:.0f} s"
             time.sleep(0.002)
         code, _ = process.exit_code(ended[1])
         with open(log, "rb") as file:
             text = file.read(1 << 16)
         return (oci_runtime.last_error(text) or f"exit code {code}") if code else ""
+
+
+def _rules(refused: str) -> dict[str, Any]:
+    """OCI's `linux` with seccomp rules that refuse one system call."""
+    rule = {"names": [refused], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
+    return {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}}

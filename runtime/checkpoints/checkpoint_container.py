@@ -20,7 +20,6 @@ import asyncio
 import datetime
 import json
 import os
-import shutil
 import tarfile
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -33,6 +32,7 @@ from kernel import removal
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime.checkpoints import notes
+from runtime.oci import document
 from runtime.pods import container_exec, criu
 
 if TYPE_CHECKING:
@@ -120,7 +120,8 @@ def _describe(node: Node, container: Container, directory: Path) -> None:
     directory.mkdir(mode=0o700)
     (directory / "checkpoint").mkdir(mode=0o700)
     (directory / "config.dump").write_text(json.dumps(_description(container), indent=1))
-    shutil.copyfile(node.paths.bundle(container.record.id) / "config.json", directory / "spec.dump")
+    spec = document.shown((node.paths.bundle(container.record.id) / "config.json").read_bytes())
+    (directory / "spec.dump").write_bytes(document.encode(spec))
 
 
 def pack_directory(source: Path, target: Path) -> None:

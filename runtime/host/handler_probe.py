@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -76,15 +76,7 @@ async def _probe(name: str, handler: HandlerConfig, paths: Paths, host: Host, fo
         return f"no program {handler.path or name}"
     root = handler.root or str(paths.runtime_root(name))
     hide_unified = host.hierarchies.mode is Mode.HYBRID
-    directory = paths.runtime_root(name) / "probe"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    arguments = {
-        "runtime": {"name": name, "path": path, "root": root},
-        "directory": str(directory),
-        "detach_unified": hide_unified,
-        "cgroup": f"crisp-probe-{fork_server.pid}-{name}",
-        "hierarchies": [host.hierarchies.mode.value, *host.hierarchies[1:]],
-    }
+    arguments = _arguments(name, path, root, paths, host, f"crisp-probe-{fork_server.pid}-{name}")
     try:
         tried = await fork_server.run_job("shim.runtime_probe:main", arguments, timeout=PROBE_SECONDS)
     except CrispError as error:
@@ -94,6 +86,27 @@ async def _probe(name: str, handler: HandlerConfig, paths: Paths, host: Host, fo
     known = known_fields(await _output(path, "features"))
     features = Features(await _version(path), tried["recursive_read_only"], tried["user_namespaces"], known)
     return Handler(name, path, root, handler, features, hide_unified, host.systemd_cgroups)
+
+
+def _arguments(name: str, path: str, root: str, paths: Paths, host: Host, cgroup: str) -> dict[str, Any]:
+    """Of the jobs of shim/runtime_probe.py."""
+    directory = paths.runtime_root(name) / "probe"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return {
+        "runtime": {"name": name, "path": path, "root": root},
+        "directory": str(directory),
+        "detach_unified": host.hierarchies.mode is Mode.HYBRID,
+        "cgroup": cgroup,
+        "hierarchies": [host.hierarchies.mode.value, *host.hierarchies[1:]],
+    }
+
+
+async def ready_filters(handler: Handler, paths: Paths, host: Host, fork_server: ForkServer) -> str:
+    """Why a handler cannot be given seccomp filters as programs (oci/seccomp_programs); empty if it can."""
+    cgroup = f"crisp-filters-{fork_server.pid}-{handler.name}"
+    arguments = _arguments(handler.name, handler.path, handler.root, paths, host, cgroup)
+    found = await fork_server.run_job("shim.runtime_probe:ready_filters", arguments, timeout=PROBE_SECONDS)
+    return str(found["error"])
 
 
 async def _version(path: str) -> str:

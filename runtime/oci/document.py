@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from proto import oci_annotations
 from proto.errors import invalid
 
 if TYPE_CHECKING:
@@ -25,6 +26,16 @@ def encode(document: dict[str, Any]) -> bytes:
     if _NUL.search(text):
         raise invalid(f"{next(_places(document, ''), 'the configuration')} holds a zero byte")
     return _SURROGATES.sub("\ufffd", text).encode()
+
+
+def shown(data: bytes) -> dict[str, Any]:
+    """A container's config.json as others see it: without what crisp tells crun of the filter that its rules describe.
+
+    ValueError if it is none.
+    """
+    document: dict[str, Any] = json.loads(data)
+    document.get("annotations", {}).pop(oci_annotations.FILTER, None)
+    return document
 
 
 def _places(value: Any, place: str) -> Iterator[str]:

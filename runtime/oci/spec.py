@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from proto import api_pb2 as cri
+from proto import oci_annotations
 from proto.errors import invalid
 from runtime.oci import (
     apparmor,
@@ -144,8 +145,8 @@ def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
 def _annotations(inputs: Inputs) -> dict[str, str]:
     metadata = inputs.sandbox.metadata
     return {
-        **_allowed(inputs.sandbox.annotations, inputs.handler.pod_annotations),
-        **_allowed(inputs.config.annotations, inputs.handler.container_annotations),
+        **opened(inputs.sandbox.annotations, inputs.handler.pod_annotations),
+        **opened(inputs.config.annotations, inputs.handler.container_annotations),
         "io.kubernetes.cri.container-type": "container",
         "io.kubernetes.cri.sandbox-id": inputs.sandbox_id,
         "io.kubernetes.cri.sandbox-name": metadata.name,
@@ -157,8 +158,13 @@ def _annotations(inputs: Inputs) -> dict[str, str]:
     }
 
 
-def _allowed(annotations: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
-    return {key: value for key, value in annotations.items() if any(fnmatchcase(key, pattern) for pattern in patterns)}
+def opened(annotations: Mapping[str, str], patterns: Sequence[str]) -> dict[str, str]:
+    """Of a pod's annotations those that the administrator has opened; a filter is nothing that a pod chooses."""
+    return {
+        key: value
+        for key, value in annotations.items()
+        if key != oci_annotations.FILTER and any(fnmatchcase(key, pattern) for pattern in patterns)
+    }
 
 
 def _linux(inputs: Inputs, options: cri.NamespaceOption, mounted: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ uses; until the container is made no list shows it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -17,10 +18,11 @@ from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError, failed_precondition, invalid
 from runtime import limits
+from runtime.host import handler_probe
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.nri import placed
 from runtime.oci import document as oci_document
-from runtime.oci import stop_signals, systemd_limits, user_namespaces
+from runtime.oci import seccomp_programs, stop_signals, systemd_limits, user_namespaces
 from runtime.oci.process import user
 from runtime.pods import (
     container_adjust,
@@ -43,8 +45,11 @@ from runtime.shims.client import ShimClient
 from runtime.shims.fork_server import ShimOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from imagesvc.service import ImageService
     from imagesvc.store.images import Image
+    from runtime.host.handlers import Handler
     from runtime.pods.node import Node
     from runtime.pods.objects import Sandbox
     from runtime.pods.restore import Checkpoint
@@ -187,7 +192,8 @@ def _log_path(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, contain
 async def _make(node: Node, container: Container, image: Image, checkpoint: Checkpoint | None, target_pid: int) -> None:
     record = container.record
     bundle = node.paths.bundle(record.id)
-    await asyncio.get_running_loop().run_in_executor(node.blocking, _make_directories, node, container, image)
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(node.blocking, _make_directories, node, container, image)
     described = image if checkpoint is None else restore.described(checkpoint)
     document = await container_spec.build(node, container, described, target_pid)
     wanted = await plugin_hooks.create(node, container, document)
@@ -199,8 +205,8 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
         added = placed.destinations(wanted.adjustment.mounts) if wanted is not None else ()
         document = await restore.prepare(node, container, checkpoint, document, added)
     user, rootfs = _user(container, described, document), _rootfs(node, container, image)
-    (bundle / "spec.json").touch(mode=0o600)  # variables can be secrets, and the bundle's path is no secret
-    (bundle / "spec.json").write_bytes(oci_document.encode(document))
+    handler = node.handlers.get(container.sandbox.record.handler)
+    filtered = await loop.run_in_executor(node.blocking, _write_spec, node, bundle, document, handler, checkpoint)
     await _spawn_shim(node, container)
     failpoint("container.shim")
     container.shim = await ShimClient.connect(str(bundle))
@@ -227,7 +233,28 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
         if made.pid:
             await scope_limits.tell(node.host, node.blocking, record.cgroup, told)
         await container_adjust.settle(node, container, document)
+        if made.pid and filtered.key:
+            await loop.run_in_executor(node.blocking, node.filters.settle, filtered, handler, record.id)
+            node.filters.consider(filtered, handler, functools.partial(_obeys, node))
     failpoint("container.made")
+
+
+def _write_spec(
+    node: Node, bundle: Path, document: dict[str, Any], handler: Handler, checkpoint: Checkpoint | None
+) -> seccomp_programs.Use:
+    """Write the OCI configuration for the shim; how the container comes to its seccomp filter. Blocks."""
+    # A restored process brings its filters with it.
+    use = node.filters.use(document, handler) if checkpoint is None else seccomp_programs.Use()
+    data = oci_document.encode(seccomp_programs.annotated(document, use))
+    # Variables can be secrets, and the bundle's path is no secret.
+    fd = os.open(bundle / "spec.json", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+    return use
+
+
+async def _obeys(node: Node, handler: Handler) -> str:
+    return await handler_probe.ready_filters(handler, node.paths, node.host, node.fork_server)
 
 
 def _make_directories(node: Node, container: Container, image: Image) -> None:

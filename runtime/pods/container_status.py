@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from proto import api_pb2 as cri
 from runtime.filters import labels_match
 from runtime.lifecycle import ContainerState
-from runtime.oci import stop_signals
+from runtime.oci import document, stop_signals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -79,7 +79,7 @@ def verbose(container: Container, paths: Paths) -> dict[str, str]:
         "terminal": record.config.tty,
     }
     try:
-        info["runtimeSpec"] = json.loads((bundle / "config.json").read_bytes())
+        info["runtimeSpec"] = document.shown((bundle / "config.json").read_bytes())
     except (OSError, ValueError):
         pass  # not made yet, or gone with a reboot
     return {"info": json.dumps(info)}

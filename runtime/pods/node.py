@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from proto.errors import Code, CrispError, invalid, not_found
 from runtime import limits
 from runtime.joining import Joiner
+from runtime.oci.seccomp_programs import Programs
 from runtime.undoing import Undoing
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Node:
     plugins: Plugins
     joiner: Joiner = field(default_factory=Joiner)
     undoing: Undoing = field(default_factory=Undoing)
+    filters: Programs = field(default_factory=Programs)
+    """seccomp filters."""
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
     recovery_seconds: float = 0.0

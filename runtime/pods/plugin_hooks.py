@@ -17,7 +17,6 @@ Synchronize (runtime/nri/plugins.py). Without plugins every function returns at 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +25,7 @@ import structlog
 from proto import nri_pb2 as nri
 from proto.errors import CrispError
 from runtime.nri import dispatch, messages
+from runtime.oci import document
 
 if TYPE_CHECKING:
     from runtime.nri.merge import CreateResult, UpdateResult
@@ -65,10 +65,9 @@ def container_view(node: Node, container: Container) -> nri.Container:
 def _spec(node: Node, container: Container) -> dict[str, Any]:
     """What the OCI runtime was given; empty if the bundle went with a reboot."""
     try:
-        spec: dict[str, Any] = json.loads((node.paths.bundle(container.record.id) / "config.json").read_bytes())
+        return document.shown((node.paths.bundle(container.record.id) / "config.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return spec
 
 
 # ---- sandboxes ----

@@ -12,10 +12,11 @@ from imagesvc.store.images import OciConfig
 from kernel.capabilities import NAMES
 from kernel.cgroups import Hierarchies, Mode
 from proto import api_pb2 as cri
+from proto import oci_annotations
 from proto.errors import Code, CrispError
 from runtime.config.settings import ContainersConfig
 from runtime.host.host import Host
-from runtime.oci import devices, mounts, process, resources, seccomp, ulimits
+from runtime.oci import devices, mounts, process, resources, seccomp, spec, ulimits
 from runtime.oci.mounts import Source
 
 IMAGE = OciConfig(entrypoint=("/entry",), cmd=("a", "b"), env=("PATH=/bin", "A=1"), working_dir="/w", user="app")
@@ -352,3 +353,10 @@ def test_seccomp_on_a_kernel_without_filters() -> None:
     context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
     with pytest.raises(CrispError, match="no seccomp filters, and the profile RuntimeDefault"):
         seccomp.select(context, frozenset(), available=False)
+
+
+def test_no_annotation_of_a_pod_is_a_filter() -> None:
+    """Whatever the administrator has opened: with a filter of its own a container would go without its profile."""
+    asked = {oci_annotations.FILTER: "AAAA", "run.oci.keep_original_groups": "1"}
+    assert spec.opened(asked, ["*"]) == {"run.oci.keep_original_groups": "1"}
+    assert spec.opened(asked, [oci_annotations.FILTER]) == {}

@@ -1,0 +1,106 @@
+"""Filters that are built once: what the kernel has is the same, whoever has built it and whichever way it came."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proto import api_pb2 as cri
+from proto import oci_annotations
+from tests.harness import seccomp_filters
+from tests.harness.kubelet import Container, Kubelet, Pod
+from tests.harness.waiting import wait_until
+
+pytestmark = pytest.mark.root
+
+SLEEP = ("/bin/sleep", "1000")
+RULES = [
+    {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28},
+    {"names": ["personality"], "action": "SCMP_ACT_ERRNO", "args": [{"index": 0, "value": 8, "op": "SCMP_CMP_EQ"}]},
+]
+
+
+def localhost(path: Path, **fields: Any) -> cri.ContainerConfig:
+    """A container with a profile that no other test has, so that its first container is the first."""
+    path.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": RULES, **fields}))
+    wanted = cri.ContainerConfig()
+    wanted.linux.security_context.seccomp.profile_type = cri.SecurityProfile.Localhost
+    wanted.linux.security_context.seccomp.localhost_ref = str(path)
+    return wanted
+
+
+def runtime_default() -> cri.ContainerConfig:
+    wanted = cri.ContainerConfig()
+    wanted.linux.security_context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
+    return wanted
+
+
+def info(container: Container) -> dict[str, Any]:
+    request = cri.ContainerStatusRequest(container_id=container.id, verbose=True)
+    found: dict[str, Any] = json.loads(container.runtime.ContainerStatus(request).info["info"])
+    return found
+
+
+def given(container: Container) -> bool:
+    """Whether the OCI runtime was given the filter."""
+    text = (container.pod.kubelet.daemon.state / "containers" / container.id / "config.json").read_text()
+    return oci_annotations.FILTER in json.loads(text)["annotations"]
+
+
+def filters(container: Container) -> list[bytes]:
+    return seccomp_filters.of(info(container)["pid"])
+
+
+def with_ready_filter(pod: Pod, wanted: cri.ContainerConfig) -> Container:
+    """Containers with the same profile, until one is given its filter."""
+    made: list[Container] = []
+
+    def again() -> bool:
+        for container in made:
+            container.remove()
+        made[:] = [pod.run(*SLEEP, config=wanted)]
+        return given(made[0])
+
+    wait_until(again)
+    return made[0]
+
+
+def test_the_kernel_has_the_filter_that_the_runtime_builds(kubelet: Kubelet, tmp_path: Path) -> None:
+    kubelet.need_handler("crun")
+    pod = kubelet.pod(handler="crun")
+    for wanted in (localhost(tmp_path / "profile.json"), runtime_default()):
+        wanted.linux.security_context.no_new_privs = wanted.linux.security_context.seccomp.localhost_ref == ""
+        built = pod.run(*SLEEP, config=wanted)
+        ready = with_ready_filter(pod, wanted)
+        assert len(filters(built)) == 1
+        assert filters(ready) == filters(built)
+        assert info(ready)["runtimeSpec"]["linux"]["seccomp"] == info(built)["runtimeSpec"]["linux"]["seccomp"]
+        assert oci_annotations.FILTER not in info(ready)["runtimeSpec"]["annotations"]
+        assert "Seccomp:\t2" in ready.sh("grep Seccomp: /proc/self/status")
+
+
+def test_a_ready_filter_refuses_what_the_profile_refuses(kubelet: Kubelet, tmp_path: Path) -> None:
+    kubelet.need_handler("crun")
+    pod, wanted = kubelet.pod(handler="crun"), localhost(tmp_path / "profile.json")
+    pod.run(*SLEEP, config=wanted)
+    ready = with_ready_filter(pod, wanted)
+    assert b"No space left" in ready.exec("/bin/mkdir", "/d").stderr, "of what is executed in it"
+    own = pod.shell("mkdir /d", wanted)
+    assert given(own)
+    assert "No space left" in own.output("stderr"), "of its own process"
+    # Another profile under the same name is another profile, at once.
+    assert pod.shell("mkdir /d", localhost(tmp_path / "profile.json", syscalls=RULES[1:])).output("stderr") == ""
+
+
+@pytest.mark.parametrize(
+    ("handler", "fields"), [("runc", {}), ("crun", {"flags": ["SECCOMP_FILTER_FLAG_LOG"]})], ids=["runc", "flags"]
+)
+def test_others_build_their_filter_each_time(kubelet: Kubelet, tmp_path: Path, handler: str, fields: dict[str, Any]) -> None:
+    kubelet.need_handler(handler)
+    pod, wanted = kubelet.pod(handler=handler), localhost(tmp_path / "profile.json", **fields)
+    containers = [pod.run(*SLEEP, config=wanted) for _ in range(4)]
+    assert not any(map(given, containers))
+    assert len(filters(containers[-1])) == 1
