@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from proto import admin_pb2 as admin
@@ -23,7 +22,7 @@ from proto import api_pb2 as cri
 from proto import nri_pb2 as nri
 from runtime import uninstall
 from tests.harness.daemon import ROOT, Daemon
-from tests.harness.kubelet import Kubelet, wait_until
+from tests.harness.kubelet import Kubelet, some_limit, wait_until
 from tests.harness.nri_plugin import NriPlugin, Refuse, event_mask
 
 pytestmark = pytest.mark.root
@@ -575,32 +574,73 @@ def test_figures(own: Callable[..., Kubelet]) -> None:
     assert 'outcome="timeout",plugin="10-tester",request="StopPodSandbox"} 1.0' in text
 
 
-def test_a_call_that_is_given_up_leaves_nothing(own: Callable[..., Kubelet]) -> None:
-    """The client is gone while a plugin thinks; a retry finds the result or makes it."""
-    kubelet = own("plugin_request_timeout = 20.0")
+CALLS = {
+    "RunPodSandbox": ("RunPodSandbox",),
+    "CreateContainer": ("CreateContainer", "ValidateContainerAdjustment", "PostCreateContainer"),
+    "StartContainer": ("StartContainer", "PostStartContainer"),
+    "UpdateContainerResources": ("UpdateContainer", "PostUpdateContainer"),
+    "StopContainer": ("StopContainer",),
+    "RemoveContainer": ("RemoveContainer",),
+    "StopPodSandbox": ("StopPodSandbox",),
+    "RemovePodSandbox": ("RemovePodSandbox",),
+}
 
-    def wait(_: object) -> None:
-        time.sleep(0.5)
 
-    with NriPlugin(kubelet.daemon.nri_socket) as plugin:
-        config = kubelet.pod_config()
-        for method in ("RunPodSandbox", "CreateContainer", "StartContainer", "StopContainer", "UpdateContainer"):
-            plugin.on[method] = wait
-        run = cri.RunPodSandboxRequest(config=config)
-        with pytest.raises(grpc.RpcError, match="DEADLINE"):
-            kubelet.runtime.RunPodSandbox(run, timeout=0.3)
-        pod = kubelet.pod(config)
-        container = pod.create("/bin/sleep", "1000")
-        with pytest.raises(grpc.RpcError, match="DEADLINE"):
-            kubelet.runtime.StartContainer(cri.StartContainerRequest(container_id=container.id), timeout=0.2)
-        wait_until(lambda: container.status().state == cri.CONTAINER_RUNNING)
-        assert plugin.methods().count("StartContainer") == 1
-        with pytest.raises(grpc.RpcError, match="DEADLINE"):
-            request = cri.StopContainerRequest(container_id=container.id, timeout=0)
-            kubelet.runtime.StopContainer(request, timeout=0.2)
-        container.stop()
-        container.remove()
-        pod.remove()
-        assert plugin.methods(container.id).count("StopContainer") == 1
-        assert plugin.methods(container.id)[-1] == "RemoveContainer"
-        assert plugin.methods(pod.id).count("RunPodSandbox") == 1
+@pytest.mark.parametrize(("call", "request_"), [(call, request) for call, asked in CALLS.items() for request in asked])
+def test_a_client_gives_up_while_a_plugin_thinks(kubelet: Kubelet, call: str, request_: str) -> None:
+    """A retry finds the result or makes it; a plugin hears of the end of all of whose beginning it has heard."""
+    reached, go = threading.Event(), threading.Event()
+
+    def think(_: object) -> None:
+        reached.set()
+        assert go.wait(60)
+
+    def asked(name: str, request: Any) -> Any:
+        method = getattr(kubelet.runtime, name)
+        if name != call:
+            return method(request)
+        pending = method.future(request)
+        assert reached.wait(60)
+        pending.cancel()
+        go.set()
+        if name == "StartContainer":  # goes on by itself, and cannot be done twice
+            wait_until(lambda: container_state(kubelet, request.container_id) == cri.CONTAINER_RUNNING)
+            return None
+        return method(request)
+
+    with NriPlugin(kubelet.daemon.nri_socket, on={request_: think}) as plugin:
+        life(kubelet, asked)
+        for begin, end in (("RunPodSandbox", "RemovePodSandbox"), ("CreateContainer", "RemoveContainer")):
+            begun = {one.pod if "Pod" in begin else one.container for one in list(plugin.asked) if one.method == begin}
+            assert begun
+            for key in begun:
+                plugin.wait(lambda key=key, end=end: plugin.methods(key)[-1:] == [end])  # type: ignore[misc]
+                for event in (begin, begin.replace("Run", "Stop").replace("Create", "Stop"), end):
+                    assert plugin.methods(key).count(event) == 1
+    assert not kubelet.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items
+
+
+def container_state(kubelet: Kubelet, key: str) -> int:
+    status = kubelet.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=key)).status
+    return int(status.state)
+
+
+def life(kubelet: Kubelet, call: Callable[[str, Any], Any]) -> None:
+    """A pod with a container from its beginning to its end; each call is made by `call`."""
+    pod = kubelet.pod_config()
+    pod_id = call("RunPodSandbox", cri.RunPodSandboxRequest(config=pod)).pod_sandbox_id
+    config = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name="c"),
+        image=cri.ImageSpec(image=kubelet.image),
+        command=["/bin/sleep", "1000"],
+        log_path="c.log",
+    )
+    create = cri.CreateContainerRequest(pod_sandbox_id=pod_id, config=config, sandbox_config=pod)
+    key = call("CreateContainer", create).container_id
+    call("StartContainer", cri.StartContainerRequest(container_id=key))
+    resources = cri.LinuxContainerResources(**some_limit(512))
+    call("UpdateContainerResources", cri.UpdateContainerResourcesRequest(container_id=key, linux=resources))
+    call("StopContainer", cri.StopContainerRequest(container_id=key, timeout=0))
+    call("RemoveContainer", cri.RemoveContainerRequest(container_id=key))
+    call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=pod_id))
+    call("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
