@@ -1,24 +1,31 @@
-"""A layer's tar without its file contents, so that the same tar can be put together again from the layer's directory.
+"""A layer's tar without its file contents, so that the same tar can be put together again from the unpacked layer.
 
 Compressed blobs need not be kept: the skeleton is a few per cent of them, and export, push and verify get the uncompressed
-layer back byte for byte (its digest is the diff id). File `skeleton`, gzip, a sequence of records, little endian:
+layer back byte for byte (its digest is the diff id). It is gzip, a sequence of records, little endian:
 
     'R' u32 length, bytes                                            bytes of the archive as they were
     'F' u32 length, path; u64 size; u32 n, n * (u64 offset, u64 length)   content of a file; n segments if it is sparse
+    'X' u32 length, n * (u64 offset, u64 length)                     content that lies in these pieces of the layer's file
+
+The layer is a directory with files, or one file that has their contents (imagesvc/erofs).
 """
 
 from __future__ import annotations
 
+import io
 import os
 import struct
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, BinaryIO
 
 from isal import igzip
 
 from imagesvc.limits import MIB
 from imagesvc.tar.tar_stream import Entry
 from kernel import syscalls
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _HEAD = struct.Struct("<cI")
 _SIZE = struct.Struct("<QI")
@@ -30,8 +37,9 @@ _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
 class SkeletonWriter:
     """Records the events of one tar as they are unpacked."""
 
-    def __init__(self, path: str) -> None:
-        self._out: BinaryIO = igzip.open(path, "wb", compresslevel=1)  # type: ignore[no-untyped-call]
+    def __init__(self, out: str | BinaryIO) -> None:
+        """`out` is a path or an open file."""
+        self._out: BinaryIO = igzip.open(out, "wb", compresslevel=1)  # type: ignore[no-untyped-call]
         self._parts: list[bytes] = []
         self._pending = 0
         self.whole = True
@@ -46,6 +54,10 @@ class SkeletonWriter:
         segments = entry.segments or []
         body = _HEAD.pack(b"F", len(path)) + path + _SIZE.pack(entry.stored, len(segments))
         self._add(body + b"".join(_SEGMENT.pack(*segment) for segment in segments))
+
+    def pieces(self, extents: Sequence[tuple[int, int]]) -> None:
+        """The content of a file, which lies there in the layer's own file: offset and length of each piece."""
+        self._add(_HEAD.pack(b"X", len(extents) * _SEGMENT.size) + b"".join(_SEGMENT.pack(*extent) for extent in extents))
 
     def _add(self, data: bytes) -> None:
         self._parts.append(data)
@@ -78,17 +90,62 @@ def rebuild(skeleton: str, root: str, write: Callable[[bytes], object]) -> None:
             for kind, payload, stored, segments in _records(stream):
                 if kind == b"R":
                     write(payload)
+                elif kind == b"X":
+                    raise ValueError("the skeleton is not that of a layer in a directory")
                 else:
                     _copy(directory, payload, stored, segments, write)
     finally:
         os.close(directory)
 
 
+def rebuild_from_file(layer: int, offset: int, length: int, write: Callable[[bytes], object]) -> None:
+    """The same for a layer that is a file, which has its skeleton at `offset`. Raises as `rebuild`."""
+    with igzip.open(io.BufferedReader(_Part(layer, offset, length)), "rb") as stream:  # type: ignore[no-untyped-call]
+        for kind, payload, _stored, _segments in _records(stream):
+            if kind == b"R":
+                write(payload)
+                continue
+            if kind != b"X" or len(payload) % _SEGMENT.size:
+                raise ValueError("the skeleton is not that of a layer in a file")
+            for start, size in _SEGMENT.iter_unpack(payload):
+                _copy_range(layer, start, size, write)
+
+
+def _copy_range(layer: int, position: int, size: int, write: Callable[[bytes], object]) -> None:
+    end = position + size
+    while position < end:
+        chunk = os.pread(layer, min(_BUFFER, end - position), position)
+        if not chunk:
+            raise ValueError("the layer's file is shorter than it was")
+        write(chunk)
+        position += len(chunk)
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file, as if they were all of it."""
+
+    def __init__(self, descriptor: int, offset: int, length: int) -> None:
+        self._descriptor = descriptor
+        self._position = offset
+        self._end = offset + length
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        """The next bytes."""
+        view = memoryview(buffer)
+        count = os.preadv(self._descriptor, [view[: self._end - self._position]], self._position)
+        self._position += count
+        return count
+
+
 def _records(stream: BinaryIO) -> Iterator[tuple[bytes, bytes, int, list[tuple[int, int]]]]:
     while head := stream.read(_HEAD.size):
         kind, length = _HEAD.unpack(_exactly(head, _HEAD.size))
         payload = _exactly(stream.read(length), length)
-        if kind == b"R":
+        if kind in (b"R", b"X"):
             yield kind, payload, 0, []
         elif kind == b"F":
             stored, count = _SIZE.unpack(_exactly(stream.read(_SIZE.size), _SIZE.size))

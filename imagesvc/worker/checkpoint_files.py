@@ -25,6 +25,7 @@ from imagesvc.tar.tar_stream import Data, Entry, TarError, TarReader
 from imagesvc.worker import unpack
 from imagesvc.worker.copy_up import copy_content
 from imagesvc.worker.entry_names import normalise
+from imagesvc.worker.layer_directory import LayerDirectory
 from imagesvc.worker.merged_view import MergedView
 from kernel import capabilities
 from kernel.descriptors import write_all
@@ -68,7 +69,8 @@ def apply_changes(request: Mapping[str, Any], _channel: socket.socket) -> dict[s
     events = _events(_open_regular(request["diff"]), limits)
     deleted = _deleted(request["deleted"])
     lower = MergedView([os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in request["lower"]])
-    writer = unpack.LayerWriter(lower, skeleton.SkeletonWriter(os.devnull), limits)
+    bones = skeleton.SkeletonWriter(os.devnull)
+    writer = unpack.LayerWriter(LayerDirectory(bones), lower, bones, limits)
     _enter(request["target"], _APPLYING)
     for event in events:
         if type(event) is Entry:

@@ -25,13 +25,17 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from imagesvc.erofs import layer_file
 from imagesvc.limits import MIB, Limits
 from imagesvc.tar import inflate, skeleton, tar_writer
 from imagesvc.tar.tar_stream import Data, Entry, Tail, TarError, TarReader
 from imagesvc.worker import checkpoint_files, pack, unpack, whiteouts
+from imagesvc.worker.layer_directory import LayerDirectory
+from imagesvc.worker.layer_image import LayerImage
 from imagesvc.worker.merged_view import MergedView
 from kernel import capabilities, removal
 from kernel.disk_usage import Walk
+from shim import layer_mounts
 
 AVAILABLE = struct.Struct("<QQ")
 """Daemon to child: bytes of the file that may be read, and its whole size."""
@@ -47,6 +51,9 @@ _UNPACKING = frozenset(
     f"CAP_{name}" for name in ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "MKNOD", "SETFCAP", "SYS_ADMIN")
 )
 """What a process that reads an image's bytes needs to write them; SYS_ADMIN is for the trusted.overlay attributes."""
+_READING = frozenset(("CAP_DAC_OVERRIDE", "CAP_SYS_ADMIN"))
+"""What it needs to copy something from a lower layer, trusted attributes too; it writes to open files alone."""
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def run(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
@@ -80,7 +87,12 @@ def _short(text: str) -> str:
 
 
 def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
-    """Unpacks `file` (from `offset`) into `target`/fs, beside which the skeleton is written."""
+    """Unpacks `file` (from `offset`) into `target`: a directory, or the new file of an image, as `form` says."""
+    return (_unpack_image if request.get("form") == "erofs" else _unpack_directory)(request, channel)
+
+
+def _unpack_directory(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Into `target`/fs, beside which the skeleton is written."""
     limits = Limits(**request["limits"])
     source = _GrowingFile(request["file"], request["offset"], channel)
     bones = skeleton.SkeletonWriter(os.path.join(request["target"], "skeleton"))
@@ -91,7 +103,7 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
     # Before chroot: afterwards there is nothing to import zstandard from.
     reader = inflate.open_reader(source.read)
     meter = _Meter(limits, source)
-    writer = unpack.LayerWriter(lower, bones, limits)
+    writer = unpack.LayerWriter(LayerDirectory(bones), lower, bones, limits)
     with open(os.path.join(request["target"], _WHITEOUTS), "wb") as pending:
         os.umask(0)
         os.chroot(root)
@@ -100,6 +112,66 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
         _apply(reader.read, writer, bones, meter.update)
         pending.write(b"\0".join(writer.whiteouts))
     source.finish()
+    return _answer(meter, writer) | {"skeleton": bones.close()}
+
+
+def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Into the file `target`: image, skeleton, and an end without a document (layer_file.py)."""
+    limits = Limits(**request["limits"])
+    source = _GrowingFile(request["file"], request["offset"], channel)
+    lower = None if request["lower"] is None else _open_lower(request["lower"])
+    descriptor = os.open(request["target"], _NEW_FILE, 0o600)
+    scratch = request["target"] + ".skeleton"
+    with open(scratch, "x+b") as bones_file:
+        os.unlink(scratch)
+        bones = skeleton.SkeletonWriter(bones_file)
+        reader = inflate.open_reader(source.read)
+        meter = _Meter(limits, source)
+        image = LayerImage(descriptor, bones)
+        writer = unpack.LayerWriter(image, lower, bones, limits)
+        _see_nothing(request["target"] + ".root")
+        capabilities.keep(_READING if lower is not None else frozenset())
+
+        def read() -> bytes:
+            image.drain()
+            return reader.read()
+
+        _apply(read, writer, bones, meter.update)
+        bones.close()
+        source.finish()
+        os.ftruncate(descriptor, image.size)
+        skeleton_bytes = _append(descriptor, image.size, bones_file.fileno())
+    metadata = image.metadata
+    digest = layer_file.digest_of(descriptor, metadata)
+    layer_file.write(descriptor, layer_file.Trailer(image.size, skeleton_bytes, metadata, b"", digest))
+    return _answer(meter, writer) | {
+        "bytes": image.disk_bytes,
+        "inodes": 1,
+        "skeleton": True,
+        "skeleton_bytes": skeleton_bytes,
+        "root": [image.root.mode, image.root.uid, image.root.gid],
+    }
+
+
+def _see_nothing(directory: str) -> None:
+    """Makes an empty directory, which is gone already, this process's root."""
+    os.mkdir(directory, 0o700)
+    os.chdir(directory)
+    os.rmdir(directory)
+    os.chroot(".")
+
+
+def _append(descriptor: int, offset: int, source: int) -> int:
+    """Puts a file's bytes at the end of another; returns how many."""
+    size = os.fstat(source).st_size
+    os.lseek(descriptor, offset, os.SEEK_SET)
+    copied = 0
+    while copied < size:
+        copied += os.sendfile(descriptor, source, copied, size - copied)
+    return size
+
+
+def _answer(meter: _Meter, writer: unpack.LayerWriter) -> dict[str, Any]:
     return {
         "diff_id": meter.diff_id(),
         "inflated": meter.total,
@@ -110,7 +182,6 @@ def _unpack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
         "attributed": writer.attributed,
         "unsettled": bool(writer.whiteouts),
         "has_root": writer.has_root,
-        "skeleton": bones.close(),
     }
 
 
@@ -163,11 +234,11 @@ def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
     return {}
 
 
-def _open_lower(directories: list[str]) -> MergedView:
-    """A view of layer directories, topmost first, that outlasts chroot."""
+def _open_lower(layers: list[str]) -> MergedView:
+    """A view of layers, directories and files, topmost first, that outlasts chroot."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1024)), hard))
-    return MergedView([os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in directories])
+    return MergedView([layer_mounts.open_layer(layer) for layer in layers])
 
 
 class _GrowingFile:
@@ -255,6 +326,14 @@ def _rebuild(request: Mapping[str, Any], channel: socket.socket) -> dict[str, An
 
 
 def _rebuild_layer(layer: str, write: Callable[[bytes], object]) -> None:
+    if layer.endswith(layer_file.SUFFIX):
+        descriptor = os.open(layer, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            trailer = layer_file.read_from(descriptor)
+            skeleton.rebuild_from_file(descriptor, trailer.skeleton_offset, trailer.skeleton_bytes, write)
+        finally:
+            os.close(descriptor)
+        return
     skeleton.rebuild(os.path.join(layer, "skeleton"), os.path.join(layer, "fs"), write)
 
 

@@ -14,9 +14,22 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 OPAQUE_XATTR = "trusted.overlay.opaque"
+
+
+class Status(Protocol):
+    """Of what os.stat_result says: type, device, size, and what it is that lies there."""
+
+    @property
+    def st_mode(self) -> int: ...  # noqa: D102
+    @property
+    def st_rdev(self) -> int: ...  # noqa: D102
+    @property
+    def st_size(self) -> int: ...  # noqa: D102
+    @property
+    def st_ino(self) -> int: ...  # noqa: D102
 
 
 class Found(NamedTuple):
@@ -108,7 +121,7 @@ def _inside(layer: int) -> Iterator[None]:
         os.close(home)
 
 
-def is_whiteout(status: os.stat_result) -> bool:
+def is_whiteout(status: Status) -> bool:
     """Whether this is overlayfs' mark for "deleted here"."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
 

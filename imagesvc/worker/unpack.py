@@ -1,6 +1,8 @@
-"""Applying one layer's tar to the layer's own directory, so that overlayfs shows what the image's author meant.
+"""Applying one layer's tar to the layer's own tree, so that overlayfs shows what the image's author meant.
 
-Layers are unpacked side by side, each into its own directory, before it is known what lies below. That is right only for a
+What the tree is made of is another's matter: a directory, or the image of a file system (layer_target.py).
+
+Layers are unpacked side by side, each into its own tree, before it is known what lies below. That is right only for a
 layer that stands on its own; three kinds of entry depend on the layers below:
 
 - an entry whose parent directories the tar leaves out: their mode, owner and attributes, and whether they are symbolic
@@ -21,13 +23,10 @@ stays, and a directory of it becomes opaque.
 A whiteout must hide something: overlayfs lists one by name in a directory that it need not merge, as a file that cannot be
 opened. So those that hide nothing are removed: at once where the layers below are known or the directory is opaque, else by
 `whiteouts.settle` when they are there. Such a layer is keyed by its chain id too, but it is not unpacked twice.
-
-Runs as root in a process whose root is the layer's directory: whatever a name says, it stays inside.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 
@@ -35,20 +34,14 @@ from imagesvc.limits import MAX_SYMLINKS, Limits
 from imagesvc.tar import tar_stream
 from imagesvc.tar.skeleton import SkeletonWriter
 from imagesvc.tar.tar_stream import Data, Entry, TarError
-from imagesvc.worker import whiteouts
-from imagesvc.worker.copy_up import OVERLAY_XATTRS, copy_object, inherit_xattrs
 from imagesvc.worker.entry_names import WHITEOUT_META, in_metadata, normalise, shown
-from imagesvc.worker.merged_view import OPAQUE_XATTR, Found, MergedView, is_whiteout
-from kernel import removal
+from imagesvc.worker.layer_target import Target, mtime_of
+from imagesvc.worker.merged_view import Found, MergedView, is_whiteout
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
 _AUFS_LINKS = b".wh..wh.plnk"
 _PAGE = 4096
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_MAX_MTIME = 1 << 62
-_DEFAULT_DIRECTORY_MODE = 0o755
-_SPECIAL_BITS = 0o7000
 
 
 class NeedsLower(Exception):
@@ -56,14 +49,15 @@ class NeedsLower(Exception):
 
 
 class LayerWriter:
-    """Applies tar events in order. Paths are relative to the process's root directory, which is the layer's.
+    """Applies tar events in order. Paths are relative to the layer's root.
 
     `lower` is None while the layers below are not known. After `finish`: `inodes`, `bytes` (of disk, in whole pages),
     `entries`, `depends` (whether it was made for the layers below), `attributed` (whether directories have extended
     attributes) and `has_root` (whether the tar had the root itself).
     """
 
-    def __init__(self, lower: MergedView | None, skeleton: SkeletonWriter, limits: Limits) -> None:
+    def __init__(self, target: Target, lower: MergedView | None, skeleton: SkeletonWriter, limits: Limits) -> None:
+        self._target = target
         self._lower = lower
         self._skeleton = skeleton
         self._limits = limits
@@ -72,10 +66,8 @@ class LayerWriter:
         self._opaque: set[bytes] = set()
         self.whiteouts: list[bytes] = []
         """Paths of whiteouts of which it is not known whether they hide anything."""
-        self._inherits_group = False
-        self._file = -1
-        self._segments: list[tuple[int, int]] | None = None
-        self._entry: Entry | None = None
+        self._has_file = False
+        """Whether what comes through `data` is a file's content; else it stays in the skeleton."""
         self.inodes = 1
         self.bytes = _PAGE
         self.entries = 0
@@ -89,6 +81,7 @@ class LayerWriter:
         if self.entries > self._limits.layer_entries:
             raise TarError(f"the layer has more than {self._limits.layer_entries} entries")
         self._skeleton.raw(entry.raw)
+        self._has_file = False
         name = normalise(entry.name)
         if not name:
             self._root(entry)
@@ -96,53 +89,46 @@ class LayerWriter:
         raw_parent, _, base = name.rpartition(b"/")
         if base.startswith(_WHITEOUT):
             self._whiteout(raw_parent, base)
-            self._swallow(entry)
             return
         parent = self._parents.get(raw_parent)
         if parent is None:
             if in_metadata(raw_parent):
                 if raw_parent == _AUFS_LINKS and entry.type == tar_stream.REGULAR:
                     self._aufs_link(entry, name)
-                else:
-                    self._swallow(entry)
                 return
             parent = self._directory(raw_parent)
         path = parent + b"/" + base if parent else base
         self._make(entry, path)
 
     def data(self, data: Data) -> None:
-        """Writes a piece of the last regular file's content."""
-        if self._file < 0:
-            if self._entry is not None:
-                self._skeleton.raw(bytes(data.view))
-            return
-        view = data.view
-        if self._segments is None:
-            while True:
-                written = os.write(self._file, view)
-                if written == len(view):
-                    break
-                view = view[written:]
+        """Takes in a piece of the last entry's content."""
+        if self._has_file:
+            self._target.data(data.view, data.last)
         else:
-            self._write_segments(view)
-        if data.last:
-            self._finish_file()
+            self._skeleton.raw(bytes(data.view))
 
     def finish(self) -> None:
-        """Removes whiteouts that hide nothing, and sets directories' times, which every file made in them has changed."""
-        removal.remove_tree(_AUFS_LINKS)
-        kept = [path for path in self.whiteouts if whiteouts.is_at(path)]
+        """Removes whiteouts that hide nothing, and ends the tree."""
+        target = self._target
+        target.remove_tree(_AUFS_LINKS)
+        kept = [path for path in self.whiteouts if self._is_whiteout(path)]
         self.whiteouts = [path for path in kept if not self._in_opaque(path)]
         for path in set(kept).difference(self.whiteouts):
-            os.unlink(path)
-        if self._lower is not None and self.whiteouts:
-            whiteouts.settle(self._lower, self.whiteouts)
-            self.whiteouts = []
+            target.unlink(path)
         if self._lower is not None:
+            for path in self.whiteouts:
+                if self._lower.lookup(path) is None:
+                    target.unlink(path)
+            self.whiteouts = []
             for path in self._times:
                 self._inherit_xattrs(self._lower, path)
-        for path, mtime in self._times.items():
-            os.utime(path or b".", ns=(mtime, mtime), follow_symlinks=False)
+        target.finish(self._times)
+
+    def _is_whiteout(self, path: bytes) -> bool:
+        try:
+            return is_whiteout(self._target.lstat(path))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _inherit_xattrs(self, lower: MergedView, path: bytes) -> None:
         """What a directory below has and this layer's does not: nobody has said that it is to go."""
@@ -151,20 +137,17 @@ class LayerWriter:
         found = lower.lookup(path)
         if found is None or not found.is_directory:
             return
-        self.attributed |= inherit_xattrs(found, path)
+        self.attributed |= self._target.inherit_xattrs(found, path)
 
     def _aufs_link(self, entry: Entry, name: bytes) -> None:
         """A file in AUFS' own directory, which is what the hard links of the layer lead to. It goes at the end."""
-        if not os.path.isdir(_AUFS_LINKS):
-            os.mkdir(_AUFS_LINKS, 0o700)
+        try:
+            self._target.mkdir(_AUFS_LINKS, 0o700)
             self._skeleton.whole = False
+        except FileExistsError:
+            pass
         self._make(entry, name)
         self.inodes -= 1
-
-    def _swallow(self, entry: Entry) -> None:
-        """The content of an entry that makes no file stays in the skeleton."""
-        self._file = -1
-        self._entry = entry
 
     def _root(self, entry: Entry) -> None:
         if entry.type != tar_stream.DIRECTORY:
@@ -181,119 +164,34 @@ class LayerWriter:
 
     def _create(self, entry: Entry, path: bytes) -> None:
         kind = entry.type
+        target = self._target
         if kind == tar_stream.REGULAR:
-            self._regular(entry, path)
+            target.regular(entry, path)
+            self._has_file = True
             self.bytes += _disk_bytes(entry)
         elif kind == tar_stream.DIRECTORY:
-            os.mkdir(path, entry.mode)
+            target.mkdir(path, entry.mode)
             self._set_directory(entry, path)
         elif kind == tar_stream.LINK:
-            target = self._link_target(entry)
-            if target.startswith(path + b"/"):
+            source = self._link_target(entry)
+            if source.startswith(path + b"/"):
                 raise TarError(f"{shown(entry.name)} is a hard link to something below itself")
-            os.link(target, path, follow_symlinks=False)
+            target.link(source, path)
             return
         elif kind == tar_stream.SYMLINK:
-            os.symlink(entry.link, path)
-            self._set_other(entry, path)
+            target.symlink(entry, path)
         else:
-            self._device(entry, path)
-            self._set_other(entry, path)
+            target.device(entry, path)
         self.inodes += 1
 
-    def _regular(self, entry: Entry, path: bytes) -> None:
-        mode = entry.mode
-        descriptor = os.open(path, _CREATE, mode)
-        self._file = descriptor
-        self._entry = entry
-        if entry.uid or entry.gid or self._inherits_group or mode & _SPECIAL_BITS:
-            # chown clears the set-id bits, even for root.
-            os.fchown(descriptor, entry.uid, entry.gid)
-            os.fchmod(descriptor, mode)
-        if entry.stored or entry.segments is not None:
-            self._skeleton.file(entry, path)
-            if entry.segments is not None:
-                self._segments = list(reversed(entry.segments))
-                os.ftruncate(descriptor, entry.size)
-        if not entry.stored:
-            self._finish_file()
-
-    def _write_segments(self, view: memoryview) -> None:
-        assert self._segments is not None
-        while view:
-            offset, length = self._segments.pop()
-            if not length:
-                continue
-            written = os.pwrite(self._file, view[:length], offset)
-            view = view[written:]
-            if written < length:
-                self._segments.append((offset + written, length - written))
-
-    def _finish_file(self) -> None:
-        entry = self._entry
-        assert entry is not None
-        try:
-            if entry.xattrs:
-                self._set_xattrs(entry, self._file)
-            mtime = _time(entry)
-            os.utime(self._file, ns=(mtime, mtime))
-        finally:
-            os.close(self._file)
-            self._file = -1
-            self._entry = None
-            self._segments = None
-
-    def _device(self, entry: Entry, path: bytes) -> None:
-        if entry.type == tar_stream.FIFO:
-            os.mkfifo(path, entry.mode)
-            return
-        kind = stat.S_IFCHR if entry.type == tar_stream.CHAR else stat.S_IFBLK
-        os.mknod(path, kind | entry.mode, os.makedev(entry.major, entry.minor))
-
-    def _set_other(self, entry: Entry, path: bytes) -> None:
-        """Owner, mode and times of what is neither a file nor a directory."""
-        if entry.uid or entry.gid or self._inherits_group:
-            os.lchown(path, entry.uid, entry.gid)
-        if entry.type != tar_stream.SYMLINK and entry.mode & _SPECIAL_BITS:
-            os.chmod(path, entry.mode)
-        if entry.xattrs:
-            self._set_xattrs(entry, path)
-        mtime = _time(entry)
-        os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
-
     def _set_directory(self, entry: Entry, path: bytes) -> None:
-        target = path or b"."
-        os.lchown(target, entry.uid, entry.gid)
-        os.chmod(target, entry.mode)
-        if entry.mode & stat.S_ISGID:
-            self._inherits_group = True
+        self._target.set_directory(entry, path)
         if entry.xattrs:
-            self._set_xattrs(entry, target)
             self.attributed = True
         if path not in self._times:
             self.bytes += _PAGE
-        self._times[path] = _time(entry)
+        self._times[path] = mtime_of(entry)
         self._parents[path] = path
-
-    def _set_xattrs(self, entry: Entry, target: bytes | int) -> None:
-        for name, value in entry.xattrs.items():
-            if name.startswith(OVERLAY_XATTRS):
-                # They steer overlayfs (redirect, metacopy): a layer that could set them could show any file of the disk.
-                continue
-            try:
-                if isinstance(target, int):
-                    os.setxattr(target, name, value)
-                else:
-                    os.setxattr(target, name, value, follow_symlinks=False)
-            except OSError as error:
-                # As containerd and tar do: a file system or a kernel without these attributes still runs the image.
-                ignorable = error.errno == errno.EOPNOTSUPP or (error.errno == errno.EPERM and name.startswith(b"user."))
-                if not ignorable and not (error.errno in (errno.ENOSPC, errno.EDQUOT) and _disk_is_full()):
-                    # ext4 says ENOSPC where an inode has no room for more, however empty the disk is.
-                    why = "the file system has no room for it" if error.errno == errno.ENOSPC else error.strerror
-                    raise TarError(f"{shown(entry.name)}: its attribute {shown(name)} cannot be set: {why}") from None
-                if not ignorable:
-                    raise
 
     def _replace(self, entry: Entry, path: bytes) -> bool:
         """Makes way for a later entry of the same name. Returns whether the entry is still to be created.
@@ -301,7 +199,7 @@ class LayerWriter:
         A directory over a directory only takes on the new attributes. A directory over anything else hides what lower
         layers have there, as the thing that it replaces did.
         """
-        status = os.lstat(path)
+        status = self._target.lstat(path)
         is_directory = entry.type == tar_stream.DIRECTORY
         if stat.S_ISDIR(status.st_mode):
             if is_directory:
@@ -309,13 +207,13 @@ class LayerWriter:
                 return False
             if entry.type == tar_stream.LINK and normalise(entry.link) == path:
                 raise TarError(f"{shown(entry.name)} is a hard link to itself")
-            removal.remove_tree(path)
+            self._target.remove_tree(path)
             self._skeleton.whole = False
             self._forget(path)
             return True
-        if entry.type == tar_stream.LINK and os.path.samestat(status, os.lstat(self._link_target(entry))):
+        if entry.type == tar_stream.LINK and status.st_ino == self._target.lstat(self._link_target(entry)).st_ino:
             return False
-        os.unlink(path)
+        self._target.unlink(path)
         if not is_whiteout(status):
             self.inodes -= 1
             if stat.S_ISREG(status.st_mode) and status.st_size:
@@ -345,15 +243,15 @@ class LayerWriter:
         parent = self._directory(raw_parent)
         path = parent + b"/" + name if parent else name
         try:
-            os.mknod(path, stat.S_IFCHR, 0)
+            self._target.whiteout(path)
             self.inodes += 1
             self.whiteouts.append(path)
         except FileExistsError:
-            if stat.S_ISDIR(os.lstat(path).st_mode):
+            if stat.S_ISDIR(self._target.lstat(path).st_mode):
                 self._make_opaque(path)
 
     def _make_opaque(self, path: bytes) -> None:
-        os.setxattr(path or b".", OPAQUE_XATTR, b"y")
+        self._target.make_opaque(path)
         self._opaque.add(path)
 
     def _link_target(self, entry: Entry) -> bytes:
@@ -365,7 +263,7 @@ class LayerWriter:
         parent = self._directory(raw_parent)
         path = parent + b"/" + base if parent else base
         try:
-            status = os.lstat(path)
+            status = self._target.lstat(path)
         except FileNotFoundError:
             found = self._lookup_lower(path)
             if found is None:
@@ -410,15 +308,15 @@ class LayerWriter:
     def _step(self, path: bytes) -> bytes | None:
         """Sees to it that this layer has a directory at `path`; or returns the target of the symbolic link there."""
         try:
-            status = os.lstat(path)
+            status = self._target.lstat(path)
         except FileNotFoundError:
             return self._step_lower(path)
         if stat.S_ISDIR(status.st_mode):
             return None
         if stat.S_ISLNK(status.st_mode):
-            return os.readlink(path)
+            return self._target.readlink(path)
         if is_whiteout(status):
-            os.unlink(path)
+            self._target.unlink(path)
             self._make_default(path)
             self._make_opaque(path)
             return None
@@ -438,10 +336,7 @@ class LayerWriter:
         return None
 
     def _make_default(self, path: bytes) -> None:
-        """A directory of which nothing is known; a set-group-id parent must not show in it."""
-        os.mkdir(path)
-        os.lchown(path, 0, 0)
-        os.chmod(path, _DEFAULT_DIRECTORY_MODE)
+        self._target.make_default(path)
         self.bytes += _PAGE
 
     def _lookup_lower(self, path: bytes) -> Found | None:
@@ -462,13 +357,11 @@ class LayerWriter:
 
     def _copy_up(self, found: Found, path: bytes) -> None:
         """Makes an object of a lower layer one of this layer, as overlayfs does before it changes one."""
-        copy_object(found, path)
+        self._target.copy_up(found, path)
         self.inodes += 1
         if found.is_directory:
             self.bytes += _PAGE
             self._times[path] = found.status.st_mtime_ns
-            if found.status.st_mode & stat.S_ISGID:
-                self._inherits_group = True
         else:
             self.bytes += found.status.st_blocks * 512
 
@@ -478,12 +371,3 @@ def _disk_bytes(entry: Entry) -> int:
     if entry.segments is None:
         return (entry.size + _PAGE - 1) & -_PAGE
     return sum((length + 2 * _PAGE - 1) & -_PAGE for _offset, length in entry.segments)
-
-
-def _disk_is_full() -> bool:
-    disk = os.statvfs(".")
-    return disk.f_bavail < 64 or (disk.f_files > 0 and disk.f_favail < 1)
-
-
-def _time(entry: Entry) -> int:
-    return max(-_MAX_MTIME, min(entry.mtime, _MAX_MTIME))

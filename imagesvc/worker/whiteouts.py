@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
-from imagesvc.worker.merged_view import MergedView, is_whiteout
+from imagesvc.worker.merged_view import MergedView
 
 
 def settle(lower: MergedView, whiteouts: Iterable[bytes]) -> None:
@@ -19,11 +19,3 @@ def settle(lower: MergedView, whiteouts: Iterable[bytes]) -> None:
             mtime = os.lstat(parent).st_mtime_ns
             os.unlink(path)
             os.utime(parent, ns=(mtime, mtime), follow_symlinks=False)
-
-
-def is_at(path: bytes) -> bool:
-    """Whether there is one at a path."""
-    try:
-        return is_whiteout(os.lstat(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return False

@@ -8,23 +8,29 @@ import os
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from imagesvc.erofs import layer_file
 from imagesvc.limits import Limits
 from imagesvc.worker import jobs
+from kernel import mounts, syscalls
 
 
-def run_unpack(blob: bytes, target: Path, lower: list[Path] | None, limits: Limits | None = None) -> dict[str, Any]:
+def run_unpack(
+    blob: bytes, target: Path, lower: list[Path] | None, limits: Limits | None = None, form: str = "directory"
+) -> dict[str, Any]:
     """One unpack job in a child of its own; returns its answer."""
-    target.mkdir()
+    if form == "directory":
+        target.mkdir()
     file = target.with_suffix(".blob")
     file.write_bytes(blob)
     request = {
         "job": "unpack",
+        "form": form,
         "file": str(file),
         "offset": 0,
         "target": str(target),
@@ -55,17 +61,20 @@ def run_job(request: dict[str, Any], message: bytes = b"") -> dict[str, Any]:
     return answer
 
 
-def unpack_stack(layers: list[bytes], base: Path) -> list[Path]:
-    """Unpacks as a pull does: each layer alone, and those that depend on others again. Lower directories, topmost first."""
-    answers = [run_unpack(layer, base / f"{i}a", None) for i, layer in enumerate(layers)]
+def unpack_stack(layers: list[bytes], base: Path, forms: Sequence[str] = ()) -> list[Path]:
+    """Unpacks as a pull does: each layer alone, and those that depend on others again. `forms` says as what, for each layer.
+    Lower directories and files, topmost first."""
+    forms = forms or ["directory"] * len(layers)
+    suffixes = [layer_file.SUFFIX if form == "erofs" else "" for form in forms]
+    answers = [run_unpack(layer, base / f"{i}a{suffixes[i]}", None, form=forms[i]) for i, layer in enumerate(layers)]
     roots: list[Path] = []
     attributed = False
     for i, answer in enumerate(answers):
-        directory = base / f"{i}a"
+        directory = base / f"{i}a{suffixes[i]}"
         inherits = "ok" in answer and attributed
         if answer.get("error") == "needs_lower" or inherits:
-            directory = base / f"{i}b"
-            answer = run_unpack(layers[i], directory, roots)  # noqa: PLW2901
+            directory = base / f"{i}b{suffixes[i]}"
+            answer = run_unpack(layers[i], directory, roots, form=forms[i])  # noqa: PLW2901
         if "error" in answer:
             raise UnpackFailed(answer["message"])
         if answer["ok"]["unsettled"]:
@@ -73,7 +82,7 @@ def unpack_stack(layers: list[bytes], base: Path) -> list[Path]:
             assert settled == {"ok": {}}
         assert answer["ok"]["diff_id"] == "sha256:" + hashlib.sha256(layers[i]).hexdigest()
         attributed = attributed or answer["ok"]["attributed"]
-        roots.insert(0, directory / "fs")
+        roots.insert(0, directory if forms[i] == "erofs" else directory / "fs")
     return roots
 
 
@@ -83,16 +92,35 @@ class UnpackFailed(Exception):
 
 @contextmanager
 def overlay(roots: list[Path], target: Path) -> Iterator[Path]:
-    """A read-only overlay of the directories, topmost first."""
+    """A read-only overlay of directories and files, topmost first."""
     target.mkdir()
     empty = target.with_name(target.name + "-empty")
     empty.mkdir()
-    lower = ":".join(str(root) for root in [*roots, empty])
-    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={lower}", target], check=True)
-    try:
+    with ExitStack() as stack:
+        places = [stack.enter_context(place_of(root)) for root in roots]
+        lower = ":".join(str(place) for place in [*places, empty])
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", f"ro,lowerdir={lower}", target], check=True)
+        stack.callback(subprocess.run, ["umount", target], check=True)
         yield target
+
+
+@contextmanager
+def place_of(layer: Path) -> Iterator[Path]:
+    """Where a layer's tree is: a directory, or a mount of a file."""
+    if layer.suffix != layer_file.SUFFIX:
+        yield layer
+        return
+    place = layer.with_suffix(".mounted")
+    place.mkdir()
+    mount = mounts.erofs(str(layer))
+    try:
+        syscalls.move_mount(mount, place)
     finally:
-        subprocess.run(["umount", target], check=True)
+        os.close(mount)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def describe(root: Path, *, times: bool = True) -> dict[bytes, tuple[Any, ...]]:

@@ -18,7 +18,7 @@ FLOORS = ("proto", "kernel", "shim", "imagesvc", "runtime")
 ROOMS = {
     "imagesvc": (
         *("limits", "references", "media_types", "manifests", "platforms", "disk_errors"),
-        *("registry", "config", "tar", "worker", "store", "transfer", "build", "service"),
+        *("registry", "config", "tar", "erofs", "worker", "store", "transfer", "build", "service"),
     ),
     "runtime": (
         *("limits", "deadlines", "joining", "undoing", "filters", "listing", "paths", "lifecycle", "records", "client"),
