@@ -10,3 +10,12 @@ def write_all(descriptor: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def pwrite_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """The same at an offset of a file."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view = view[written:]
+        offset += written

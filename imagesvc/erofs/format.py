@@ -26,6 +26,8 @@ SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
 """magic checksum feature_compat blkszbits extslots root_nid inos build_time build_time_nsec blocks meta_blkaddr
 xattr_blkaddr uuid volume_name feature_incompat compression_algorithms extra_devices devt_slotoff dirblkbits
 xattr_prefix_count xattr_prefix_start packed_nid xattr_filter_reserved"""
+SUPERBLOCK_INODES = struct.Struct("<Q")
+SUPERBLOCK_INODES_AT = SUPER_OFFSET + 16
 ROOT_ADDRESS = SUPER_OFFSET + SUPERBLOCK.size
 """The root's inode stands right behind the superblock, since its nid has but 16 bits there."""
 
@@ -92,3 +94,13 @@ def pack_names(names: Sequence[bytes], nodes: Sequence[tuple[int, int]]) -> byte
         parts.append(pack(nid, offset, kind))
         offset += len(name)
     return b"".join(parts) + b"".join(names)
+
+
+def unpack_names(block: bytes) -> list[tuple[bytes, tuple[int, int]]]:
+    """The names in one block of a directory, with nid and file type."""
+    count = DIRENT.unpack_from(block)[1] // DIRENT.size
+    entries = [DIRENT.unpack_from(block, i * DIRENT.size) for i in range(count)]
+    ends = [offset for _nid, offset, _kind in entries[1:]]
+    ends.append(len(block))
+    names = [block[offset:end].rstrip(b"\0") for (_nid, offset, _kind), end in zip(entries, ends, strict=True)]
+    return [(name, (nid, kind)) for name, (nid, _offset, kind) in zip(names, entries, strict=True)]

@@ -29,6 +29,7 @@ _SECOND = 1_000_000_000
 _COMPACT_SIZE, _EXTENDED_SIZE = ondisk.COMPACT.size, ondisk.EXTENDED.size
 _COMPACT_ID_MAX = _COMPACT_LINKS_MAX = 0xFFFF
 _COMPACT_SIZE_MAX = 0xFFFFFFFF
+_pack_compact, _pack_extended = ondisk.COMPACT.pack, ondisk.EXTENDED.pack
 _VOLUME = b"crisp layer"
 
 Piece = tuple[int, list[bytes | bytearray | memoryview]]
@@ -102,8 +103,8 @@ class ImageWriter:
         self.metadata: list[tuple[int, int]] = []
         """Address and length of what is no file's whole block, once `finish` has been called."""
         self.inodes = 0
-        self.content: list[tuple[int, int]] = []
-        """Where the content of the last file is: address and length."""
+        self.content: tuple[int, ...] = ()
+        """Where the content of the last file is: address and length of each piece in turn."""
 
     @property
     def size(self) -> int:
@@ -248,23 +249,26 @@ class ImageWriter:
 
     def _with_data(self, kind: int, attributes: Attributes, size: int, *, together: bool) -> int:
         tail = size & (BLOCK - 1)
-        inline = self._place(_EXTENDED_SIZE + len(attributes.encoded), tail, together)
+        fixed = _EXTENDED_SIZE + len(attributes.encoded)
         whole = size - tail
-        if not inline:
+        self._padding = 0
+        meta = self._meta
+        position = (len(meta) + SLOT - 1) & -SLOT
+        if (position & (BLOCK - 1)) + fixed + tail <= BLOCK and position + fixed + tail <= self._chunk_size:
+            meta += _FILLER[: position - len(meta)]
+        elif not self._place(fixed, tail, together):
             whole = size
             self._padding = BLOCK - tail
             tail = 0
-        else:
-            self._padding = 0
         self._whole = whole
         address = self._blocks(whole + self._padding) if whole else 0
         node = self._inode(kind, attributes, size, address // BLOCK, inline=tail > 0)
-        content = []
-        if whole:
-            content.append((address, whole))
-        if tail:
-            content.append((self._chunk + len(self._meta), tail))
-        self.content = content
+        if not tail:
+            self.content = (address, whole)
+        elif whole:
+            self.content = (address, whole, self._chunk + len(self._meta), tail)
+        else:
+            self.content = (self._chunk + len(self._meta), tail)
         return node
 
     def _inode(self, kind: int, attributes: Attributes, size: int, block: int, *, inline: bool) -> int:
@@ -274,18 +278,18 @@ class ImageWriter:
             self._epoch = mtime
         meta = self._meta
         node = (self._chunk + len(meta)) // SLOT << _NID_SHIFT | kind
-        self.inodes += 1
+        self.inodes = number = self.inodes + 1
         words = xattrs.count(encoded) if encoded else 0
         if mtime == self._epoch and (uid | gid) <= _COMPACT_ID_MAX and size <= _COMPACT_SIZE_MAX:
             layout = ondisk.INLINE_COMPACT if inline else ondisk.PLAIN_COMPACT
-            meta += ondisk.COMPACT.pack(layout, words, mode, 1, size, 0, block, self.inodes, uid, gid, 0)
+            meta += _pack_compact(layout, words, mode, 1, size, 0, block, number, uid, gid, 0)
             node |= _COMPACT
         else:
             layout = ondisk.INLINE_EXTENDED if inline else ondisk.PLAIN_EXTENDED
             seconds, nanoseconds = divmod(mtime, _SECOND)
-            number = self.inodes & 0xFFFFFFFF
-            meta += ondisk.EXTENDED.pack(layout, words, mode, 0, size, block, number, uid, gid, seconds, nanoseconds, 1)
-        meta += encoded
+            meta += _pack_extended(layout, words, mode, 0, size, block, number, uid, gid, seconds, nanoseconds, 1)
+        if encoded:
+            meta += encoded
         return node
 
     def _place_directory(self, directory: Directory, below: int) -> None:

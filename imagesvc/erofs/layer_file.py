@@ -3,8 +3,9 @@
     image       whole blocks; what is mounted
     skeleton    the tar without its files' contents (skeleton.py); none if it is not kept
     map         where the image has metadata: u64 address, u64 length, each
+    whiteouts   paths of those of which it is not known whether they hide anything, NUL between them (unpack.py)
     document    JSON, the store's
-    footer      128 bytes: what is how long, the digest of the metadata, and a checksum of map, document and itself
+    footer      128 bytes: what is how long, the digest of the metadata, and a checksum of itself and the three before it
 
 Mounting looks at the image alone, whose superblock says how many blocks it has. The digest is the SHA-256 of the bytes that
 the map names, in its order; contents of files are what the layer's own digest is about.
@@ -23,14 +24,14 @@ from imagesvc.limits import MIB
 from kernel.descriptors import write_all
 
 SUFFIX = ".erofs"
-_FOOTER = struct.Struct("<8sIQQQQ32s48xI")
-"""magic version image_bytes skeleton_bytes map_bytes document_bytes digest checksum"""
+_FOOTER = struct.Struct("<8sIQQQQQ32s40xI")
+"""magic version image_bytes skeleton_bytes map_bytes whiteouts_bytes document_bytes digest checksum"""
 _CHECKSUM = struct.Struct("<I")
 _MAGIC = b"crisplyr"
 _VERSION = 1
 _EXTENT = struct.Struct("<QQ")
 _MAX_END = 256 * MIB
-"""Bytes of map and document: the map of the largest layers has some."""
+"""Bytes of map, whiteouts and document: of the largest layers the first two have some."""
 _READ = 1 * MIB
 
 
@@ -44,6 +45,7 @@ class Trailer(NamedTuple):
     image_bytes: int
     skeleton_bytes: int
     metadata: Sequence[tuple[int, int]]
+    whiteouts: bytes
     document: bytes
     digest: bytes
 
@@ -68,23 +70,26 @@ def read_from(descriptor: int) -> Trailer:
     footer = os.pread(descriptor, _FOOTER.size, max(0, size - _FOOTER.size))
     if len(footer) != _FOOTER.size:
         raise LayerFileError("it is too short for a layer")
-    magic, version, image, skeleton, map_bytes, document_bytes, digest, checksum = _FOOTER.unpack(footer)
+    magic, version, image, skeleton, *sizes, digest, checksum = _FOOTER.unpack(footer)
     if magic != _MAGIC or version != _VERSION:
         raise LayerFileError("it does not end as a layer does: it was cut off, or is none of this version")
-    if image + skeleton + map_bytes + document_bytes + _FOOTER.size != size or map_bytes + document_bytes > _MAX_END:
+    if image + skeleton + sum(sizes) + _FOOTER.size != size or sum(sizes) > _MAX_END:
         raise LayerFileError("its parts are not as long as it is")
-    body = os.pread(descriptor, map_bytes + document_bytes, image + skeleton)
+    body = os.pread(descriptor, sum(sizes), image + skeleton)
     if zlib.crc32(footer[: -_CHECKSUM.size], zlib.crc32(body)) != checksum:
         raise LayerFileError("its end is damaged")
+    map_bytes, whiteouts_bytes, _document_bytes = sizes
     metadata = list(_EXTENT.iter_unpack(body[:map_bytes]))
-    return Trailer(image, skeleton, metadata, body[map_bytes:], digest)
+    document = map_bytes + whiteouts_bytes
+    return Trailer(image, skeleton, metadata, body[map_bytes:document], body[document:], digest)
 
 
 def write(descriptor: int, trailer: Trailer) -> None:
     """Puts the end behind image and skeleton, instead of whatever stands there. Raises OSError."""
     extents = b"".join(_EXTENT.pack(*extent) for extent in trailer.metadata)
-    body = extents + trailer.document
-    sizes = (trailer.image_bytes, trailer.skeleton_bytes, len(extents), len(trailer.document))
+    parts = (extents, trailer.whiteouts, trailer.document)
+    body = b"".join(parts)
+    sizes = (trailer.image_bytes, trailer.skeleton_bytes, *map(len, parts))
     footer = _FOOTER.pack(_MAGIC, _VERSION, *sizes, trailer.digest, 0)[: -_CHECKSUM.size]
     footer += _CHECKSUM.pack(zlib.crc32(footer, zlib.crc32(body)))
     end = trailer.image_bytes + trailer.skeleton_bytes

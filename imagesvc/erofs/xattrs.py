@@ -155,6 +155,11 @@ def count(encoded: bytes) -> int:
     return (len(encoded) - _HEADER.size) // 4 + 1 if encoded else 0
 
 
+def size(words: int) -> int:
+    """Bytes between an inode and what follows its attributes, of `i_xattr_icount`."""
+    return _HEADER.size + (words - 1) * 4 if words else 0
+
+
 def share(kept: Mapping[bytes, bytes], room: int) -> tuple[dict[bytes, bytes], list[tuple[int, bytes]], bytes]:
     """Attributes that need more than `room` bytes behind their inode: what stays there, and the shared area for the rest.
 

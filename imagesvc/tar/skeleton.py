@@ -55,9 +55,9 @@ class SkeletonWriter:
         body = _HEAD.pack(b"F", len(path)) + path + _SIZE.pack(entry.stored, len(segments))
         self._add(body + b"".join(_SEGMENT.pack(*segment) for segment in segments))
 
-    def pieces(self, extents: Sequence[tuple[int, int]]) -> None:
-        """The content of a file, which lies there in the layer's own file: offset and length of each piece."""
-        self._add(_HEAD.pack(b"X", len(extents) * _SEGMENT.size) + b"".join(_SEGMENT.pack(*extent) for extent in extents))
+    def pieces(self, numbers: Sequence[int]) -> None:
+        """The content of a file, which lies there in the layer's own file: offset and length of each piece in turn."""
+        self._add(struct.pack(f"<cI{len(numbers)}Q", b"X", len(numbers) * 8, *numbers))
 
     def _add(self, data: bytes) -> None:
         self._parts.append(data)

@@ -18,6 +18,7 @@ headers, the header itself). So the archive can be put together again from the e
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from typing import NamedTuple
@@ -260,9 +261,11 @@ class TarReader:
         if kind == REGULAR:
             entry.size = entry.stored = size
         self._sparse_1_0 = None
-        if kind == REGULAR and (old_sparse or _is_sparse(pax, self._pax_map)):
+        pairs = self._pax_map
+        if kind == REGULAR and (old_sparse or ((pax or pairs) and _is_sparse(pax, pairs))):
             self._begin_sparse(entry, pax, block, old_sparse)
-        self._pax, self._pax_map = {}, []
+        if pax or pairs:
+            self._pax, self._pax_map = {}, []
         return entry
 
     def _begin_sparse(self, entry: Entry, pax: dict[bytes, bytes], block: bytes, old: bool) -> None:
@@ -332,6 +335,13 @@ class TarReader:
 
 def _check_numbers(entry: Entry, size: int) -> None:
     """What the kernel cannot take is refused here, by name. Times are brought into range by who sets them."""
+    if (
+        0 <= entry.uid <= _MAX_ID
+        and 0 <= entry.gid <= _MAX_ID
+        and 0 <= size <= _MAX_SIZE
+        and not (entry.major or entry.minor)
+    ):
+        return
     for what, value, limit in (
         ("owner", entry.uid, _MAX_ID),
         ("group", entry.gid, _MAX_ID),
@@ -350,7 +360,7 @@ def _check(block: bytes) -> int:
     low = (zlib.adler32(block) & 0xFFFF) - (zlib.adler32(own) & 0xFFFF) + _BLANK_CHECKSUM
     if (low - _number(own)) % _ADLER and _signed_sum(block) != _number(own):
         raise TarError("a header's checksum is wrong: this is no tar archive, or it is damaged")
-    size = _number(block[124:136])
+    size = _parse_number(block[124:136])
     if size < 0:
         raise TarError("an entry has a negative size")
     return size
@@ -362,7 +372,7 @@ def _signed_sum(block: bytes) -> int:
     return sum(signed[:148]) + _BLANK_CHECKSUM + sum(signed[156:])
 
 
-def _number(field: bytes) -> int:
+def _parse_number(field: bytes) -> int:
     """Octal text, or GNU's base-256 where the first bit is set."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big", signed=False) & ((1 << (8 * len(field) - 1)) - 1)
@@ -373,6 +383,10 @@ def _number(field: bytes) -> int:
     if text.translate(None, b"01234567"):  # int() takes signs, `_` and `0o` too
         raise TarError(f"a header has {text!r} where an octal number belongs")
     return int(text, 8) if text else 0
+
+
+_number = functools.lru_cache(2048)(_parse_number)
+"""The same for what is the same in many headers."""
 
 
 def _prefix(block: bytes, magic: bytes, prefix: bytes) -> bytes:

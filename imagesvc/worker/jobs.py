@@ -143,7 +143,8 @@ def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[st
         skeleton_bytes = _append(descriptor, image.size, bones_file.fileno())
     metadata = image.metadata
     digest = layer_file.digest_of(descriptor, metadata)
-    layer_file.write(descriptor, layer_file.Trailer(image.size, skeleton_bytes, metadata, b"", digest))
+    pending = b"\0".join(writer.whiteouts)
+    layer_file.write(descriptor, layer_file.Trailer(image.size, skeleton_bytes, metadata, pending, b"", digest))
     return _answer(meter, writer) | {
         "bytes": image.disk_bytes,
         "inodes": 1,
@@ -223,6 +224,12 @@ def _apply(
 def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
     """Finishes a layer that was unpacked alone and has whiteouts."""
     lower = _open_lower(request["lower"])
+    if request["target"].endswith(layer_file.SUFFIX):
+        descriptor = os.open(request["target"], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        _see_nothing(request["target"] + ".root")
+        capabilities.keep(_READING)
+        whiteouts.settle_file(lower, descriptor)
+        return {}
     path = os.path.join(request["target"], _WHITEOUTS)
     with open(path, "rb") as stream:
         paths = stream.read().split(b"\0")

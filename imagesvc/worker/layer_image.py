@@ -23,6 +23,7 @@ from imagesvc.worker.copy_up import HOST_LABEL, OVERLAY_XATTRS, kept_xattrs
 from imagesvc.worker.layer_directory import xattr_error
 from imagesvc.worker.layer_target import DEFAULT_DIRECTORY_MODE, mtime_of
 from imagesvc.worker.merged_view import OPAQUE_XATTR, Found
+from kernel.descriptors import pwrite_all
 
 _PATH_MAX = 4095
 _LINK_MAX = 4095
@@ -78,15 +79,9 @@ class LayerImage:
                 length = sum(map(len, part))
                 written = os.pwritev(self._descriptor, part, position)
                 if written < length:
-                    self._write_rest(memoryview(b"".join(part))[written:], position + written)
+                    pwrite_all(self._descriptor, memoryview(b"".join(part))[written:], position + written)
                 position += length
             self.disk_bytes += position - address
-
-    def _write_rest(self, view: memoryview, position: int) -> None:
-        while view:
-            written = os.pwrite(self._descriptor, view, position)
-            view = view[written:]
-            position += written
 
     def lstat(self, path: bytes) -> _Status:
         """What is there."""
@@ -147,7 +142,7 @@ class LayerImage:
             return
         parent.children[base], self._address = self._writer.sparse_file(attributes, entry.size)
         self._segments = [segment for segment in reversed(entry.segments) if segment[1]]
-        self._skeleton.pieces([(self._address + offset, length) for offset, length in entry.segments])
+        self._skeleton.pieces([n for offset, length in entry.segments for n in (self._address + offset, length)])
 
     def data(self, view: memoryview, last: bool) -> None:
         """Takes in a piece of its content."""
@@ -303,11 +298,10 @@ class LayerImage:
 
 
 def _attributes(entry: Entry, mode: int) -> Attributes:
-    encoded = b""
-    if entry.xattrs:
-        mode, kept = _accept(entry.name, mode, entry.xattrs)
-        encoded = xattrs.encode(kept)
-    return Attributes(mode, entry.uid, entry.gid, mtime_of(entry), encoded)
+    if not entry.xattrs:
+        return Attributes(mode, entry.uid, entry.gid, mtime_of(entry))
+    mode, kept = _accept(entry.name, mode, entry.xattrs)
+    return Attributes(mode, entry.uid, entry.gid, mtime_of(entry), xattrs.encode(kept))
 
 
 def _accept(path: bytes, mode: int, given: Mapping[bytes, bytes]) -> tuple[int, dict[bytes, bytes]]:
