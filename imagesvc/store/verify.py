@@ -1,9 +1,9 @@
 """Checking what is on disk against its digests, and dropping only what is bad.
 
 A blob is hashed. A layer is put together again from its directory and skeleton and hashed: every byte of its files counts,
-as do their names (not their owners and modes, which the skeleton supplies). What has no skeleton cannot be checked, and is
-said so. Images that need a bad layer lose their record, so that the next pull fetches what is missing; what a container uses
-is reported and left.
+as do their names (not their owners and modes, which the skeleton supplies; but those of a layer that is a file, for its
+metadata has a digest of its own). What has no skeleton cannot be checked, and is said so. Images that need a bad layer lose
+their record, so that the next pull fetches what is missing; what a container uses is reported and left.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from imagesvc.erofs.layer_file import SUFFIX
 from imagesvc.limits import MIB
 from imagesvc.store.content import ContentStore
 from imagesvc.store.layers import Layer
@@ -60,13 +61,19 @@ def check_blobs(store: ContentStore, digests: Iterable[str], report: Report) -> 
 async def check_layer(workers: WorkerPool, layer: Layer, report: Report) -> None:
     """Puts one layer together again in a worker, and compares."""
     report.layers += 1
+    is_file = layer.path.endswith(SUFFIX)
     if not layer.info.skeleton:
         report.unchecked.append(layer.info.key)
-        return
+        if not is_file:
+            return
     try:
-        answer = await workers.run({"job": "rebuild", "layer": layer.path, "output": ""})
+        answer = await workers.run(
+            {"job": "check", "layer": layer.path} if is_file else {"job": "rebuild", "layer": layer.path, "output": ""}
+        )
     except JobFailed as failure:
         report.bad_layers[layer.info.key] = f"{failure.message} {failure.path}".strip()
         return
-    if answer["diff_id"] != layer.info.diff_id:
+    if is_file and not answer["metadata"]:
+        report.bad_layers[layer.info.key] = "its directories and inodes are not what they were"
+    elif layer.info.skeleton and answer["diff_id"] != layer.info.diff_id:
         report.bad_layers[layer.info.key] = f"its content makes {answer['diff_id']} where it should be {layer.info.diff_id}"

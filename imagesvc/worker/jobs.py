@@ -1,9 +1,10 @@
 """What a worker child does: one job, named by its request, with its answer as a JSON-able dict.
 
-    unpack    a layer's tar, compressed or not, into a directory        the channel says how far the file has come
+    unpack    a layer's tar, compressed or not, into a directory or an image    the channel says how far the file has come
     settle    removes a layer's whiteouts that hide nothing, once the layers below are known
     remove    directory trees
-    rebuild   the tar that a layer directory came from: its digest, or a compressed blob of it
+    rebuild   the tar that a layer came from: its digest, or a compressed blob of it
+    check     whether a layer's file is what it was
     pack      a directory as a new layer's compressed blob
     export    an archive of blobs, documents and rebuilt layers
     measure   disk taken by a directory
@@ -138,6 +139,7 @@ def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[st
 
         _apply(read, writer, bones, meter.update)
         bones.close()
+        bones_file.flush()
         source.finish()
         os.ftruncate(descriptor, image.size)
         skeleton_bytes = _append(descriptor, image.size, bones_file.fileno())
@@ -344,6 +346,22 @@ def _rebuild_layer(layer: str, write: Callable[[bytes], object]) -> None:
     skeleton.rebuild(os.path.join(layer, "skeleton"), os.path.join(layer, "fs"), write)
 
 
+def _check(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Whether the metadata of a layer's file is what it was, and the diff id that its content makes; "" where it has no
+    skeleton."""
+    descriptor = os.open(request["layer"], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        trailer = layer_file.read_from(descriptor)
+        intact = layer_file.digest_of(descriptor, trailer.metadata) == trailer.digest
+    finally:
+        os.close(descriptor)
+    if not intact or not trailer.skeleton_bytes:
+        return {"metadata": intact, "diff_id": ""}
+    digest = hashlib.sha256()
+    _rebuild_layer(request["layer"], digest.update)
+    return {"metadata": True, "diff_id": "sha256:" + digest.hexdigest()}
+
+
 def _pack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
     """Packs `directory` into the compressed layer `output`."""
     blob = pack.GzipBlob(request["output"])
@@ -393,6 +411,7 @@ _JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] =
     "settle": _settle,
     "remove": _remove,
     "rebuild": _rebuild,
+    "check": _check,
     "pack": _pack,
     "export": _export,
     "measure": _measure,

@@ -104,6 +104,12 @@ def overlay(roots: list[Path], target: Path) -> Iterator[Path]:
         yield target
 
 
+def assert_sound(layer: Path) -> None:
+    """What fsck.erofs says of a layer's image: nothing."""
+    checked = subprocess.run(["fsck.erofs", layer], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, ""), checked
+
+
 @contextmanager
 def place_of(layer: Path) -> Iterator[Path]:
     """Where a layer's tree is: a directory, or a mount of a file."""

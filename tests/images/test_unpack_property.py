@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
+from imagesvc.erofs.layer_file import SUFFIX
 from tests.images.image_builder import Member, directory, hardlink, symlink, tar
-from tests.images.layer_stack import UnpackFailed, describe, overlay, unpack_stack
+from tests.images.layer_stack import UnpackFailed, assert_sound, describe, overlay, unpack_stack
 
 pytestmark = pytest.mark.root
 
@@ -131,6 +132,8 @@ def _below(node: Node) -> list[Node]:
     return [n for child in node.children.values() for n in (child, *_below(child))]
 
 
+forms = st.sampled_from(["directory", "erofs", "erofs"])
+"""What each layer is unpacked into: both kinds lie on one another."""
 owners = st.sampled_from([(0, 0), (1000, 1000), (0, 42)])
 xattrs = st.sampled_from([{}, {}, {}, {"user.k": b"v"}, {"user.k": b"w", "user.l": b""}])
 
@@ -185,11 +188,12 @@ SOAK = int(os.environ.get("CRISP_UNPACKINGS", "0"))
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @example(
-    [[directory("d0/", xattrs={"user.k": b"v"})], [directory("d0/", 0o700)], [directory("d0/", xattrs={"user.l": b""})]]
+    [[directory("d0/", xattrs={"user.k": b"v"})], [directory("d0/", 0o700)], [directory("d0/", xattrs={"user.l": b""})]],
+    ["erofs", "directory", "erofs"],
 )
-@example([[directory("a/", xattrs={"user.k": b"v"})], [Member(".wh.a"), directory("a/")], [directory("a/")]])
-@given(st.lists(layers(), min_size=1, max_size=5))
-def test_parallel_unpack_shows_what_sequential_application_gives(stack: list[list[Member]]) -> None:
+@example([[directory("a/", xattrs={"user.k": b"v"})], [Member(".wh.a"), directory("a/")], [directory("a/")]], ["erofs"] * 3)
+@given(st.lists(layers(), min_size=1, max_size=5), st.lists(forms, min_size=5, max_size=5))
+def test_parallel_unpack_shows_what_sequential_application_gives(stack: list[list[Member]], kinds: list[str]) -> None:
     model = Model()
     try:
         for members in stack:
@@ -200,10 +204,13 @@ def test_parallel_unpack_shows_what_sequential_application_gives(stack: list[lis
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         try:
-            roots = unpack_stack([tar(members) for members in stack], base)
+            roots = unpack_stack([tar(members) for members in stack], base, kinds[: len(stack)])
         except UnpackFailed:
             assert model is None
             return
         assert model is not None
+        for root in roots:
+            if root.suffix == SUFFIX:
+                assert_sound(root)
         with overlay(roots, base / "merged") as merged:
             assert describe(merged) == model.describe()
