@@ -12,13 +12,14 @@ The layer is a directory with files, or one file that has their contents (images
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, cast
 
-from isal import igzip
+from isal import igzip, igzip_lib
 
 from imagesvc.limits import MIB
 from imagesvc.tar.tar_stream import Entry
@@ -27,6 +28,7 @@ from kernel import syscalls
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+_DeflateError = cast(type[Exception], igzip_lib.error)
 _HEAD = struct.Struct("<cI")
 _SIZE = struct.Struct("<QI")
 _SEGMENT = struct.Struct("<QQ")
@@ -142,6 +144,13 @@ class _Part(io.RawIOBase):
 
 
 def _records(stream: BinaryIO) -> Iterator[tuple[bytes, bytes, int, list[tuple[int, int]]]]:
+    try:
+        yield from _read_records(stream)
+    except (gzip.BadGzipFile, EOFError, _DeflateError) as error:
+        raise ValueError(f"the skeleton is damaged: {error}") from None
+
+
+def _read_records(stream: BinaryIO) -> Iterator[tuple[bytes, bytes, int, list[tuple[int, int]]]]:
     while head := stream.read(_HEAD.size):
         kind, length = _HEAD.unpack(_exactly(head, _HEAD.size))
         payload = _exactly(stream.read(length), length)

@@ -96,8 +96,10 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     assert check(content, b"other")["ok"]["diff_id"] != answer["diff_id"]
     for address, length in trailer.metadata:
         assert not check(address + length - 1, bytes([good[address + length - 1] ^ 1]))["ok"]["metadata"]
-    damaged = check(trailer.skeleton_offset + trailer.skeleton_bytes // 2, b"damaged")
-    assert damaged.get("error") == "bad" or damaged["ok"]["diff_id"] != answer["diff_id"]
+    for behind in (4, 12, trailer.skeleton_bytes // 2):
+        damaged = check(trailer.skeleton_offset + trailer.skeleton_bytes - behind, b"\xff\xff\xff")
+        assert damaged["error"] == "bad"
+        assert "skeleton" in damaged["message"]
     assert check(len(good) - 60, b"x")["error"] == "bad"
 
 
