@@ -69,7 +69,7 @@ def apply_changes(request: Mapping[str, Any], _channel: socket.socket) -> dict[s
     events = _events(_open_regular(request["diff"]), limits)
     deleted = _deleted(request["deleted"])
     lower = MergedView([os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in request["lower"]])
-    bones = skeleton.SkeletonWriter(os.devnull)
+    bones = skeleton.NoSkeleton()
     writer = unpack.LayerWriter(LayerDirectory(bones), lower, bones, limits)
     _enter(request["target"], _APPLYING)
     for event in events:
