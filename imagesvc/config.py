@@ -10,6 +10,8 @@ from imagesvc.platforms import Platform, host_platform, parse_platform
 from imagesvc.registry.endpoint import EndpointSources
 from proto.errors import invalid
 
+AUTO, EROFS, DIRECTORIES = LAYERS = ("auto", "erofs", "directories")
+
 
 @dataclass(frozen=True)
 class ImageConfig:
@@ -30,6 +32,9 @@ class ImageConfig:
     """Seconds for which an interrupted download is kept to be resumed."""
     pinned: tuple[str, ...] = ()
     """Names or glob patterns (`docker.io/library/*`) of images that the kubelet's garbage collection must leave alone."""
+    layers: str = "directories"
+    """What new layers are unpacked into: `erofs`, one file for each layer; `directories`; `auto`: files where the kernel and
+    the file system can do it, which is tried at each start. Layers that are there stay what they are, and are used."""
     platform: str = ""
     """os/architecture[/variant] to pull instead of the host's."""
     limits: Limits = field(default_factory=Limits)
@@ -37,6 +42,8 @@ class ImageConfig:
     def __post_init__(self) -> None:
         if self.platform:
             parse_platform(self.platform)
+        if self.layers not in LAYERS:
+            raise invalid(f"layers: {self.layers!r} is none of {', '.join(LAYERS)}")
         if self.parallel_downloads < 1:
             raise invalid("parallel_downloads must be at least 1")
         if self.parallel_unpacks < 0:

@@ -37,7 +37,7 @@ from imagesvc.registry.client import RegistryClient
 from imagesvc.registry.credentials import Auth
 from imagesvc.store.content import ContentStore
 from imagesvc.store.images import ROOTFS, Image, ImageIndex, ImageRecords, OciConfig
-from imagesvc.store.layers import LayerStore
+from imagesvc.store.layers import DIRECTORY, LayerStore
 from imagesvc.store.materials import Materials, require_image
 from imagesvc.store.usage import FsInfo, image_usage
 from imagesvc.store.verify import Report, check_blobs, check_layer
@@ -69,14 +69,22 @@ _MAX_JOBS = 32
 class ImageService:
     """Images of one node. `start` before anything else, `close` at the end."""
 
-    def __init__(self, config: ImageConfig, root: str | os.PathLike[str], records: ImageRecords) -> None:
+    def __init__(
+        self,
+        config: ImageConfig,
+        root: str | os.PathLike[str],
+        records: ImageRecords,
+        form: str = DIRECTORY,
+        layer_mounts: str = "",
+    ) -> None:
+        """`form` and `layer_mounts` as a LayerStore takes them."""
         self._config = config
         self._root = os.fspath(root)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="images")
         self._workers = WorkerPool(_MAX_JOBS)
         self._client = RegistryClient()
         self._store = ContentStore(self._root, self._executor)
-        self._layers = LayerStore(self._root, self._executor, self._workers)
+        self._layers = LayerStore(self._root, self._executor, self._workers, form, layer_mounts)
         self._downloads = Downloads(self._store, self._client)
         self._index = ImageIndex(records, config.pinned)
         self._joins = Joins()
@@ -105,6 +113,8 @@ class ImageService:
         self._layers.remove_directories(junk)
         self._collect()
         self._sweeping = asyncio.create_task(self._sweep(), name="partial downloads")
+        self._tasks.add(reconciling := asyncio.create_task(self._layers.reconcile(), name="layer mounts"))
+        reconciling.add_done_callback(self._tasks.discard)
 
     async def _sweep(self) -> None:
         """Drops partial downloads that nobody has come back for."""
@@ -244,7 +254,7 @@ class ImageService:
         self._collect()
 
     def lower_dirs(self, image: Image) -> Sequence[str]:
-        """The overlay lower directories, topmost first; at least one.
+        """The overlay lower directories, topmost first; at least one. A name in `.erofs` is a file, to be mounted as one.
 
         A layer that stands twice in an image is listed once, at its topmost place: overlayfs refuses a directory that comes
         twice, and what the lower of the two did, the upper one does again.
@@ -259,8 +269,8 @@ class ImageService:
             layer = self._layers.get(key)
             if layer is None:
                 raise not_found(f"layer {key} of image {image.id} is not on this node: pull the image again")
-            if layer.info.inodes - layer.info.skeleton > 1 or layer.info.has_root:
-                directories.append(layer.directory)
+            if layer.info.shows:
+                directories.append(layer.lower)
         return directories or [os.path.join(self._root, "empty")]
 
     def root_owner(self, image: Image) -> tuple[int, int, int]:
@@ -274,8 +284,7 @@ class ImageService:
         for ref in reversed(image.layers):
             layer = self._layers.get(ref.key)
             if layer is not None and layer.info.has_root:
-                status = os.stat(layer.directory)
-                return status.st_mode & 0o7777, status.st_uid, status.st_gid
+                return layer.root_owner()
         return 0o755, 0, 0
 
     async def fs_info(self) -> FsInfo:

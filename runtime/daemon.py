@@ -29,7 +29,7 @@ from runtime.api.rpc_images import ImageService as ImageRpcs
 from runtime.api.rpc_runtime import RuntimeService
 from runtime.api.server import Boundary
 from runtime.api.stream_sources import StreamSources
-from runtime.host import handler_probe, host, neighbours, systemd
+from runtime.host import handler_probe, host, layer_form, neighbours, systemd
 from runtime.lifecycle import ContainerState
 from runtime.network import rules_watch
 from runtime.network.config import HandlerNetworks
@@ -54,7 +54,15 @@ if TYPE_CHECKING:
 
     FindHandlers = Callable[[Config, Paths, Host, ForkServer], Awaitable[Handlers]]
 
-FORK_JOBS: Final = ("shim.supervisor", "shim.sandbox", "shim.pause", "shim.host_paths", "shim.relabel", "shim.runtime_probe")
+FORK_JOBS: Final = (
+    "shim.supervisor",
+    "shim.sandbox",
+    "shim.pause",
+    "shim.host_paths",
+    "shim.relabel",
+    "shim.runtime_probe",
+    "shim.layer_probe",
+)
 """What the fork server preloads."""
 
 log = structlog.get_logger(__name__)
@@ -125,7 +133,8 @@ async def assemble(
     blocking = new_executor()
     stack.callback(blocking.shutdown, wait=False, cancel_futures=True)
     measured = host.measure(config.cgroup.driver, config.root)
-    images = ImageService(config.images, config.root, ImageRecords(store))
+    layers = await layer_form.choose(config.images.layers, paths, fork_server)
+    images = ImageService(config.images, config.root, ImageRecords(store), layers.form, str(paths.layer_mounts))
     await images.start()
     stack.push_async_callback(images.close)
     network = AutoNetwork(config.network, store.leases, paths.cni, node_status.pod_cidrs(store), _handler_networks(config))
@@ -140,6 +149,7 @@ async def assemble(
         fork_server=fork_server,
         network=network,
         images=images,
+        layers=layers,
         events=EventBus(),
         blocking=blocking,
         plugins=Plugins(config.nri),

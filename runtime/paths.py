@@ -14,6 +14,7 @@
     containers/                         a private mount: rootfs mounts below stay in the shim's namespace
         <id>/                           OCI bundle, shim's socket, lock and exit record (shim/supervisor.py)
         <id>/record.json                copy of the container's record (runtime/store/record_copies.py)
+    layers/                             a private mount: the mount namespace of the layers (shim/layer_mounts.py)
     sandboxes/<id>/                     ns/{net,ipc,uts,user,pid}, shm/, resolv.conf, hostname, hosts
     sandboxes/<id>/{record,lease}.json  copies of the sandbox's record and of its network lease
     settings/<name>.json                copies of settings
@@ -72,6 +73,11 @@ class Paths:
     def checkpoint_notes(self) -> Path:
         """What checkpoints are being written."""
         return self.root / "checkpoints"
+
+    @property
+    def layer_mounts(self) -> Path:
+        """The mount namespace of the layers."""
+        return self.state / "layers"
 
     @property
     def cni(self) -> Path:

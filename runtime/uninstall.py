@@ -20,9 +20,11 @@ import asyncio
 import contextlib
 import os
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from imagesvc.config import DIRECTORIES
 from kernel import cgroups, lsm, mounts, namespaces, removal, sockets
 from proto.errors import Code, CrispError, failed_precondition
 from runtime import daemon, recovery
@@ -48,7 +50,7 @@ ROOT_NAMES: Final = (
     *("images", "blobs", "ingest", "layers", "containers", "empty"),
 )
 """All that crisp keeps below <root>, as patterns."""
-STATE_NAMES: Final = ("crisp.sock", "daemon.lock", "containers", "sandboxes", "settings", "runtimes", "cni")
+STATE_NAMES: Final = ("crisp.sock", "daemon.lock", "containers", "layers", "sandboxes", "settings", "runtimes", "cni")
 """The same below <state>."""
 
 
@@ -116,7 +118,8 @@ async def _end_pods(config: Config, paths: Paths, grace_seconds: int) -> None:
     async with AsyncExitStack() as stack:
         fork_server = await ForkServer.start(daemon.FORK_JOBS)
         stack.push_async_callback(fork_server.close)
-        node = await daemon.assemble(config, paths, fork_server, stack, _no_handlers)
+        no_new_layers = replace(config, images=replace(config.images, layers=DIRECTORIES))
+        node = await daemon.assemble(no_new_layers, paths, fork_server, stack, _no_handlers)
         await recovery.recover(node)
         await asyncio.gather(*(_end_pod(node, sandbox_id, grace_seconds) for sandbox_id in list(node.sandboxes)))
         await node.network.destroy()

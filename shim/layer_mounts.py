@@ -32,8 +32,8 @@ _FILES = "files"
 
 
 def is_file(layer: str) -> bool:
-    """Whether a lower directory's place is such a file."""
-    return layer.endswith(".erofs")
+    """Whether a lower directory's place is such a file. A directory that somebody has made an image may have any name."""
+    return layer.endswith(".erofs") and os.path.isfile(layer)
 
 
 def open_layer(layer: str) -> int:
@@ -93,15 +93,10 @@ def attach(base: str, detached: dict[str, int]) -> dict[str, str]:
 def unmount(place: str, layers: Sequence[str]) -> None:
     """Unmounts layers, if they are mounted; containers that have clones keep them."""
     files = [layer for layer in layers if is_file(layer)]
-    if files and namespaces.is_pinned(os.path.join(place, _NAMESPACE)):
+    if place and files and namespaces.is_pinned(os.path.join(place, _NAMESPACE)):
         with _inside(place, os.path.dirname(files[0])):
             for path in files:
-                _unmount(os.stat(path_inside(path)).st_ino)
-
-
-def path_inside(layer: str) -> str:
-    """Where a layer's file is in the namespace."""
-    return f"/{_FILES}/{os.path.basename(layer)}"
+                _unmount(os.stat(f"/{_FILES}/{os.path.basename(path)}").st_ino)
 
 
 def _unmount(number: int) -> None:

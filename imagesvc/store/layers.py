@@ -1,17 +1,20 @@
 """Unpacked layers, shared by every image that has them.
 
     <root>/layers/
-        <hex of diff id>/          a layer that stands on its own
-        chain-<hex of chain id>/   a layer that took something from those below it (see unpack.py)
+        KEY.erofs                  a layer as one file: an EROFS image, and behind it what else there is (layer_file.py)
+        KEY/                       a layer as a directory
             fs/                    the overlay lower directory
             skeleton               the tar without file contents (skeleton.py); missing if it could not be kept
             whiteouts              while the layer is not settled (jobs.py)
             layer.json             diff id, size and so on
-        new-<random>/              being unpacked, or not on disk yet
-        old-<random>/              being removed
+        new-<random>[.erofs]       being unpacked, or not on disk yet
+        old-<random>[.erofs]       being removed
+    KEY is <hex of diff id>        for a layer that stands on its own
+           chain-<hex of chain id> for one that took something from those below it (see unpack.py)
 
-new-* -> `sync` of the file system -> rename -> fsync of layers/. A directory with its final name is therefore whole and on
-disk: the name is the marker. Start-up removes new-* and old-*.
+new-* -> `sync` of the file system -> rename -> fsync of layers/. What has its final name is therefore whole and on disk: the
+name is the marker. Start-up removes new-* and old-*. What new layers are made as is the node's choice (`form`); those that
+are there stay as they are, and either may lie upon the other.
 
 Sizes are counted once, while unpacking: no layer is ever walked to learn them.
 """
@@ -28,11 +31,13 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import structlog
 
 from imagesvc.disk_errors import disk_error
+from imagesvc.erofs import layer_file
 from imagesvc.limits import MIB
 from imagesvc.store.content import sync_directory
 from imagesvc.worker.pool import JobFailed, WorkerPool
@@ -49,13 +54,18 @@ _SKELETON_FLOOR = 1 * MIB
 """A skeleton above this, and above its layer, is not kept: an archive that is all headers must not take the disk twice."""
 
 _NEW, _OLD, _CHAIN = "new-", "old-", "chain-"
+_SKELETON, _WHITEOUTS, _DOCUMENT = "skeleton", "whiteouts", "layer.json"
+
+DIRECTORY, EROFS = "directory", "erofs"
+"""What a layer is."""
 
 
 @dataclass(frozen=True)
 class LayerInfo:
     """What layer.json keeps. `bytes` are of disk, in whole pages, the skeleton's among them; `inflated` of the tar.
 
-    `attributed`: directories of it have extended attributes, which layers above it inherit (unpack.py).
+    `attributed`: directories of it have extended attributes, which layers above it inherit (unpack.py). `entries` of the tar
+    and mode, uid and gid of the `root` directory are known of files alone.
     """
 
     key: str
@@ -66,15 +76,22 @@ class LayerInfo:
     has_root: bool
     skeleton: bool
     attributed: bool = False
+    entries: int = -1
+    root: tuple[int, int, int] | None = None
 
     @property
     def alone(self) -> bool:
         """Whether it was unpacked without a look at those below it."""
         return not self.key.startswith(_CHAIN)
 
+    @property
+    def shows(self) -> bool:
+        """Whether there is anything in it."""
+        return self.has_root or (self.entries > 0 if self.entries >= 0 else self.inodes - self.skeleton > 1)
+
 
 class Layer:
-    """A layer directory. `path` changes once, when the layer is published."""
+    """A layer. `path` changes once, when the layer is published."""
 
     def __init__(self, info: LayerInfo, path: str) -> None:
         self.info = info
@@ -83,15 +100,27 @@ class Layer:
         """False while it has whiteouts of which it is not known what they hide."""
 
     @property
-    def directory(self) -> str:
-        """The overlay lower directory."""
-        return os.path.join(self.path, "fs")
+    def lower(self) -> str:
+        """The overlay lower directory, or the file to be mounted as one (shim/layer_mounts.py)."""
+        return self.path if _is_file(self.path) else os.path.join(self.path, "fs")
+
+    def root_owner(self) -> tuple[int, int, int]:
+        """Mode, uid and gid of its root directory. Blocking, for one stat."""
+        if self.info.root is not None:
+            mode, uid, gid = self.info.root
+            return mode, uid, gid
+        status = os.stat(self.lower)
+        return status.st_mode & 0o7777, status.st_uid, status.st_gid
 
 
 class LayerStore:
     """All layers of one root directory. Look-ups read memory."""
 
-    def __init__(self, root: str, executor: Executor, workers: WorkerPool) -> None:
+    def __init__(self, root: str, executor: Executor, workers: WorkerPool, form: str = DIRECTORY, mounts: str = "") -> None:
+        """`form` is what new layers are made as: DIRECTORY or EROFS. `mounts` is where those that are files are mounted for
+        containers (shim/layer_mounts.py); empty if nobody mounts any."""
+        self.form = form
+        self._mounts = mounts
         self.root = os.path.join(root, "layers")
         self._executor = executor
         self._workers = workers
@@ -106,7 +135,7 @@ class LayerStore:
         self._removals: set[asyncio.Task[None]] = set()
 
     def prepare(self) -> list[str]:
-        """Loads the whole layers; returns the directories that are left over and have to be removed. Blocking."""
+        """Loads the whole layers; returns what is left over and has to be removed. Blocking."""
         modes.own(self.root, 0o711)
         if self._disk < 0:
             self._disk = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -116,9 +145,11 @@ class LayerStore:
                 junk.append(entry.path)
                 continue
             try:
-                with open(os.path.join(entry.path, "layer.json"), "rb") as stream:
-                    info = LayerInfo(**json.load(stream))
+                info = _info(entry.path)
             except (OSError, ValueError, TypeError):
+                junk.append(self._set_aside(entry.path))
+                continue
+            if info.key in self._layers:
                 junk.append(self._set_aside(entry.path))
             else:
                 self._layers[info.key] = Layer(info, entry.path)
@@ -158,29 +189,33 @@ class LayerStore:
             raise disk_error(error, self.root, "making a layer directory") from error
         return path
 
+    def new_file(self) -> str:
+        """The path of a file to unpack into, which is not there yet."""
+        return os.path.join(self.root, _NEW + secrets.token_hex(8) + layer_file.SUFFIX)
+
     def stage(self, path: str, result: dict[str, Any], diff_id: str, chain_id: str) -> Layer:
-        """Takes in an unpacked directory. Where another pull has staged the same layer meanwhile, that one is returned
-        and this directory removed. Blocking, but only for one small file. Raises CrispError where the disk fails."""
+        """Takes in an unpacked directory or file. Where another pull has staged the same layer meanwhile, that one is
+        returned and this one removed. Blocking, but only for one small write. Raises CrispError where the disk fails."""
         key = _chain_key(chain_id) if result["depends"] or result["unsettled"] else _own_key(diff_id)
-        bones = os.path.join(path, "skeleton")
         try:
-            size = os.stat(bones).st_size
+            size = result["skeleton_bytes"] if _is_file(path) else os.stat(os.path.join(path, _SKELETON)).st_size
             keep = result["skeleton"] and size <= max(_SKELETON_FLOOR, result["bytes"])
-            if not keep:
-                os.unlink(bones)
-            if not result["unsettled"]:
-                os.unlink(os.path.join(path, "whiteouts"))
+            taken = os.stat(path).st_blocks * 512 if _is_file(path) else result["bytes"]
+            if not _is_file(path):
+                _tidy(path, keep_skeleton=keep, keep_whiteouts=result["unsettled"])
         except OSError as error:
             raise disk_error(error, self.root, f"taking in layer {diff_id}") from error
         info = LayerInfo(
             key=key,
             diff_id=diff_id,
-            bytes=result["bytes"] + ((size + _PAGE - 1) & -_PAGE if keep else 0),
-            inodes=result["inodes"] + keep,
+            bytes=taken + ((size + _PAGE - 1) & -_PAGE if keep and not _is_file(path) else 0),
+            inodes=result["inodes"] + (keep and not _is_file(path)),
             inflated=result["inflated"],
             has_root=result["has_root"],
             skeleton=keep,
             attributed=result["attributed"],
+            entries=result["entries"] if _is_file(path) else -1,
+            root=tuple(result["root"]) if _is_file(path) else None,
         )
         layer = self._stage(path, info)
         if layer.path == path:
@@ -196,9 +231,12 @@ class LayerStore:
         if known is not None:
             self.remove_directories([path])
             return known
+        document = json.dumps(asdict(info)).encode()
         try:
-            with open(os.path.join(path, "layer.json"), "w", encoding="ascii") as out:
-                json.dump(asdict(info), out)
+            if _is_file(path):
+                layer_file.seal(path, document, keep_skeleton=info.skeleton)
+            else:
+                Path(path, _DOCUMENT).write_bytes(document)
         except OSError as error:
             raise disk_error(error, self.root, f"writing layer {info.diff_id}") from error
         layer = self._staged[info.key] = Layer(info, path)
@@ -255,9 +293,10 @@ class LayerStore:
         try:
             for layer in layers:
                 if layer.info.key not in self._layers:
-                    target = os.path.join(self.root, layer.info.key)
+                    target = os.path.join(self.root, layer.info.key) + _suffix(layer.path)
                     os.rename(layer.path, target)
                     layer.path = target
+                    _forget_pages(target)
             sync_directory(self.root)
         except OSError as error:
             raise disk_error(error, self.root, "publishing layers") from error
@@ -294,12 +333,12 @@ class LayerStore:
         return freed
 
     def _set_aside(self, path: str) -> str:
-        aside = os.path.join(self.root, _OLD + secrets.token_hex(8))
+        aside = os.path.join(self.root, _OLD + secrets.token_hex(8)) + _suffix(path)
         os.rename(path, aside)
         return aside
 
     def remove_directories(self, paths: Sequence[str]) -> None:
-        """Has a worker remove trees in the background; what a crash interrupts is removed at the next start."""
+        """Has a worker remove trees and files in the background; what a crash interrupts is removed at the next start."""
         if paths:
             task = asyncio.create_task(self._remove(list(paths)))
             self._removals.add(task)
@@ -308,11 +347,20 @@ class LayerStore:
     async def _remove(self, paths: list[str]) -> None:
         for _attempt in range(_REMOVALS):
             try:
-                await self._workers.run({"job": "remove", "paths": paths})
+                await self._workers.run({"job": "remove", "paths": paths, "mounts": self._mounts})
             except (JobFailed, CrispError) as error:
                 log.warning("a directory could not be removed", paths=paths, error=str(error))
             else:
                 return
+
+    async def reconcile(self) -> None:
+        """Has what is mounted, and is no layer any more, unmounted: a daemon that was killed may have left it."""
+        if not self._mounts or not os.path.exists(self._mounts):
+            return
+        try:
+            await self._workers.run({"job": "reconcile", "mounts": self._mounts, "directory": self.root})
+        except (JobFailed, CrispError) as error:
+            log.warning("cannot look at the layers' mounts", mounts=self._mounts, error=str(error))
 
     def close(self) -> None:
         """Nothing is written any more."""
@@ -346,3 +394,38 @@ def _own_key(diff_id: str) -> str:
 
 def _chain_key(chain_id: str) -> str:
     return _CHAIN + chain_id.partition(":")[2]
+
+
+def _is_file(path: str) -> bool:
+    return path.endswith(layer_file.SUFFIX)
+
+
+def _suffix(path: str) -> str:
+    return layer_file.SUFFIX if _is_file(path) else ""
+
+
+def _info(path: str) -> LayerInfo:
+    """What a layer says of itself. Raises OSError, ValueError or TypeError where it is not whole."""
+    document = layer_file.read(path).document if _is_file(path) else Path(path, _DOCUMENT).read_bytes()
+    fields = json.loads(document)
+    if fields.get("root"):
+        fields["root"] = tuple(fields["root"])
+    return LayerInfo(**fields)
+
+
+def _tidy(path: str, *, keep_skeleton: bool, keep_whiteouts: bool) -> None:
+    """Removes what a layer directory does not need any more."""
+    if not keep_skeleton:
+        os.unlink(os.path.join(path, _SKELETON))
+    if not keep_whiteouts:
+        os.unlink(os.path.join(path, _WHITEOUTS))
+
+
+def _forget_pages(path: str) -> None:
+    """A file is read past the page cache once it is mounted: what was written need not stay there."""
+    if _is_file(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

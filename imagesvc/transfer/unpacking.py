@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from imagesvc.disk_errors import disk_error
 from imagesvc.limits import Limits
-from imagesvc.store.layers import Layer, LayerStore
+from imagesvc.store.layers import EROFS, Layer, LayerStore
 from imagesvc.worker.pool import Job, JobFailed, WorkerPool
 from proto.errors import Code, CrispError, invalid
 
@@ -76,16 +76,16 @@ class Unpacker:
         tries = 0
         while True:
             restarts = blob.restarts
-            directory = self._layers.new_directory()
+            target = self._layers.new_file() if self._layers.form == EROFS else self._layers.new_directory()
             kept = False
             try:
-                result = await self._run(blob, directory, lower, progress)
+                result = await self._run(blob, target, lower, progress)
                 if result["diff_id"] != diff_id:
                     raise CrispError(
                         Code.ABORTED,
                         f"layer {blob.digest} unpacks to {result['diff_id']} where the image's configuration says {diff_id}",
                     )
-                layer = self._layers.stage(directory, result, diff_id, chain_id)
+                layer = self._layers.stage(target, result, diff_id, chain_id)
                 kept = True
             except _StalledError:
                 continue
@@ -101,23 +101,23 @@ class Unpacker:
                 return layer
             finally:
                 if not kept:
-                    self._layers.remove_directories([directory])
+                    self._layers.remove_directories([target])
 
     async def settle(self, layer: Layer, lower: Sequence[Layer]) -> None:
         """Finishes a layer that was unpacked alone and has whiteouts, now that those below are there."""
         if not layer.settled:
-            directories = [below.directory for below in lower]
+            directories = [below.lower for below in lower]
             await self._workers.run({"job": "settle", "target": layer.path, "lower": directories})
             layer.settled = True
 
     async def _run(
-        self, blob: Incoming, directory: str, lower: Sequence[Layer] | None, progress: Callable[[int], None]
+        self, blob: Incoming, target: str, lower: Sequence[Layer] | None, progress: Callable[[int], None]
     ) -> dict[str, Any]:
         """The job in step with a download that runs well, else when it is whole."""
         pace = _Pace(blob)
         with pace:
             await pace.began()
-            result = await self._attempt(blob, directory, lower, progress, pace)
+            result = await self._attempt(blob, target, lower, progress, pace)
             if result is not None:
                 return result
         await asyncio.shield(blob.done)
@@ -126,7 +126,7 @@ class Unpacker:
     async def _attempt(
         self,
         blob: Incoming,
-        directory: str,
+        target: str,
         lower: Sequence[Layer] | None,
         progress: Callable[[int], None],
         pace: _Pace | None,
@@ -137,8 +137,9 @@ class Unpacker:
             "job": "unpack",
             "file": blob.path,
             "offset": blob.offset,
-            "target": directory,
-            "lower": None if lower is None else [layer.directory for layer in lower],
+            "target": target,
+            "form": self._layers.form,
+            "lower": None if lower is None else [layer.lower for layer in lower],
             "limits": asdict(self._limits),
         }
         size = blob.size

@@ -29,6 +29,7 @@ from imagesvc.worker.layer_directory import LayerDirectory
 from imagesvc.worker.merged_view import MergedView
 from kernel import capabilities
 from kernel.descriptors import write_all
+from shim import layer_mounts
 
 CONFIG, SPEC, DELETED, DIFF = "config.dump", "spec.dump", "deleted.files", "rootfs-diff.tar"
 IMAGES = "checkpoint"
@@ -50,7 +51,7 @@ def take(request: Mapping[str, Any], _channel: socket.socket) -> dict[str, Any]:
     if path and os.path.isdir(path):
         places = [path]
     if places:
-        directories = [os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for place in places]
+        directories = [layer_mounts.open_layer(place) for place in places]
         _enter(request["target"], _TAKING)
         _take_from_directories(directories)
     else:
@@ -68,8 +69,8 @@ def apply_changes(request: Mapping[str, Any], _channel: socket.socket) -> dict[s
     limits = Limits(**request["limits"])
     events = _events(_open_regular(request["diff"]), limits)
     deleted = _deleted(request["deleted"])
-    lower = MergedView([os.open(d, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for d in request["lower"]])
-    bones = skeleton.NoSkeleton()
+    lower = MergedView([layer_mounts.open_layer(layer) for layer in request["lower"]])
+    bones = skeleton.SkeletonWriter(os.devnull)
     writer = unpack.LayerWriter(LayerDirectory(bones), lower, bones, limits)
     _enter(request["target"], _APPLYING)
     for event in events:

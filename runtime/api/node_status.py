@@ -119,6 +119,7 @@ def _info(node: Node) -> dict[str, str]:
         "handlers": {name: handler.describe() for name, handler in node.handlers.named()},
         "unusableHandlers": node.handlers.problems(),
         "host": node.host.describe(),
+        "layers": node.layers.describe(),
         "podCIDR": node.pod_cidr,
         "nri": node.plugins.describe(),
     }

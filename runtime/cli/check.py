@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -41,7 +42,8 @@ def command_line(results: list[Result]) -> int:
 @click.pass_obj
 def command(socket: str) -> None:
     """Tell whether this host can run crisp, and how to mend what is missing."""
-    raise SystemExit(command_line([*(check() for check in CHECKS), _plugins(socket)]))
+    told = _told(socket)
+    raise SystemExit(command_line([*(check() for check in CHECKS), _layers(told), _plugins(socket, told)]))
 
 
 def _root() -> Result:
@@ -139,8 +141,8 @@ def _disk() -> Result:
     return Result("disk", "ok", f"{free >> 30} GiB free on {path}")
 
 
-def _plugins(socket: str) -> Result:
-    """NRI plugins of the daemon that runs, if one does."""
+def _told(socket: str) -> dict[str, Any]:
+    """What the daemon tells of itself; nothing if none runs, or it does not answer."""
     import json  # noqa: PLC0415
 
     import grpc  # noqa: PLC0415
@@ -150,14 +152,45 @@ def _plugins(socket: str) -> Result:
     from runtime.client import Client  # noqa: PLC0415
 
     if not os.path.exists(socket):
-        return Result("nri", "ok", "no crisp serves here; plugins are named while it does")
+        return {}
     try:
         with Client(socket) as client:
             reply = client.runtime.Status(cri.StatusRequest(verbose=True), timeout=DAEMON_SECONDS)
-        told = json.loads(reply.info["config"])["nri"]
+        told: dict[str, Any] = json.loads(reply.info["config"])
     except (CrispError, grpc.RpcError, KeyError, ValueError):
+        return {}
+    return told
+
+
+def _plugins(socket: str, told: dict[str, Any]) -> Result:
+    """NRI plugins of the daemon that runs, if one does."""
+    if not os.path.exists(socket):
+        return Result("nri", "ok", "no crisp serves here; plugins are named while it does")
+    if "nri" not in told:
         return Result("nri", "warn", "the daemon does not tell which plugins it has")
-    return plugins_line(told)
+    return plugins_line(told["nri"])
+
+
+def _layers(told: dict[str, Any]) -> Result:
+    """What the daemon makes layers as; where none runs, what `images.layers = "auto"` would choose."""
+    if "layers" in told:
+        return layers_line(told["layers"]["form"], told["layers"].get("why", ""))
+    if os.geteuid():
+        return Result("layers", "warn", "not tried: that takes root")
+    from imagesvc.erofs import sample  # noqa: PLC0415
+    from shim import layer_probe  # noqa: PLC0415
+
+    parent = "/var/lib/crisp" if os.path.isdir("/var/lib/crisp") else "/var/lib"
+    with tempfile.TemporaryDirectory(prefix=".crisp-check-", dir=parent) as directory:
+        why = layer_probe.probe(directory, sample.image(layer_probe.NAME, layer_probe.TEXT))
+    return layers_line("directory" if why else "erofs", why)
+
+
+def layers_line(form: str, why: str) -> Result:
+    """What layers are, in a line."""
+    if form == "erofs":
+        return Result("layers", "ok", "EROFS files")
+    return Result("layers", "ok", f"directories: {why}")
 
 
 def plugins_line(told: dict[str, Any]) -> Result:

@@ -309,6 +309,7 @@ def _rootfs(node: Node, container: Container, image: Image) -> dict[str, Any]:
     mapped = user_namespaces.mapping(container.sandbox.record.config)
     return {
         "lowerdirs": node.images.lower_dirs(image),
+        "layer_mounts": str(node.paths.layer_mounts),
         "upper": str(layer / "upper"),
         "work": str(layer / "work"),
         "volatile": True,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from runtime.config.settings import Config
     from runtime.host.handlers import Handlers
     from runtime.host.host import Host
+    from runtime.host.layer_form import LayerForm
     from runtime.network.seam import PodNetwork
     from runtime.nri.plugins import Plugins
     from runtime.paths import Paths
@@ -46,6 +47,7 @@ class Node:
     fork_server: ForkServer
     network: PodNetwork
     images: ImageService
+    layers: LayerForm
     events: EventBus
     blocking: ThreadPoolExecutor
     plugins: Plugins

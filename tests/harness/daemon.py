@@ -146,10 +146,11 @@ class Daemon:
 
     def leftovers(self) -> list[str]:
         """What is still there of pods that are gone: mounts, directories, cgroups, processes."""
+        lasting = {str(self.state / name) for name in ("containers", "layers", "layers/namespace")}
         found = [
             str(mount.mount_point)
             for mount in mounts.below(str(self.state))
-            if os.fsdecode(mount.mount_point) != str(self.state / "containers")
+            if os.fsdecode(mount.mount_point) not in lasting
         ]
         found += self.netns()
         runtimes = [f"run/runtimes/{path.name}" for path in self.state.glob("runtimes/*")]

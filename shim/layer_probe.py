@@ -1,0 +1,107 @@
+"""Job: find out by trying whether layers can be files here (layer_mounts.py).
+
+The kernel has to have EROFS, to mount it from a file (Linux 6.12, CONFIG_EROFS_FS_BACKED_BY_FILE), and to map the ids of
+such a mount; and the file system on which the layers lie has to be one that it can read such a file from.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import os
+import secrets
+from contextlib import suppress
+from typing import Any
+
+from kernel import mounts, namespaces, syscalls
+from kernel.descriptors import write_all
+
+NAME = "hello"
+TEXT = b"crisp\n"
+"""What the image has to have: one file."""
+_FIRST_ID, _ID_COUNT = 1 << 20, 1 << 16
+_WHY = {
+    errno.ENODEV: "this kernel has no EROFS",
+    errno.ENOTBLK: "EROFS is not mounted from a file here: that takes Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE, and a "
+    "file system on a disk",
+    errno.ENOSYS: "this kernel has no fsopen",
+}
+
+
+def main(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any]:
+    """`args`: directory (of the layers), image (base64). Returns {"error": why layers cannot be files, or ""}."""
+    return {"error": probe(args["directory"], base64.b64decode(args["image"]))}
+
+
+def probe(directory: str, image: bytes) -> str:
+    """Why a layer in `directory` cannot be a file, or "". For a process with one thread."""
+    path = os.path.join(directory, f"new-{secrets.token_hex(8)}.erofs")
+    try:
+        with open(path, "xb") as file:
+            write_all(file.fileno(), image)
+        return _try(path)
+    except OSError as error:
+        return f"cannot write to {directory}: {error.strerror}"
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _try(path: str) -> str:
+    try:
+        mount = mounts.erofs(path)
+    except OSError as error:
+        return _WHY.get(error.errno or 0, f"cannot mount one from its file system: {error.strerror}")
+    try:
+        file = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=mount)
+        try:
+            if os.read(file, 2 * len(TEXT)) != TEXT:
+                return "what was read of it is not what was written"
+        finally:
+            os.close(file)
+        return _map(mount)
+    except OSError as error:
+        return f"cannot read one: {error.strerror}"
+    finally:
+        os.close(mount)
+
+
+def _map(mount: int) -> str:
+    """Why its ids cannot be mapped. On a host without user namespaces nobody will want that."""
+    user = _user_namespace()
+    if user < 0:
+        return ""
+    try:
+        syscalls.mount_setattr(mount, syscalls.MOUNT_ATTR_IDMAP, userns_fd=user)
+    except OSError as error:
+        return f"the ids of one cannot be mapped: {error.strerror}"
+    else:
+        return ""
+    finally:
+        os.close(user)
+
+
+def _user_namespace() -> int:
+    """A descriptor of a user namespace with a mapping, -1 where there is none to be had."""
+    ready, go = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            syscalls.unshare(syscalls.CLONE_NEWUSER)
+            os.write(ready[1], b"1")
+            os.close(go[1])
+            os.read(go[0], 1)
+        finally:
+            os._exit(0)
+    try:
+        os.close(ready[1])
+        if not os.read(ready[0], 1):
+            return -1
+        mapping = [namespaces.IdMap(0, _FIRST_ID, _ID_COUNT)]
+        namespaces.write_mappings(pid, mapping, mapping)
+        return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        for descriptor in (ready[0], *go):
+            os.close(descriptor)
+        with suppress(ChildProcessError):  # where SIGCHLD is ignored
+            os.waitpid(pid, 0)

@@ -1,0 +1,100 @@
+"""shim/layer_probe.py: whether layers can be files here, and what it says where they cannot."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagesvc.erofs import sample
+from kernel import mounts, syscalls
+from shim import layer_probe
+
+pytestmark = pytest.mark.root
+
+IMAGE = sample.image(layer_probe.NAME, layer_probe.TEXT)
+
+
+def test_this_host(tmp_path: Path) -> None:
+    assert layer_probe.probe(str(tmp_path), IMAGE) == ""
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "why"),
+    [
+        ("fsopen", errno.ENODEV, "this kernel has no EROFS"),
+        ("fsopen", errno.ENOSYS, "this kernel has no fsopen"),
+        ("fsconfig", errno.ENOTBLK, "that takes Linux 6.12"),
+        ("fsmount", errno.EPERM, "cannot mount one from its file system"),
+        ("mount_setattr", errno.EINVAL, "the ids of one cannot be mapped"),
+    ],
+)
+def test_what_the_kernel_may_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, why: str) -> None:
+    def refuse(*_arguments: object, **_keywords: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(syscalls, call, refuse)
+    assert why in layer_probe.probe(str(tmp_path), IMAGE)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_kernel_without_user_namespaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can want mapped ids there."""
+
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "user.max_user_namespaces")
+
+    monkeypatch.setattr(syscalls, "unshare", refuse)
+    assert layer_probe.probe(str(tmp_path), IMAGE) == ""
+
+
+@contextmanager
+def tmpfs(place: Path) -> Iterator[None]:
+    mounts.tmpfs(str(place), 1 << 20)
+    try:
+        yield
+    finally:
+        mounts.detach(str(place))
+
+
+def test_a_file_system_that_it_cannot_read_from(tmp_path: Path) -> None:
+    with tmpfs(tmp_path):
+        assert "a file system on a disk" in layer_probe.probe(str(tmp_path), IMAGE)
+        assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
+    assert "cannot write to" in layer_probe.probe(str(tmp_path / "missing"), IMAGE)
+
+
+def test_bytes_that_are_not_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other: Any = sample.image(layer_probe.NAME, b"other")
+    assert layer_probe.probe(str(tmp_path), other) == "what was read of it is not what was written"
+
+
+def test_without_directio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux 6.12 mounts a file, and does not know that option."""
+    real = syscalls.fsconfig
+
+    def fsconfig(fd: int, command: int, key: bytes | None = None, value: Any = None) -> None:
+        if key == b"directio":
+            raise OSError(errno.EINVAL, "Unknown parameter")
+        real(fd, command, key, value)
+
+    monkeypatch.setattr(syscalls, "fsconfig", fsconfig)
+    assert layer_probe.probe(str(tmp_path), IMAGE) == ""
+
+
+def test_debians_tools_agree(tmp_path: Path) -> None:
+    """fsck.erofs on the image that is tried with."""
+    path = tmp_path / "image"
+    path.write_bytes(IMAGE)
+    done = subprocess.run(["fsck.erofs", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
