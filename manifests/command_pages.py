@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from proto.version import VERSION  # noqa: E402  the rooms are found from here on
 from runtime.cli import completion  # noqa: E402
+from runtime.cli.main import COMMANDS, load  # noqa: E402
 from runtime.cli.main import main as crisp  # noqa: E402
 
 
@@ -26,6 +27,8 @@ def main() -> None:
     target = Path(sys.argv[1])
     (target / "man").mkdir(parents=True, exist_ok=True)
     (target / "completions").mkdir(exist_ok=True)
+    for name in COMMANDS:  # whoever writes the pages looks at those that are there
+        crisp.add_command(load(name), name)
     _name_in_full(crisp)
     date = time.strftime("%Y-%m-%d", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
     write_man_pages("crisp", crisp, version=VERSION, target_dir=str(target / "man"), date=date)

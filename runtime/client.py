@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Final
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from proto import admin_pb2_grpc, api_pb2_grpc
+from proto import api_pb2_grpc
 from proto.errors import Code, CrispError
 from runtime import limits
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
-
-DEFAULT_SOCKET: Final = "/run/crisp/crisp.sock"
 
 
 class Client:
@@ -34,7 +33,13 @@ class Client:
         )
         self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.images = api_pb2_grpc.ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self.admin = admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def admin(self) -> Any:
+        """What CRI has no calls for."""
+        from proto import admin_pb2_grpc  # noqa: PLC0415  most commands do without
+
+        return admin_pb2_grpc.AdminStub(self._channel)  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         return self

@@ -134,7 +134,7 @@ class RuntimeService(ObservationRpcs):
 
     async def Attach(self, request: cri.AttachRequest) -> cri.AttachResponse:
         """A URL where a client can attach."""
-        container, _ = container_exec.running(self._node, request.container_id)
+        container, _ = container_exec.attachable(self._node, request.container_id)
         streams = {"tty": request.tty, "stdin": request.stdin, "stdout": request.stdout, "stderr": request.stderr}
         return cri.AttachResponse(url=self._streaming.attach_url(container.record.id, **streams))
 

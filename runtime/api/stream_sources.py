@@ -46,8 +46,8 @@ class StreamSources:
         return ExecIO(await shim.exec(process, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr))
 
     async def attach(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> ProcessIO:
-        """Connect to the streams of a running container, from now on."""
-        container, shim = container_exec.running(self._node, container_id)
+        """Connect to the streams of a container that runs, or is about to, from now on."""
+        container, shim = container_exec.attachable(self._node, container_id)
         if tty != container.record.config.tty:
             has = "a" if container.record.config.tty else "no"
             raise invalid(f"container {container.record.id} has {has} terminal: attach accordingly")
@@ -105,6 +105,12 @@ class AttachIO(_LentIO):
         super().__init__(session)
         self._attach = session
         self._container = container
+        container.attached += 1
+
+    async def close(self) -> None:
+        """Let go of the container."""
+        self._container.attached -= 1
+        await super().close()
 
     async def close_stdin(self) -> None:
         """Pass the end of the client's input on, if this was the only client that is meant to give any."""

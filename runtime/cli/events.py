@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 @click.command("events")
-@click.option("--json", "as_json", is_flag=True, help="One object a line.")
+@click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", help="json: an object per line.")
 @click.pass_obj
-def command(socket_path: str, as_json: bool) -> None:
+def command(socket_path: str, form: str) -> None:
     """Print life-cycle events until Ctrl-C."""
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
@@ -27,7 +27,7 @@ def command(socket_path: str, as_json: bool) -> None:
         try:
             for event in stream:
                 found = describe(event)
-                click.echo(json.dumps(found) if as_json else line(found))
+                click.echo(json.dumps(found) if form == "json" else line(found))
         except KeyboardInterrupt:
             stream.cancel()
 

@@ -7,19 +7,33 @@ import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from runtime.cli import completion
-from runtime.cli.output import errors, fail, short, show, size, table
+from runtime.cli import completion, listing
+from runtime.cli.lookup import Node
+from runtime.cli.output import errors, fail, short, show, size
 from runtime.client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proto import admin_pb2 as admin
+
+FILTERS: listing.Filters = {
+    "id": lambda row, value: row["ID"].startswith(value),
+    "reference": lambda row, value: any(fnmatch(name, value) for name in _spellings(row)),
+    "dangling": lambda row, value: (not row["Names"]) == (value == "true"),
+}
+
+
+def _spellings(row: listing.Row) -> list[str]:
+    """An image's names, with and without their tags, as a person may mean them."""
+    names = [*row["Names"], *row["Digests"]]
+    return [*names, *(name.rpartition("@" if "@" in name else ":")[0] for name in names)]
 
 
 @click.group("image")
@@ -28,22 +42,31 @@ def group() -> None:
 
 
 @group.command("ls")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@listing.options()
 @click.pass_obj
-def ls(socket_path: str, as_json: bool) -> None:
+def ls(socket_path: str, quiet: bool, form: str, no_trunc: bool, wanted: tuple[str, ...]) -> None:
     """List images."""
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
     with errors(), Client(socket_path) as client:
         images = client.images.ListImages(cri.ListImagesRequest()).images
-    rows = [{"id": i.id, "names": [*i.repo_tags] or [*i.repo_digests], "size": i.size, "pinned": i.pinned} for i in images]
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
-    table(
-        ("ID", "SIZE", "NAME"),
-        [(short(r["id"]), size(r["size"]), name) for r in rows for name in (r["names"] or ["(none)"])],
-    )
+    rows: list[listing.Row] = [
+        {
+            "ID": image.id,
+            "Names": [*image.repo_tags],
+            "Digests": [*image.repo_digests],
+            "Size": image.size,
+            "Pinned": image.pinned,
+            "User": image.username or (str(image.uid.value) if image.HasField("uid") else ""),
+        }
+        for image in images
+    ]
+    columns = {
+        "IMAGE ID": lambda row: row["ID"] if no_trunc else short(row["ID"]),
+        "SIZE": lambda row: size(row["Size"]),
+        "NAME": lambda row: ", ".join(row["Names"] or row["Digests"]) or "(none)",
+    }
+    listing.show(listing.chosen(rows, wanted, FILTERS), columns, form, quiet=quiet)
 
 
 @group.command("pull")
@@ -66,6 +89,10 @@ def pull(socket_path: str, reference: str, user: str | None) -> None:
 @click.pass_obj
 def import_(socket_path: str, archive: Path) -> None:
     """Read an OCI or docker archive (a tar file, compressed or not); - is the standard input."""
+    _import(socket_path, archive)
+
+
+def _import(socket_path: str, archive: Path) -> None:
     from proto import admin_pb2 as admin  # noqa: PLC0415
 
     with errors(), Client(socket_path) as client, _spooled(archive) as path:
@@ -105,6 +132,10 @@ def tag(socket_path: str, reference: str, name: str) -> None:
 @click.pass_obj
 def export(socket_path: str, archive: Path, references: tuple[str, ...], kind: str) -> None:
     """Write images to an archive."""
+    _export(socket_path, archive, references, kind)
+
+
+def _export(socket_path: str, archive: Path, references: tuple[str, ...], kind: str) -> None:
     from proto import admin_pb2 as admin  # noqa: PLC0415
 
     request = admin.ExportImagesRequest(references=references, path=str(archive.absolute()), format=kind)
@@ -144,6 +175,24 @@ def rm(socket_path: str, references: tuple[str, ...]) -> None:
         fail(f"no such image: {', '.join(missing)}")
 
 
+@click.command("save")
+@click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The archive to write.")
+@click.option("--format", "kind", type=click.Choice(["oci", "docker"]), default="docker", show_default=True)
+@click.pass_obj
+def save(socket_path: str, references: tuple[str, ...], output: Path, kind: str) -> None:
+    """Write images to an archive; as `crisp image export`."""
+    _export(socket_path, output, references, kind)
+
+
+@click.command("load")
+@click.option("-i", "--input", "archive", default="-", type=click.Path(exists=True, allow_dash=True, path_type=Path))
+@click.pass_obj
+def load(socket_path: str, archive: Path) -> None:
+    """Read an archive, by default from the standard input; as `crisp image import`."""
+    _import(socket_path, archive)
+
+
 @group.command("commit")
 @click.argument("container", shell_complete=completion.containers)
 @click.argument("reference")
@@ -166,8 +215,7 @@ def commit(
     """Make an image of what a container has written, on top of its own image."""
     from proto import admin_pb2 as admin  # noqa: PLC0415
 
-    request = admin.CommitContainerRequest(
-        container_id=container,
+    changes = admin.CommitContainerRequest(
         reference=reference,
         entrypoint=_words("--entrypoint", entrypoint),
         cmd=_words("--cmd", cmd),
@@ -176,7 +224,8 @@ def commit(
         user=user,
     )
     with errors(), Client(socket_path) as client:
-        click.echo(client.admin.CommitContainer(request).image_id)
+        changes.container_id = Node(client).container(container).id
+        click.echo(client.admin.CommitContainer(changes).image_id)
 
 
 def _words(option: str, text: str | None) -> list[str]:

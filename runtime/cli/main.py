@@ -2,29 +2,76 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import Final
 
 import click
 
 from proto.version import VERSION
-from runtime.cli import (
-    check,
-    completion,
-    configuration,
-    events,
-    images,
-    ps,
-    run,
-    serve,
-    streams,
-    support_bundle,
-    top,
-    uninstall,
-)
-from runtime.client import DEFAULT_SOCKET
+
+DEFAULT_SOCKET: Final = "/run/crisp/crisp.sock"
+
+COMMANDS: Final = {
+    "serve": "serve.command",
+    "run": "run.command",
+    "ps": "ps.command",
+    "start": "lifecycle.start",
+    "stop": "lifecycle.stop",
+    "kill": "lifecycle.kill",
+    "wait": "lifecycle.wait",
+    "rm": "lifecycle.rm",
+    "logs": "logs.command",
+    "exec": "streams.exec_",
+    "attach": "streams.attach",
+    "port-forward": "streams.port_forward",
+    "inspect": "inspect.command",
+    "cp": "files.cp",
+    "diff": "files.diff",
+    "top": "processes.top",
+    "port": "processes.port",
+    "stats": "stats.command",
+    "events": "events.command",
+    "pod": "pods.group",
+    "image": "images.group",
+    # As docker calls them.
+    "images": "images.ls",
+    "pull": "images.pull",
+    "push": "images.push",
+    "rmi": "images.rm",
+    "tag": "images.tag",
+    "commit": "images.commit",
+    "save": "images.save",
+    "load": "images.load",
+    "info": "about.info",
+    "version": "about.version",
+    "check": "check.command",
+    "config": "configuration.command",
+    "support-bundle": "support_bundle.command",
+    "uninstall": "uninstall.command",
+    "completion": "completion.command",
+}
+"""Where each is: module of this room, and what it calls the command."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def load(name: str) -> click.Command:
+    """The command of this name, which is one of COMMANDS."""
+    module, _, attribute = COMMANDS[name].partition(".")
+    found: click.Command = getattr(importlib.import_module(f"runtime.cli.{module}"), attribute)
+    return found
+
+
+class _Commands(click.Group):
+    """Loads the module of a command when that is asked for: most are not, and each costs time."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, _context: click.Context, name: str) -> click.Command | None:
+        return load(name) if name in COMMANDS else None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(VERSION, prog_name="crisp")
 @click.option(
     "--socket",
@@ -51,19 +98,3 @@ def _hold_standard_descriptors() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY)
-
-
-main.add_command(serve.command)
-main.add_command(check.command)
-main.add_command(configuration.command)
-main.add_command(run.command)
-main.add_command(ps.command)
-main.add_command(top.command)
-main.add_command(events.command)
-main.add_command(images.group)
-main.add_command(streams.exec_)
-main.add_command(streams.attach)
-main.add_command(streams.port_forward)
-main.add_command(uninstall.command)
-main.add_command(support_bundle.command)
-main.add_command(completion.command)

@@ -24,14 +24,14 @@ def fail(message: str, code: int = 1) -> NoReturn:
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Turn errors of calls, and of what is read and written here, into one line and exit code 1."""
+def errors(code: int = 1) -> Iterator[None]:
+    """Turn errors of calls into one line and this exit code; of what is read and written here, into 1."""
     try:
         yield
     except CrispError as error:
-        fail(error.message)
+        fail(error.message, code)
     except grpc.RpcError as error:
-        fail(error.details() or error.code().name)
+        fail(error.details() or error.code().name, code)
     except BrokenPipeError:
         raise SystemExit(128 + signal.SIGPIPE) from None  # nobody reads any more, and nobody needs to be told
     except OSError as error:

@@ -1,61 +1,131 @@
-"""`crisp ps`: pods with their containers."""
+"""`crisp ps`: containers, and the pods that they are in."""
 
 from __future__ import annotations
 
 import json
 import time
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.cli.output import age, errors, table
+from runtime.cli import listing
+from runtime.cli.lookup import Node
+from runtime.cli.output import age, errors
 from runtime.client import Client
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proto import api_pb2 as cri
+
 STATES = ("created", "running", "exited", "unknown")
+FILTERS: listing.Filters = {
+    "id": lambda row, value: row["ID"].startswith(value),
+    "name": lambda row, value: value in row["Names"],
+    "pod": lambda row, value: value in (row["Pod"], row["PodID"]) or value == row["Pod"].partition("/")[2],
+    "label": lambda row, value: labelled(row["Labels"], value),
+    "state": lambda row, value: row["State"] == value,
+    "status": lambda row, value: row["State"] == value,
+    "image": lambda row, value: value in (row["Image"], row["ImageID"]),
+    "exited": lambda row, value: row["State"] == "exited" and str(row["ExitCode"]) == value,
+}
 
 
 @click.command("ps")
 @click.option("--all", "-a", "everything", is_flag=True, help="Also what has ended.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@listing.options()
 @click.pass_obj
-def command(socket_path: str, everything: bool, as_json: bool) -> None:
-    """List containers, pod by pod."""
+def command(socket_path: str, everything: bool, quiet: bool, form: str, no_trunc: bool, wanted: tuple[str, ...]) -> None:
+    """List containers, the newest first."""
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
+    everything = everything or any(text.startswith(("state=", "status=", "exited=")) for text in wanted)
     with errors(), Client(socket_path) as client:
-        sandboxes = {s.id: s for s in client.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items}
-        containers = client.runtime.ListContainers(cri.ListContainersRequest()).containers
-    rows = []
-    for container in sorted(containers, key=lambda c: c.created_at, reverse=True):
-        if container.state != cri.CONTAINER_RUNNING and not everything:
-            continue
-        sandbox = sandboxes.get(container.pod_sandbox_id)
-        rows.append(
-            {
-                "container": container.id,
-                "name": container.metadata.name,
-                "attempt": container.metadata.attempt,
-                "state": STATES[container.state],
-                "created_at": container.created_at,
-                "image": container.image.image,
-                "pod": container.pod_sandbox_id,
-                "pod_name": f"{sandbox.metadata.namespace}/{sandbox.metadata.name}" if sandbox else "",
-            }
-        )
-    if as_json:
-        click.echo(json.dumps(rows, indent=2))
-        return
+        node = Node(client)
+        containers = [c for c in node.containers if everything or c.state == cri.CONTAINER_RUNNING]
+        rows = _rows(client, node, sorted(containers, key=lambda c: c.created_at, reverse=True))
+    rows = listing.chosen(rows, wanted, FILTERS)
+    cut = None if no_trunc else 13
+    columns = {
+        "CONTAINER": lambda row: row["ID"][:cut],
+        "IMAGE": lambda row: row["Image"] if no_trunc else _short_image(row["Image"]),
+        "STATUS": lambda row: row["Status"],
+        "NAME": lambda row: row["Names"],
+        "POD": lambda row: row["Pod"],
+        "POD ID": lambda row: row["PodID"][:cut],
+        "IP": lambda row: row["IP"],
+        "PORTS": lambda row: row["Ports"],
+    }
+    listing.show(rows, columns, form, quiet=quiet)
+
+
+def _rows(client: Client, node: Node, containers: list[cri.Container]) -> list[listing.Row]:
     now = time.time_ns()
-    table(
-        ("CONTAINER", "NAME", "STATE", "CREATED", "POD", "POD NAME"),
-        [
-            (
-                r["container"][:13],
-                r["name"],
-                r["state"],
-                age(r["created_at"], now),
-                r["pod"][:13],
-                r["pod_name"],
-            )
-            for r in rows
-        ],
-    )
+    pods = {key: network(client, key) for key in {c.pod_sandbox_id for c in containers}}
+    return [_row(client, node, container, *pods[container.pod_sandbox_id], now) for container in containers]
+
+
+def _row(client: Client, node: Node, container: cri.Container, address: str, ports: str, now: int) -> dict[str, Any]:
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    status = cri.ContainerStatus()
+    if container.state != cri.CONTAINER_CREATED:
+        request = cri.ContainerStatusRequest(container_id=container.id)
+        status = client.runtime.ContainerStatus(request).status
+    state = STATES[container.state]
+    return {
+        "ID": container.id,
+        "Names": container.metadata.name,
+        "Image": container.image.user_specified_image or container.image.image,
+        "ImageID": container.image_id,
+        "State": state,
+        "Status": _status(state, status, now),
+        "ExitCode": status.exit_code,
+        "CreatedAt": container.created_at,
+        "StartedAt": status.started_at,
+        "FinishedAt": status.finished_at,
+        "Attempt": container.metadata.attempt,
+        "Pod": node.pod_name(container),
+        "PodID": container.pod_sandbox_id,
+        "IP": address,
+        "Ports": ports,
+        "Labels": dict(container.labels),
+    }
+
+
+def _status(state: str, status: cri.ContainerStatus, now: int) -> str:
+    if state == "running":
+        return f"Up {age(status.started_at, now)}"
+    if state == "exited":
+        return f"Exited ({status.exit_code}) {age(status.finished_at, now)} ago"
+    return state.capitalize()
+
+
+def network(client: Client, pod: str) -> tuple[str, str]:
+    """A pod's first address, and its ports on the node."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    reply = client.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
+    return reply.status.network.ip, ", ".join(ports(json.loads(reply.info["info"])["config"].get("port_mappings", ())))
+
+
+def ports(mappings: Iterable[dict[str, Any]]) -> list[str]:
+    """Mapped ports as docker writes them: 0.0.0.0:8080->80/tcp."""
+    written = []
+    for mapping in mappings:
+        if mapping.get("host_port"):
+            host = mapping.get("host_ip") or "0.0.0.0"
+            host = f"[{host}]" if ":" in host else host
+            protocol = mapping.get("protocol", "TCP").lower()
+            written.append(f"{host}:{mapping['host_port']}->{mapping['container_port']}/{protocol}")
+    return written
+
+
+def labelled(labels: dict[str, str], wanted: str) -> bool:
+    """Whether there is a label NAME, or NAME=VALUE."""
+    key, equals, value = wanted.partition("=")
+    return key in labels and (not equals or labels[key] == value)
+
+
+def _short_image(name: str) -> str:
+    return name.removeprefix("sha256:")[:13] if name.startswith("sha256:") else name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -16,7 +17,9 @@ import click
 import grpc
 
 from kernel.descriptors import write_all
-from runtime.cli import completion
+from runtime.cli import completion, run_options
+from runtime.cli.lifecycle import STOP_SECONDS, run_logs
+from runtime.cli.lookup import Node
 from runtime.cli.output import errors, fail, show, without_dashes
 from runtime.client import Client
 
@@ -25,40 +28,27 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS: Final = 0.05
 
-STOP_SECONDS: Final = 10
-"""That a container has to end by itself after a signal; as docker's."""
+FAILED: Final = 125
+"""Exit code where crisp has failed, and not the command: as docker's."""
 
 LOG_BYTES: Final = 16 << 20
 """Size of a log from which on another is begun: what was shown is not kept."""
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-MASKED: Final = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-]
-READONLY: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
-
-@click.command("run", context_settings={"allow_interspersed_args": False})
+@click.command("run", context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
 @click.argument("image", required=False, shell_complete=completion.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--rootfs", type=click.Path(exists=True, file_okay=False), help="A directory in place of an image.")
-@click.option("--name", help="Name of the pod; made up if absent.")
-@click.option("--env", "-e", "environment", multiple=True, metavar="NAME=VALUE", help="Variable; repeatable.")
-@click.option("--host-network", is_flag=True, help="Use the node's network.")
-@click.option("--memory", type=int, default=0, metavar="BYTES", help="Memory limit.")
-@click.option("--handler", default="", help="Runtime handler: crun, runc …")
+@click.option("--name", help="Name of container and pod; made up if absent.")
+@click.option("--pod", "inside", help="A pod that is there, to run in.", shell_complete=completion.pods)
+@click.option("-d", "--detach", is_flag=True, help="Print the container's id and leave it running.")
+@click.option("--rm", "remove", is_flag=True, help="Remove it at its end: so it is, without --detach or --keep.")
 @click.option("--keep", is_flag=True, help="Leave the pod there when it has ended.")
+@click.option("--pull", "when", type=click.Choice(["always", "missing", "never"]), default="missing", help="The image.")
+@click.option("--handler", "--runtime", default="", help="Runtime handler: crun, runc …")
+@run_options.options
 @click.pass_obj
 def command(
     socket_path: str,
@@ -66,67 +56,52 @@ def command(
     command: tuple[str, ...],
     rootfs: str | None,
     name: str | None,
-    environment: tuple[str, ...],
-    host_network: bool,
-    memory: int,
-    handler: str,
+    inside: str | None,
+    detach: bool,
+    remove: bool,
     keep: bool,
+    when: str,
+    handler: str,
+    options: run_options.Options,
 ) -> None:
-    """Run one container in a pod of its own and show its output; ends with the container's exit code.
+    """Run a container, in a pod of its own, and show its output; ends with the container's exit code.
 
     \b
-    crisp run docker.io/library/busybox -- echo hello
-    crisp run --rootfs DIR -- /bin/sh -c 'echo hello'
-    """
-    from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
+    crisp run docker.io/library/busybox echo hello
+    crisp run -it --memory 64M docker.io/library/busybox sh
+    crisp run --rootfs DIR /bin/sh -c 'echo hello'
 
+    The container and its pod are removed at the end. 125 is a failure of crisp, 126 a command that cannot be run, 127 one
+    that is not there.
+    """
     if rootfs is not None and image is not None:
         command, image = (image, *command), None
     command = without_dashes(command)
     if rootfs is None and image is None:
         fail("name an image, or a directory with --rootfs", 2)
+    if detach and (remove or rootfs is not None):
+        fail("--detach leaves nobody who could remove what --rm and --rootfs mean to be removed", 2)
+    if options.interactive and detach:
+        fail("--interactive and --detach contradict each other: `crisp attach` comes later", 2)
     name = name or f"run-{secrets.token_hex(4)}"
-    container = cri.ContainerConfig(
-        metadata=cri.ContainerMetadata(name=name),
-        command=command,
-        log_path="0.log",
-        envs=_variables(environment),
-    )
-    context = container.linux.security_context
-    context.masked_paths.extend(MASKED)
-    context.readonly_paths.extend(READONLY)
-    context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
-    container.linux.resources.memory_limit_in_bytes = memory
-    if host_network:
-        context.namespace_options.network = cri.NODE
-    context.namespace_options.pid = cri.CONTAINER
+    container = run_options.container(options, name, command)
+    uid, keep = secrets.token_hex(8), keep or detach
     with (
         _Signals().told() as signals,
-        errors(),
+        errors(FAILED),
         Client(socket_path) as client,
-        _image(client, image, rootfs) as image_id,
-        _logs(keep) as logs,
+        _image(client, image, rootfs, when) as image_id,
+        _logs(uid, keep) as logs,
     ):
         container.image.image = image_id
         container.image.user_specified_image = image or f"{rootfs}"
-        sandbox = cri.PodSandboxConfig(
-            metadata=cri.PodSandboxMetadata(name=name, uid=secrets.token_hex(8), namespace="default"),
-            hostname="" if host_network else name[:63],
-            log_directory=logs,
-        )
-        sandbox.linux.security_context.namespace_options.CopyFrom(context.namespace_options)
-        code = _pod(client, signals, sandbox, container, handler, keep)
+        run = _Run(client, signals, container, keep)
+        if inside is None:
+            run.in_new_pod(run_options.pod(options, name, uid, logs), handler)
+        else:
+            run.in_pod(inside)
+        code = run.detached() if detach else run.to_its_end()
     raise SystemExit(code)
-
-
-def _variables(pairs: tuple[str, ...]) -> Iterator[cri.KeyValue]:
-    from proto import api_pb2 as cri  # noqa: PLC0415
-
-    for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            fail(f"--env {pair}: not of the form NAME=VALUE", 2)
-        yield cri.KeyValue(key=name, value=value.encode())
 
 
 class _Signalled(BaseException):
@@ -178,7 +153,7 @@ class _Signals:
 
 
 @contextmanager
-def _image(client: Client, image: str | None, rootfs: str | None) -> Iterator[str]:
+def _image(client: Client, image: str | None, rootfs: str | None, when: str) -> Iterator[str]:
     """The id of the image to run: pulled if it is absent, made of the directory and removed afterwards if not."""
     from proto import admin_pb2 as admin  # noqa: PLC0415
     from proto import api_pb2 as cri  # noqa: PLC0415
@@ -193,54 +168,148 @@ def _image(client: Client, image: str | None, rootfs: str | None) -> Iterator[st
         return
     assert image is not None
     present = client.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=image)))
-    if present.HasField("image"):
+    if present.HasField("image") and when != "always":
         yield present.image.id
+    elif when == "never":
+        fail(f"no such image: {image}", FAILED)
     else:
         yield show(client.admin.PullImage(admin.PullImageRequest(reference=image)))[0]
 
 
 @contextmanager
-def _logs(keep: bool) -> Iterator[str]:
-    directory = tempfile.mkdtemp(prefix="crisp-run-")
-    try:
-        yield directory
-    finally:
-        if not keep:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _pod(
-    client: Client,
-    signals: _Signals,
-    sandbox: cri.PodSandboxConfig,
-    container: cri.ContainerConfig,
-    handler: str,
-    keep: bool,
-) -> int:
-    """Run the pod to its end; the container's exit code."""
-    from proto import api_pb2 as cri  # noqa: PLC0415
-
-    runtime = client.runtime
-    sandbox_id = ""
-    try:
-        with signals.held():
-            request = cri.RunPodSandboxRequest(config=sandbox, runtime_handler=handler)
-            sandbox_id = runtime.RunPodSandbox(request).pod_sandbox_id
-        container_id = runtime.CreateContainer(
-            cri.CreateContainerRequest(pod_sandbox_id=sandbox_id, config=container, sandbox_config=sandbox)
-        ).container_id
-        runtime.StartContainer(cri.StartContainerRequest(container_id=container_id))
+def _logs(uid: str, keep: bool) -> Iterator[str]:
+    """The directory for the logs of a pod; one that stays has them where `crisp rm` looks for them."""
+    if not keep:
+        directory = tempfile.mkdtemp(prefix="crisp-run-")
         try:
-            return _follow(client, container_id)
-        except _Signalled:
-            signals.ignore()
-            runtime.StopContainer(cri.StopContainerRequest(container_id=container_id, timeout=STOP_SECONDS))
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+        return
+    place = run_logs(uid)
+    place.mkdir(mode=0o700, parents=True)
+    yield str(place)
+
+
+class _Run:
+    """One container from its creation to its end, and the pod that was made for it."""
+
+    def __init__(self, client: Client, signals: _Signals, container: cri.ContainerConfig, keep: bool) -> None:
+        self._client = client
+        self._runtime = client.runtime
+        self._signals = signals
+        self._container = container
+        self._keep = keep
+        self._id = ""
+        self._pod = ""
+        """The one that was made; empty for a container in another's."""
+
+    def in_new_pod(self, sandbox: cri.PodSandboxConfig, handler: str) -> None:
+        """Make the pod and the container."""
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        try:
+            with self._signals.held():
+                request = cri.RunPodSandboxRequest(config=sandbox, runtime_handler=handler)
+                self._pod = self._runtime.RunPodSandbox(request).pod_sandbox_id
+            self._create(self._pod, sandbox)
+        except BaseException:
+            self._keep = False
+            self.end()
             raise
-    finally:
-        signals.ignore()
-        if sandbox_id and not keep:
-            runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=sandbox_id))
-            runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id))
+
+    def in_pod(self, word: str) -> None:
+        """Make the container in a pod that is there."""
+        from google.protobuf import json_format  # noqa: PLC0415
+
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        pod = Node(self._client).pod(word).id
+        reply = self._runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
+        sandbox = json_format.ParseDict(json.loads(reply.info["info"])["config"], cri.PodSandboxConfig())
+        shared = sandbox.linux.security_context.namespace_options
+        options = self._container.linux.security_context.namespace_options
+        options.network, options.ipc = shared.network, shared.ipc
+        with self._signals.held():
+            self._create(pod, sandbox)
+
+    def _create(self, pod: str, sandbox: cri.PodSandboxConfig) -> None:
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=self._container, sandbox_config=sandbox)
+        with _commands_failure():
+            self._id = self._runtime.CreateContainer(request).container_id
+
+    def _start(self) -> None:
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        with _commands_failure():
+            self._runtime.StartContainer(cri.StartContainerRequest(container_id=self._id))
+
+    def detached(self) -> int:
+        """Start it, and say which it is."""
+        try:
+            self._start()
+        except BaseException:
+            self._keep = False
+            self.end()
+            raise
+        click.echo(self._id)
+        return 0
+
+    def to_its_end(self) -> int:
+        """Show what it writes until it has ended; its exit code. A signal ends it."""
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        try:
+            if self._container.stdin or self._container.tty:
+                return self._attached()
+            self._start()
+            return _follow(self._client, self._id)
+        except _Signalled:
+            self._signals.ignore()
+            self._runtime.StopContainer(cri.StopContainerRequest(container_id=self._id, timeout=STOP_SECONDS))
+            raise
+        finally:
+            self.end()
+
+    def _attached(self) -> int:
+        """With our own streams as its: it is attached to before it starts, so that nothing is lost."""
+        from proto import api_pb2 as cri  # noqa: PLC0415
+        from runtime.cli.streams import join  # noqa: PLC0415
+
+        join(self._client, self._id, stdin=self._container.stdin, tty=self._container.tty, begin=self._start)
+        request = cri.ContainerStatusRequest(container_id=self._id)
+        while (status := self._runtime.ContainerStatus(request).status).state == cri.CONTAINER_RUNNING:
+            time.sleep(LOOK_SECONDS)
+        return int(status.exit_code)
+
+    def end(self) -> None:
+        """Remove what is not to be kept."""
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        self._signals.ignore()
+        if self._keep:
+            return
+        if self._pod:
+            self._runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=self._pod))
+            self._runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=self._pod))
+        elif self._id:
+            self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self._id))
+
+
+@contextmanager
+def _commands_failure() -> Iterator[None]:
+    """What keeps the container's command from running has exit codes of its own, as in shells and in docker."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        details = error.details() or ""
+        if "permission denied" in details.lower() or "is a directory" in details.lower():
+            fail(details, 126)
+        if "executable file" in details or "no such file or directory" in details.lower():
+            fail(details, 127)
+        raise
 
 
 def _follow(client: Client, container_id: str) -> int:

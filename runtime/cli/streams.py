@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from runtime.cli import completion
+from runtime.cli.lookup import Node
 from runtime.cli.output import errors, fail, without_dashes
 from runtime.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOOK_SECONDS: Final = 0.01
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
@@ -27,7 +35,8 @@ def exec_(socket_path: str, container: str, command: tuple[str, ...], stdin: boo
     if not command:
         fail("name the command to run", 2)
     with errors(), Client(socket_path) as client:
-        request = cri.ExecRequest(container_id=container, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+        found = Node(client).container(container).id
+        request = cri.ExecRequest(container_id=found, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
         url = client.runtime.Exec(request).url
         code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty), certificate=_certificate(client)))
     raise SystemExit(code)
@@ -39,17 +48,50 @@ def exec_(socket_path: str, container: str, command: tuple[str, ...], stdin: boo
 @click.pass_obj
 def attach(socket_path: str, container: str, stdin: bool) -> None:
     """Show a running container's output from now on, until it ends."""
+    with errors(), Client(socket_path) as client:
+        found = Node(client).container(container).id
+        code = join(client, found, stdin=stdin, tty=_has_terminal(client, found))
+    raise SystemExit(code)
+
+
+def join(client: Client, container: str, *, stdin: bool, tty: bool, begin: Callable[[], None] = lambda: None) -> int:
+    """Join our own streams with a container's until it ends; its exit code. `begin` is called once they are joined."""
     from proto import api_pb2 as cri  # noqa: PLC0415
     from runtime.streaming.client import run_command  # noqa: PLC0415
     from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
 
-    with errors(), Client(socket_path) as client:
-        verbose = cri.ContainerStatusRequest(container_id=container, verbose=True)
-        tty = '"terminal": true' in client.runtime.ContainerStatus(verbose).info["info"]
-        request = cri.AttachRequest(container_id=container, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
-        url = client.runtime.Attach(request).url
-        code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty), certificate=_certificate(client)))
-    raise SystemExit(code)
+    before = _attached(client, container)
+    request = cri.AttachRequest(container_id=container, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
+    url, options = client.runtime.Attach(request).url, StreamOptions(tty, stdin, True, not tty)
+
+    async def joined() -> int:
+        work = asyncio.create_task(run_command(url, options, certificate=_certificate(client)))
+        try:
+            while not work.done() and _attached(client, container) <= before:
+                await asyncio.wait((work,), timeout=LOOK_SECONDS)
+            if not work.done():
+                await asyncio.to_thread(begin)
+            return await work
+        finally:
+            work.cancel()
+
+    return asyncio.run(joined())
+
+
+def _attached(client: Client, container: str) -> int:
+    return int(_info(client, container)["attached"])
+
+
+def _has_terminal(client: Client, container: str) -> bool:
+    return bool(_info(client, container)["terminal"])
+
+
+def _info(client: Client, container: str) -> dict[str, Any]:
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    reply = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container, verbose=True))
+    info: dict[str, Any] = json.loads(reply.info["info"])
+    return info
 
 
 @click.command("port-forward")
@@ -64,7 +106,8 @@ def port_forward(socket_path: str, pod: str, ports: tuple[str, ...], address: st
 
     pairs = [_ports(text) for text in ports]
     with errors(), Client(socket_path) as client:
-        request = cri.PortForwardRequest(pod_sandbox_id=pod, port=[remote for _, remote in pairs])
+        found = Node(client).pod(pod).id
+        request = cri.PortForwardRequest(pod_sandbox_id=found, port=[remote for _, remote in pairs])
         url, trusted = client.runtime.PortForward(request).url, _certificate(client)
 
         def listening(local: int, remote: int) -> None:

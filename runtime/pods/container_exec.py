@@ -30,6 +30,14 @@ def running(node: Node, reference: str) -> tuple[Container, ShimClient]:
     return container, container.shim
 
 
+def attachable(node: Node, reference: str) -> tuple[Container, ShimClient]:
+    """As `running`, and one that is created: who attaches to it before its start misses nothing."""
+    container = node.container(reference)
+    if container.record.state is ContainerState.CREATED and container.shim is not None:
+        return container, container.shim
+    return running(node, reference)
+
+
 def process(node: Node, container: Container, command: list[str], *, tty: bool) -> dict[str, Any]:
     """OCI process object of an exec: the container's own with another command line."""
     if any("\0" in argument for argument in command):

@@ -77,6 +77,7 @@ def verbose(container: Container, paths: Paths) -> dict[str, str]:
         "cgroup": record.cgroup,
         "runtimeHandler": record.handler,
         "terminal": record.config.tty,
+        "attached": container.attached,
     }
     try:
         info["runtimeSpec"] = document.shown((bundle / "config.json").read_bytes())

@@ -54,6 +54,8 @@ class Container:
     """Its shim is at a create or start, which a hook or a volume can hold up: a kill need not wait for the lock."""
     starting: bool = False
     """StartContainer is under way and was not told as an event yet: see `EventBus.container_started`."""
+    attached: int = 0
+    """Clients that are attached to its streams."""
     process: dict[str, Any] | None = None
     """Its OCI process object, read when the first exec needs it."""
     listed: cri.Container | None = None

@@ -71,6 +71,7 @@ def verbose(sandbox: Sandbox, paths: Paths, handlers: Handlers) -> dict[str, str
                 "cgroupParent": record.cgroup_parent,
                 "pid": _pid(sandbox),
                 "runtimeSpec": _runtime_spec(record, paths),
+                "config": json_format.MessageToDict(record.config, preserving_proto_field_name=True),
                 "network": record.network,
                 "message": record.message,
                 "resources": json_format.MessageToDict(record.resources, preserving_proto_field_name=True),

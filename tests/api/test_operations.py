@@ -1,4 +1,4 @@
-"""Figures for Prometheus, SIGHUP, notices to systemd, `crisp top` and `crisp events`."""
+"""Figures for Prometheus, SIGHUP, notices to systemd, `crisp stats` and `crisp events`."""
 
 from __future__ import annotations
 
@@ -111,15 +111,15 @@ def crisp(kubelet: Kubelet, *arguments: str) -> list[str]:
     return [sys.executable, str(ROOT / "crisp.py"), "--socket", kubelet.daemon.socket, *arguments]
 
 
-def test_top(kubelet: Kubelet) -> None:
+def test_stats(kubelet: Kubelet) -> None:
     pod = kubelet.pod()
     pod.run("/bin/sh", "-c", "while true; do :; done", config=cri.ContainerConfig(metadata={"name": "burner"}))
-    command = crisp(kubelet, "top", "--json", "--interval", "0.5")
-    rows = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    command = crisp(kubelet, "stats", "--format", "json", "--interval", "0.5")
+    rows = map(json.loads, subprocess.run(command, capture_output=True, check=True).stdout.splitlines())
     total, burner = rows
     assert (total["pod"], total["container"], burner["container"]) == (f"tests/{pod.config.metadata.name}", "", "burner")
     assert burner["cpu_nano_cores"] > 100_000_000
-    text = subprocess.run(crisp(kubelet, "top", "--interval", "0.2"), capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(crisp(kubelet, "stats", "--interval", "0.2"), capture_output=True, text=True, check=True).stdout
     assert "burner" in text
 
 

@@ -19,7 +19,8 @@ import sys
 sys.path.insert(0, ROOMS)
 
 from proto import api_pb2 as cri  # noqa: E402
-from runtime.client import DEFAULT_SOCKET, Client  # noqa: E402
+from runtime.cli.main import DEFAULT_SOCKET  # noqa: E402
+from runtime.client import Client  # noqa: E402
 
 IMAGE = "localhost/busybox:test"
 

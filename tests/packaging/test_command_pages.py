@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.cli.main import main
+from runtime.cli.main import COMMANDS
 from tests.harness.daemon import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -25,7 +25,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_has_a_page(pages: Path) -> None:
     names = {path.stem for path in (pages / "man").iterdir()}
-    assert names >= {"crisp", *(f"crisp-{name}" for name in main.commands)}
+    assert names >= {"crisp", *(f"crisp-{name}" for name in COMMANDS)}
     text = (pages / "man" / "crisp-exec.1").read_text()
     assert "Run a command in a running container; ends with its exit code\n" in text
     assert "Give the process a terminal." in text

@@ -1,4 +1,4 @@
-"""`crisp top`: what pods and containers use, live."""
+"""`crisp stats`: what pods and containers use, live."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ HEADER = ("POD", "CONTAINER", "CPU", "MEMORY", "LIMIT", "SWAP", "DISK", "RECEIVE
 FIRST_SECONDS = 1.0
 
 
-@click.command("top")
+@click.command("stats")
 @click.option("--interval", "-i", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds.")
-@click.option("--once", is_flag=True, help="Print one table and end; so it is when the output is no terminal.")
-@click.option("--json", "as_json", is_flag=True, help="For programs: once.")
+@click.option("--no-stream", "once", is_flag=True, help="Print one table and end; so it is when the output is no terminal.")
+@click.option(
+    "--format", "form", type=click.Choice(["table", "json"]), default="table", help="json: once, an object per line."
+)
 @click.pass_obj
-def command(socket_path: str, interval: float, once: bool, as_json: bool) -> None:
+def command(socket_path: str, interval: float, once: bool, form: str) -> None:
     """Show CPU, memory, disk and network of pods and containers, the busiest first.
 
     CPU is in percent of one processor, memory is the working set. Network counts since the pod began.
@@ -33,8 +35,9 @@ def command(socket_path: str, interval: float, once: bool, as_json: bool) -> Non
         look(client)  # a rate of CPU use needs two looks
         time.sleep(min(interval, FIRST_SECONDS))
         rows = look(client)
-        if as_json:
-            click.echo(json.dumps(rows, indent=2))
+        if form == "json":
+            for row in rows:
+                click.echo(json.dumps(row))
         elif once or not sys.stdout.isatty():
             table(HEADER, [cells(row) for row in rows])
         else:

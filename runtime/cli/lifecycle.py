@@ -1,0 +1,190 @@
+"""`crisp start stop kill rm wait`: what is done to containers that are there. Each takes several, by name or id."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+import grpc
+
+from runtime.cli import completion
+from runtime.cli.lookup import Node
+from runtime.cli.output import errors, fail
+from runtime.client import Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proto import api_pb2 as cri
+
+STOP_SECONDS: Final = 10
+"""That a container has to end by itself; as docker's."""
+
+LOOK_SECONDS: Final = 0.1
+
+RUN_LOGS: Final = Path("/var/log/crisp-run")
+"""Has a directory of logs for each pod that `crisp run` has left, by the pod's uid. It goes with the pod."""
+
+AT_ONCE: Final = 16
+"""Calls at the same time for several containers."""
+
+
+@click.command("start")
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@click.pass_obj
+def start(socket_path: str, containers: tuple[str, ...]) -> None:
+    """Start containers that were created.
+
+    One that has ended does not start again: in Kubernetes the next attempt is a new container.
+    """
+    from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
+
+    def one(client: Client, container: cri.Container) -> None:
+        if container.state == cri.CONTAINER_EXITED:
+            fail(f"{container.metadata.name} has ended, and a container runs once: `crisp run` makes a new one")
+        client.runtime.StartContainer(cri.StartContainerRequest(container_id=container.id))
+
+    _each(socket_path, containers, one)
+
+
+@click.command("stop")
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@click.option("--time", "-t", "seconds", default=STOP_SECONDS, show_default=True, help="Seconds until it is killed.")
+@click.pass_obj
+def stop(socket_path: str, containers: tuple[str, ...], seconds: int) -> None:
+    """End containers: their stop signal, some time, then SIGKILL."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    def one(client: Client, container: cri.Container) -> None:
+        client.runtime.StopContainer(cri.StopContainerRequest(container_id=container.id, timeout=seconds))
+
+    _each(socket_path, containers, one)
+
+
+@click.command("kill")
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@click.option("--signal", "-s", "name", default="KILL", show_default=True, help="Name or number.")
+@click.pass_obj
+def kill(socket_path: str, containers: tuple[str, ...], name: str) -> None:
+    """Send a signal to the containers' first process; SIGKILL ends all of them."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    number = _signal(name)
+
+    def one(client: Client, container: cri.Container) -> None:
+        if container.state != cri.CONTAINER_RUNNING:
+            fail(f"{container.metadata.name} does not run")
+        if number == signal.SIGKILL:
+            client.runtime.StopContainer(cri.StopContainerRequest(container_id=container.id, timeout=0))
+        else:
+            _send(client, container.id, number)
+
+    _each(socket_path, containers, one)
+
+
+@click.command("rm")
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@click.option("--force", "-f", is_flag=True, help="Also what runs.")
+@click.pass_obj
+def rm(socket_path: str, containers: tuple[str, ...], force: bool) -> None:
+    """Remove containers; a pod that `crisp run` has made goes with its last one."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    def one(client: Client, container: cri.Container) -> None:
+        if container.state == cri.CONTAINER_RUNNING and not force:
+            fail(f"{container.metadata.name} runs: stop it first, or say --force")
+        client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container.id))
+        node = Node(client)
+        pod = node.pods.get(container.pod_sandbox_id)
+        if pod is not None and not node.of_pod(pod.id) and run_logs(pod.metadata.uid).is_dir():
+            remove_pod(client, pod)
+
+    _each(socket_path, containers, one)
+
+
+@click.command("wait")
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@click.pass_obj
+def wait(socket_path: str, containers: tuple[str, ...]) -> None:
+    """Wait until containers have ended; prints the exit code of each."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    with errors(), Client(socket_path) as client:
+        node = Node(client)
+        for container in [node.container(word) for word in containers]:
+            request = cri.ContainerStatusRequest(container_id=container.id)
+            while (status := client.runtime.ContainerStatus(request).status).state != cri.CONTAINER_EXITED:
+                time.sleep(LOOK_SECONDS)
+            click.echo(status.exit_code)
+
+
+def first_process(client: Client, container: str) -> int:
+    """The pid of a container's first process on this node; ends the command if it does not run."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    reply = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container, verbose=True))
+    pid = int(json.loads(reply.info["info"])["pid"])
+    if reply.status.state != cri.CONTAINER_RUNNING or not pid:
+        fail(f"{reply.status.metadata.name} does not run")
+    return pid
+
+
+def remove_pod(client: Client, pod: cri.PodSandbox) -> None:
+    """Stop and remove a pod, and the logs that `crisp run` has made for it."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id))
+    client.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
+    shutil.rmtree(run_logs(pod.metadata.uid), ignore_errors=True)
+
+
+def run_logs(uid: str) -> Path:
+    """Where `crisp run` keeps the logs of its pod with this uid, which need not be one of its pods."""
+    return RUN_LOGS / (uid if uid.isalnum() else "none")
+
+
+def _send(client: Client, container: str, number: int) -> None:
+    pid = first_process(client, container)
+    descriptor = os.pidfd_open(pid)
+    try:
+        if first_process(client, container) == pid:  # and not another process's by now
+            signal.pidfd_send_signal(descriptor, number)
+    finally:
+        os.close(descriptor)
+
+
+def _signal(name: str) -> int:
+    try:
+        number = int(name) if name.isdecimal() else signal.Signals["SIG" + name.upper().removeprefix("SIG")]
+        return int(signal.Signals(number)) if number < signal.SIGRTMIN else int(number)
+    except (KeyError, ValueError):
+        fail(f"--signal {name}: no such signal", 2)
+
+
+def _each(socket_path: str, words: Sequence[str], work: Callable[[Client, cri.Container], None]) -> None:
+    """Do it to all of them at once, and print what was named; what fails is said and does not stop the others."""
+
+    def one(word: str) -> None:
+        work(client, node.container(word))
+
+    with errors(), Client(socket_path) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+        node = Node(client)
+        failed = False
+        for word, future in [(word, pool.submit(one, word)) for word in dict.fromkeys(words)]:
+            try:
+                future.result()
+                click.echo(word)
+            except SystemExit:
+                failed = True
+            except grpc.RpcError as error:
+                click.echo(f"crisp: {word}: {error.details() or error.code().name}", err=True)
+                failed = True
+    if failed:
+        raise SystemExit(1)

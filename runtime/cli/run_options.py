@@ -1,0 +1,358 @@
+"""What `crisp run` is told of a container, under docker's names, as the CRI's messages."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from runtime.cli.output import fail
+
+if TYPE_CHECKING:
+    from proto import api_pb2 as cri
+
+MASKED: Final = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+]
+READONLY: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
+
+CPU_PERIOD: Final = 100_000  # µs, as docker and the kubelet
+_UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_PROTOCOLS: Final = ("tcp", "udp", "sctp")
+_OURS_NOT: Final = {
+    "restart": "crisp does not restart containers: the kubelet does, or systemd",
+    "gpus": "ask for GPUs by their CDI names: --device vendor.com/gpu=all",
+}
+
+
+@dataclass
+class Options:
+    """As they were typed; the defaults are none of these."""
+
+    interactive: bool = False
+    tty: bool = False
+    environment: tuple[str, ...] = ()
+    env_files: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    mounts: tuple[str, ...] = ()
+    publish: tuple[str, ...] = ()
+    workdir: str = ""
+    user: str = ""
+    group_add: tuple[int, ...] = ()
+    entrypoint: str | None = None
+    hostname: str = ""
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    network: str = "pod"
+    pid: str = ""
+    ipc: str = ""
+    cpus: float = 0
+    cpu_shares: int = 0
+    cpuset_cpus: str = ""
+    memory: str = ""
+    pids_limit: int = 0
+    oom_score_adj: int = 0
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    privileged: bool = False
+    read_only: bool = False
+    security: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = ()
+    sysctls: tuple[str, ...] = ()
+    stop_signal: str = ""
+    restart: str = ""
+    gpus: str = ""
+
+
+def options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """All of them, for a command; it gets one Options."""
+    text, several = click.option, functools.partial(click.option, multiple=True)
+    added = [
+        text("-i", "--interactive", is_flag=True, help="Pass our input on."),
+        text("-t", "--tty", is_flag=True, help="Give the container a terminal."),
+        several("-e", "--env", "environment", metavar="NAME[=VALUE]", help="Variable; without a value, ours."),
+        several("--env-file", "env_files", metavar="FILE", help="Variables, one a line."),
+        several("-v", "--volume", "volumes", metavar="DIR:PLACE[:ro]", help="A directory of this node."),
+        several("--mount", "mounts", metavar="type=bind,source=…,target=…[,readonly]", help="The same in words."),
+        several("-p", "--publish", metavar="[ADDRESS:]PORT:PORT[/udp]", help="A port of this node that leads there."),
+        text("-w", "--workdir", default="", help="Working directory."),
+        text("-u", "--user", default="", metavar="USER[:GROUP]", help="Names, or numbers."),
+        several("--group-add", type=int, help="One more group, by its number."),
+        text("--entrypoint", default=None, help="The program in place of the image's."),
+        text("-h", "--hostname", default="", help="The pod's; its name if absent."),
+        several("--dns", metavar="ADDRESS", help="Name server in place of the node's."),
+        several("--dns-search", metavar="DOMAIN", help="Domain to search."),
+        text("--network", "--net", type=click.Choice(["pod", "host"]), default="pod", help="Its own, or the node's."),
+        text("--pid", type=click.Choice(["", "host"]), default="", help="The node's processes."),
+        text("--ipc", type=click.Choice(["", "host"]), default="", help="The node's IPC."),
+        text("--cpus", type=float, default=0, metavar="NUMBER", help="Processors that it may use, such as 0.5."),
+        text("--cpu-shares", "-c", type=int, default=0, help="Its weight beside others; 1024 is one processor's."),
+        text("--cpuset-cpus", default="", metavar="0-2,7", help="Processors that it may run on."),
+        text("-m", "--memory", default="", metavar="SIZE", help="Limit, such as 64M."),
+        text("--pids-limit", type=int, default=0, help="Processes that there may be."),
+        text("--oom-score-adj", type=int, default=0, help="Who the kernel kills first: -1000 to 1000."),
+        several("--cap-add", metavar="NAME", help="A capability more, or ALL."),
+        several("--cap-drop", metavar="NAME", help="A capability less, or ALL."),
+        text("--privileged", is_flag=True, help="All capabilities and devices, no protection."),
+        text("--read-only", is_flag=True, help="Its root cannot be written."),
+        several("--security-opt", "security", metavar="OPTION", help="no-new-privileges, seccomp=…, apparmor=…, label=…"),
+        several("--device", "devices", metavar="PATH[:PLACE[:rwm]]", help="A device of this node, or a CDI name."),
+        several("-l", "--label", "labels", metavar="NAME=VALUE", help="Label of the container."),
+        several("--annotation", "annotations", metavar="NAME=VALUE", help="Annotation of the container."),
+        several("--sysctl", "sysctls", metavar="NAME=VALUE", help="Kernel parameter of the pod's namespaces."),
+        text("--stop-signal", default="", help="What asks it to end, such as SIGQUIT."),
+        text("--restart", default="", hidden=True),
+        text("--gpus", default="", hidden=True),
+    ]
+
+    @functools.wraps(command)
+    def gathered(*words: Any, **values: Any) -> Any:
+        ours = {field.name: values.pop(field.name) for field in fields(Options)}
+        return command(*words, options=Options(**ours), **values)
+
+    return functools.reduce(lambda done, option: option(done), reversed(added), gathered)
+
+
+def container(options: Options, name: str, words: tuple[str, ...]) -> cri.ContainerConfig:
+    """The container as it is wanted, without its image. Ends the command for what is none of it."""
+    from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
+
+    for key, why in _OURS_NOT.items():
+        if getattr(options, key) not in ("", "no"):
+            fail(f"--{key}: {why}", 2)
+    config = cri.ContainerConfig(
+        metadata=cri.ContainerMetadata(name=name),
+        command=[] if options.entrypoint is None else [options.entrypoint],
+        args=words,
+        working_dir=options.workdir,
+        envs=_variables(options),
+        mounts=_mounts(options),
+        labels=_pairs("--label", options.labels),
+        annotations=_pairs("--annotation", options.annotations),
+        log_path=f"{name}.log",
+        stdin=options.interactive,
+        stdin_once=options.interactive,
+        tty=options.tty,
+    )
+    if options.stop_signal:
+        signal = "SIG" + options.stop_signal.upper().removeprefix("SIG")
+        if signal not in dict(cri.Signal.items()):
+            fail(f"--stop-signal {options.stop_signal}: no such signal", 2)
+        config.stop_signal = cri.Signal.Value(signal)  # type: ignore[assignment]
+    for device in options.devices:
+        _add_device(config, device)
+    _fill_resources(config.linux.resources, options)
+    _fill_security(config.linux.security_context, options)
+    return config
+
+
+def pod(options: Options, name: str, uid: str, logs: str) -> cri.PodSandboxConfig:
+    """The pod around it."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    own = options.network != "host"
+    config = cri.PodSandboxConfig(
+        metadata=cri.PodSandboxMetadata(name=name, uid=uid, namespace="default"),
+        hostname=options.hostname or (name[:63] if own else ""),
+        log_directory=logs,
+        port_mappings=[mapping for text in options.publish for mapping in _ports(text)],
+    )
+    if options.publish and not own:
+        fail("--publish: a container in the node's network needs none", 2)
+    if options.dns or options.dns_search:
+        config.dns_config.servers.extend(options.dns)
+        config.dns_config.searches.extend(options.dns_search)
+    config.linux.sysctls.update(_pairs("--sysctl", options.sysctls))
+    config.linux.security_context.privileged = options.privileged
+    config.linux.security_context.namespace_options.CopyFrom(_namespaces(options))
+    return config
+
+
+def _namespaces(options: Options) -> cri.NamespaceOption:
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    return cri.NamespaceOption(
+        network=cri.NODE if options.network == "host" else cri.POD,
+        pid=cri.NODE if options.pid == "host" else cri.CONTAINER,
+        ipc=cri.NODE if options.ipc == "host" else cri.POD,
+    )
+
+
+def _variables(options: Options) -> Iterable[cri.KeyValue]:
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    entries = []
+    for path in options.env_files:
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                entries += [line.rstrip("\n") for line in file if line.strip() and not line.lstrip().startswith("#")]
+        except OSError as error:
+            fail(f"--env-file {path}: {error.strerror}", 2)
+    for entry in (*entries, *options.environment):
+        name, equals, value = entry.partition("=")
+        if not name:
+            fail(f"--env {entry}: not of the form NAME=VALUE", 2)
+        if equals or name in os.environ:
+            yield cri.KeyValue(key=name, value=os.fsencode(value if equals else os.environ[name]))
+
+
+def _mounts(options: Options) -> Iterable[cri.Mount]:
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    for text in options.volumes:
+        source, colon, rest = text.partition(":")
+        target, _, words = rest.partition(":")
+        if not colon or not source.startswith(("/", ".")):
+            fail(f"--volume {text}: not of the form DIR:PLACE[:ro]; crisp keeps no volumes of its own", 2)
+        given = set(words.split(",")) - {""}
+        if given - {"ro", "rw", "z", "Z", "rprivate", "rslave", "rshared"}:
+            fail(f"--volume {text}: {words} is not understood", 2)
+        yield cri.Mount(
+            host_path=os.path.realpath(source),
+            container_path=target,
+            readonly="ro" in given,
+            selinux_relabel=bool(given & {"z", "Z"}),
+            propagation=_propagation(given),
+        )
+    for text in options.mounts:
+        named = dict(word.partition("=")[::2] for word in text.split(","))
+        source = named.get("source") or named.get("src", "")
+        target = named.get("target") or named.get("destination") or named.get("dst", "")
+        if named.get("type", "bind") != "bind" or not source or not target:
+            fail(f"--mount {text}: type=bind, source and target are what there is", 2)
+        readonly = any(named.get(key, "false") in ("", "true", "1") for key in ("readonly", "ro"))
+        given = {named.get("bind-propagation", "")}
+        yield cri.Mount(
+            host_path=os.path.realpath(source), container_path=target, readonly=readonly, propagation=_propagation(given)
+        )
+
+
+def _propagation(words: set[str]) -> cri.MountPropagation:
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    if words & {"rshared", "shared"}:
+        return cri.PROPAGATION_BIDIRECTIONAL
+    return cri.PROPAGATION_HOST_TO_CONTAINER if words & {"rslave", "slave"} else cri.PROPAGATION_PRIVATE
+
+
+def _ports(text: str) -> Iterable[cri.PortMapping]:
+    """[ADDRESS:]HOST:INNER[/PROTOCOL]; HOST and INNER may be ranges of the same length."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    form = re.fullmatch(r"(?:(\[[^]]*\]|[^:]*):)?(\d+)(?:-(\d+))?:(\d+)(?:-(\d+))?(?:/(\w+))?", text)
+    protocol = ((form[6] if form else "") or "tcp").lower()
+    if form is None or protocol not in _PROTOCOLS:
+        fail(f"--publish {text}: not of the form [ADDRESS:]PORT:PORT[/tcp|udp|sctp]", 2)
+    hosts = range(int(form[2]), int(form[3] or form[2]) + 1)
+    inner = range(int(form[4]), int(form[5] or form[4]) + 1)
+    if len(hosts) != len(inner) or not hosts or not {hosts[0], hosts[-1], inner[0], inner[-1]} <= set(range(1, 65536)):
+        fail(f"--publish {text}: ports are numbers from 1 to 65535, and ranges of one length", 2)
+    for host, port in zip(hosts, inner, strict=True):
+        yield cri.PortMapping(
+            protocol=protocol.upper(),
+            container_port=port,
+            host_port=host,
+            host_ip=(form[1] or "").strip("[]"),
+        )
+
+
+def _add_device(config: cri.ContainerConfig, text: str) -> None:
+    if not text.startswith("/"):
+        config.CDI_devices.add(name=text)
+        return
+    path, _, rest = text.partition(":")
+    place, _, rights = rest.rpartition(":") if rest.count(":") else (rest, "", "")
+    if not place.startswith("/") and place:
+        place, rights = "", place
+    config.devices.add(host_path=path, container_path=place or path, permissions=rights or "rwm")
+
+
+def _fill_resources(resources: cri.LinuxContainerResources, options: Options) -> None:
+    resources.memory_limit_in_bytes = amount("--memory", options.memory) if options.memory else 0
+    resources.cpu_shares, resources.cpuset_cpus = options.cpu_shares, options.cpuset_cpus
+    resources.oom_score_adj = options.oom_score_adj
+    if options.cpus < 0 or options.cpus > 1 << 20:
+        fail(f"--cpus {options.cpus}: not a number of processors", 2)
+    if options.cpus:
+        resources.cpu_period, resources.cpu_quota = CPU_PERIOD, max(1000, round(options.cpus * CPU_PERIOD))
+    if options.pids_limit:
+        resources.unified["pids.max"] = str(options.pids_limit) if options.pids_limit > 0 else "max"
+
+
+def _fill_security(context: cri.LinuxContainerSecurityContext, options: Options) -> None:
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    context.privileged, context.readonly_rootfs = options.privileged, options.read_only
+    context.namespace_options.CopyFrom(_namespaces(options))
+    context.capabilities.add_capabilities.extend(options.cap_add)
+    context.capabilities.drop_capabilities.extend(options.cap_drop)
+    context.supplemental_groups.extend(options.group_add)
+    if not options.privileged:
+        context.masked_paths.extend(MASKED)
+        context.readonly_paths.extend(READONLY)
+        context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
+    user, colon, group = options.user.partition(":")
+    if user.isdecimal():
+        context.run_as_user.value = int(user)
+    elif user:
+        context.run_as_username = user
+    if colon:
+        if not group.isdecimal():
+            fail(f"--user {options.user}: the CRI knows groups by their numbers only", 2)
+        context.run_as_group.value = int(group)
+    for text in options.security:
+        _secure(context, text)
+
+
+def _secure(context: cri.LinuxContainerSecurityContext, text: str) -> None:
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    key, _, value = text.replace(":", "=", 1).partition("=") if "=" not in text else text.partition("=")
+    if key == "no-new-privileges" and value in ("", "true", "false"):
+        context.no_new_privs = value != "false"
+    elif key in ("seccomp", "apparmor") and value:
+        profile = context.seccomp if key == "seccomp" else context.apparmor
+        if value == "unconfined":
+            profile.profile_type = cri.SecurityProfile.Unconfined
+        else:
+            profile.profile_type = cri.SecurityProfile.Localhost
+            profile.localhost_ref = os.path.realpath(value) if key == "seccomp" else value
+    elif key == "label" and ":" in value:
+        kind, _, label = value.partition(":")
+        if kind not in ("user", "role", "type", "level"):
+            fail(f"--security-opt {text}: user, role, type and level are what labels have", 2)
+        setattr(context.selinux_options, kind, label)
+    else:
+        fail(f"--security-opt {text}: no-new-privileges, seccomp=, apparmor= and label=KIND: are understood", 2)
+
+
+def amount(option: str, text: str) -> int:
+    """Bytes: a number with k, m, g or t after it, of which each is 1024 of the one before."""
+    form = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", text.lower())
+    if form is None:
+        fail(f"{option} {text}: not a size such as 64M", 2)
+    return int(float(form[1]) * _UNITS[form[2]])
+
+
+def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
+    pairs = [text.partition("=")[::2] for text in texts]
+    if any(not key for key, _ in pairs):
+        fail(f"{option}: not of the form NAME=VALUE", 2)
+    return dict(pairs)

@@ -1,0 +1,280 @@
+"""What docker's users type: names of containers, lists and their forms, logs, files, signals, terminals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proto import api_pb2 as cri
+from runtime.cli.lifecycle import run_logs
+from tests.api.test_command import IMAGE, command, crisp, pods
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import WAIT_SECONDS, wait_until
+
+pytestmark = pytest.mark.root
+
+SERVER = """
+echo first; echo second >&2; printf third
+mkdir -p /srv/www; echo index > /srv/www/index; ln -s /etc/passwd /srv/www/link; rm -f /etc/group
+trap 'echo asked; exit 7' USR1
+touch /ready; while :; do sleep 0.1; done
+"""
+
+
+def said(kubelet: Kubelet, *words: str, code: int = 0, **options: Any) -> str:
+    """What a command prints that ends with this code."""
+    done = crisp(kubelet, *words, **options)
+    assert done.returncode == code, done
+    return str(done.stdout.decode())
+
+
+@pytest.fixture
+def web(kubelet: Kubelet) -> Iterator[str]:
+    """A container that `crisp run` has left running."""
+    name = "web"
+    words = ["run", "-d", "--name", name, "-p", "127.0.0.1:18098:80/udp", "-l", "tier=front", "-e", "GREETING=hello"]
+    key = said(kubelet, *words, "--memory", "64M", "--hostname", "host1", IMAGE, "/bin/sh", "-c", SERVER).strip()
+    wait_until(lambda: crisp(kubelet, "exec", name, "test", "-e", "/ready").returncode == 0)
+    yield key
+    crisp(kubelet, "rm", "-f", name)
+    assert "web" not in pods(kubelet)
+
+
+def test_lists(kubelet: Kubelet, web: str) -> None:
+    assert said(kubelet, "ps", "-q", "--filter", "name=web").split() == [web]
+    assert said(kubelet, "ps", "--filter", "label=tier=front", "--filter", "name=other") == said(
+        kubelet, "ps", "--filter", "id=none"
+    )
+    [row] = map(json.loads, said(kubelet, "ps", "--format", "json", "-f", "state=running", "-f", "pod=web").splitlines())
+    assert (row["Names"], row["State"], row["Pod"], row["Labels"]) == ("web", "running", "default/web", {"tier": "front"})
+    assert row["Ports"] == "127.0.0.1:18098->80/udp"
+    assert said(kubelet, "ps", "--format", "{{.Names}}\\t{{json .Labels}}", "-f", "id=" + web[:8]) == (
+        'web\t{"tier": "front"}\n'
+    )
+    refused = crisp(kubelet, "ps", "--format", "{{.Nmae}}", "-f", "name=web")
+    assert (refused.returncode, b"known are Attempt" in refused.stderr) == (2, True)
+    refused = crisp(kubelet, "ps", "--filter", "nmae=web")
+    assert (refused.returncode, b"exited, id, image" in refused.stderr) == (2, True)
+    assert "web" in said(kubelet, "pod", "ls", "--format", "{{.Name}} {{.State}}")
+    assert said(kubelet, "images", "-q", "-f", "reference=localhost/busy*").split() == [kubelet.image]
+    assert IMAGE in said(kubelet, "image", "ls")
+
+
+def test_what_it_is_and_does(kubelet: Kubelet, web: str) -> None:
+    assert said(kubelet, "inspect", "-f", "{{.status.state}} {{.status.id}}", "web") == f"CONTAINER_RUNNING {web}\n"
+    [shown] = json.loads(said(kubelet, "inspect", web[:10]))
+    assert (shown["info"]["pid"] > 0, shown["info"]["attached"]) == (True, 0)
+    [pod] = json.loads(said(kubelet, "pod", "inspect", "default/web"))
+    assert pod["info"]["config"]["port_mappings"][0]["host_port"] == 18098
+    assert pod["info"]["config"]["hostname"] == "host1"
+    [image] = json.loads(said(kubelet, "inspect", "--type", "image", IMAGE))
+    assert image["image"]["id"] == kubelet.image
+    assert b"no such container or pod or image: nobody" in crisp(kubelet, "inspect", "nobody").stderr
+    assert "80/udp -> 127.0.0.1:18098" in said(kubelet, "port", "web")
+    rows = said(kubelet, "top", "web").splitlines()
+    assert rows[0].split() == ["UID", "PID", "PPID", "STATE", "TIME", "COMMAND"]
+    assert any(str(shown["info"]["pid"]) in row.split() for row in rows[1:])
+    changed = said(kubelet, "diff", "web").splitlines()
+    assert {"A /srv/www", "A /srv/www/index", "D /etc/group"} <= set(changed)
+    assert not [line for line in changed if "resolv.conf" in line]
+    assert said(kubelet, "exec", "web", "/bin/sh", "-c", "echo $GREETING") == "hello\n"
+    assert "GREETING" not in os.environ
+
+
+def test_logs(kubelet: Kubelet, web: str) -> None:
+    done = crisp(kubelet, "logs", "web")
+    assert (done.stdout, done.stderr) == (b"first\n", b"second\n")  # the rest is no line yet
+    assert crisp(kubelet, "logs", "--tail", "0", "web").stdout == b""
+    tail = crisp(kubelet, "logs", "--tail", "1", "web")
+    assert (tail.stdout, tail.stderr) in ((b"first\n", b""), (b"", b"second\n"))
+    assert crisp(kubelet, "logs", "--since", "2100-01-01T00:00:00Z", "web").stdout == b""
+    assert crisp(kubelet, "logs", "--since", "1h30m", "web").stdout == b"first\n"
+    stamped = crisp(kubelet, "logs", "-t", "web").stdout.splitlines()[0].split()
+    assert (len(stamped[0]), stamped[1]) == (30, b"first")
+    assert crisp(kubelet, "logs", "--since", "yesterday", "web").returncode == 2
+    # A kubelet rotates: the file gets another name, then the container is told.
+    path = kubelet.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=web)).status.log_path
+    with subprocess.Popen(command(kubelet, "logs", "-f", "web"), stdout=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"first\n"
+        os.rename(path, path + ".20260101-000000")
+        kubelet.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=web))
+        said(kubelet, "kill", "-s", "USR1", "web")
+        assert following.stdout.read() == b"thirdasked\n"
+        assert following.wait(WAIT_SECONDS) == 0
+    assert crisp(kubelet, "logs", "web").stdout == b"first\nthirdasked\n"
+    assert said(kubelet, "wait", "web") == "7\n"
+
+
+def test_files(kubelet: Kubelet, web: str, tmp_path: Path) -> None:
+    said(kubelet, "cp", "web:/srv", str(tmp_path))
+    assert (tmp_path / "srv/www/index").read_text() == "index\n"
+    assert os.readlink(tmp_path / "srv/www/link") == "/etc/passwd"
+    said(kubelet, "cp", "web:/srv/www/index", str(tmp_path / "renamed"))
+    assert (tmp_path / "renamed").read_text() == "index\n"
+    said(kubelet, "cp", "web:/srv/www/.", str(tmp_path))
+    assert (tmp_path / "index").exists()
+    said(kubelet, "cp", str(tmp_path / "srv"), "web:/opt")
+    assert said(kubelet, "exec", "web", "cat", "/opt/www/index") == "index\n"
+    (tmp_path / "passwd").write_text("mine\n")
+    said(kubelet, "exec", "web", "/bin/sh", "-c", "mkdir -p /in && ln -s /in /out")
+    said(kubelet, "cp", str(tmp_path / "passwd"), "web:/out/")
+    assert said(kubelet, "exec", "web", "cat", "/in/passwd") == "mine\n"
+    with tarfile.open(fileobj=BytesIO(crisp(kubelet, "cp", "web:/srv", "-").stdout)) as tar:
+        assert {"srv", "srv/www", "srv/www/index"} <= set(tar.getnames())
+    for source, target in (
+        ("web:/nothing", str(tmp_path)),
+        ("web:/srv", str(tmp_path / "a/b")),
+        (str(tmp_path), "web:/no/no"),
+    ):
+        refused = crisp(kubelet, "cp", source, target)
+        assert (refused.returncode, b"Traceback" in refused.stderr, bool(refused.stderr)) == (1, False, True), refused
+    assert crisp(kubelet, "cp", "web:/a", "web:/b").returncode == 2
+
+
+def test_a_container_cannot_lead_a_copy_astray(kubelet: Kubelet, web: str, tmp_path: Path) -> None:
+    """Its links are followed within its root, and never here."""
+    (tmp_path / "secret").write_text("secret\n")
+    (tmp_path / "here").mkdir()
+    said(kubelet, "exec", "web", "ln", "-s", str(tmp_path / "secret"), "/leak")
+    said(kubelet, "exec", "web", "ln", "-s", str(tmp_path), "/away")
+    said(kubelet, "cp", "web:/leak", str(tmp_path / "here"))
+    assert (tmp_path / "here/leak").is_symlink()
+    assert crisp(kubelet, "cp", "web:/away/secret", str(tmp_path / "here")).returncode == 1
+    assert crisp(kubelet, "cp", str(tmp_path / "secret"), "web:/away/new").returncode == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "secret"]
+
+
+def test_ends(kubelet: Kubelet, web: str) -> None:
+    assert b"stop it first" in crisp(kubelet, "rm", "web").stderr
+    done = crisp(kubelet, "stop", "-t", "0", "web", "nobody")
+    assert (done.returncode, done.stdout, b"no such container: nobody" in done.stderr) == (1, b"web\n", True)
+    assert said(kubelet, "ps", "-a", "--format", "{{.Status}}", "-f", "exited=137", "-f", "name=web").startswith("Exited")
+    assert b"runs once" in crisp(kubelet, "start", "web").stderr
+    uid = json.loads(said(kubelet, "pod", "ls", "--format", "json", "-f", "name=web"))["UID"]
+    assert run_logs(uid).is_dir()
+    said(kubelet, "run", "--pod", "web", "--name", "beside", "--keep", IMAGE, "/bin/hostname")
+    assert said(kubelet, "logs", "beside") == "host1\n"
+    assert said(kubelet, "rm", "web", "beside") == "web\nbeside\n"
+    assert "web" not in pods(kubelet)
+    assert not run_logs(uid).exists()
+
+
+def test_names_that_could_be_several(kubelet: Kubelet) -> None:
+    config = cri.ContainerConfig(metadata=cri.ContainerMetadata(name="twin"))
+    one, other = (kubelet.pod().run("/bin/sleep", "1000", config=config) for _ in range(2))
+    refused = crisp(kubelet, "exec", "twin", "true")
+    assert refused.returncode == 1
+    assert b"twin could be any of 2 containers" in refused.stderr
+    assert said(kubelet, "exec", f"{other.pod.config.metadata.name}/twin", "hostname").strip() == other.pod.config.hostname
+    assert said(kubelet, "exec", one.pod.config.metadata.name, "hostname").strip() == one.pod.config.hostname
+
+
+EXITS = [
+    (["/bin/sh", "-c", "exit 3"], 3),
+    (["/bin/no-such-program"], 127),
+    (["/etc/passwd"], 126),
+]
+
+
+@pytest.mark.parametrize(("words", "code"), EXITS)
+def test_exit_codes(kubelet: Kubelet, words: list[str], code: int) -> None:
+    before = pods(kubelet)
+    done = crisp(kubelet, "run", IMAGE, *words)
+    assert (done.returncode, pods(kubelet)) == (code, before), done
+
+
+def test_failures_of_its_own(kubelet: Kubelet) -> None:
+    assert crisp(kubelet, "run", "--pull", "never", "localhost/nosuch:1").returncode == 125
+    for words in (
+        ["--publish", "x"],
+        ["--memory", "much"],
+        ["--volume", "named:/x"],
+        ["--gpus", "all"],
+        ["--restart", "always"],
+        ["--security-opt", "what"],
+        ["--user", "0:wheel"],
+    ):
+        refused = crisp(kubelet, "run", *words, IMAGE, "true")
+        assert (refused.returncode, words[0].encode() in refused.stderr) == (2, True), refused
+
+
+def test_what_run_is_told(kubelet: Kubelet, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "file").write_text("from the node\n")
+    (tmp_path / "variables").write_text("# none\nONE=1\nTWO=two words\n")
+    options = ["--env-file", str(tmp_path / "variables"), "-e", "THREE=3", "-w", "/tmp", "-u", "12:34", "--read-only"]
+    options += ["-v", f"{tmp_path}:/data:ro", "--cap-drop", "ALL", "--group-add", "56", "--dns", "10.9.8.7"]
+    script = (
+        'echo "$ONE $TWO $THREE"; pwd; id -u; id -g; cat /data/file; touch /data/x /x 2>/dev/null || echo no;'
+        " grep CapEff /proc/self/status; cat /etc/resolv.conf; cat /proc/self/oom_score_adj"
+    )
+    told = said(kubelet, "run", *options, "--oom-score-adj", "321", IMAGE, "/bin/sh", "-c", script).splitlines()
+    assert told[:6] == ["1 two words 3", "/tmp", "12", "34", "from the node", "no"]
+    assert told[6].split() == ["CapEff:", "0000000000000000"]
+    assert told[7:] == ["nameserver 10.9.8.7", "321"]
+    assert said(kubelet, "run", "--entrypoint", "/bin/echo", IMAGE, "a", "b") == "a b\n"
+
+
+def test_input(kubelet: Kubelet) -> None:
+    done = crisp(kubelet, "run", "-i", IMAGE, "/bin/sh", "-c", "cat; exit 5", stdin=None, input=b"line\n" * 1000)
+    assert (done.returncode, done.stdout) == (5, b"line\n" * 1000)
+
+
+def test_a_terminal(kubelet: Kubelet) -> None:
+    """Nothing of its first output is lost, it has our size, and our terminal is as it was."""
+    ours, theirs = pty.openpty()
+    before = pods(kubelet)
+    words = command(kubelet, "run", "-it", IMAGE, "/bin/sh", "-c", "echo begun; tty; read x; echo got $x; exit 9")
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as running:
+        os.close(theirs)
+        seen = until(ours, b"/dev/pts/0")
+        assert b"begun\r\n" in seen
+        os.write(ours, b"word\n")
+        assert b"got word\r\n" in until(ours, b"got word\r\n")
+        assert running.wait(WAIT_SECONDS) == 9
+    os.close(ours)
+    assert pods(kubelet) == before
+
+
+def until(terminal: int, wanted: bytes) -> bytes:
+    """What comes out of a terminal, up to something."""
+    seen, deadline = b"", time.monotonic() + WAIT_SECONDS
+    while wanted not in seen:
+        assert select.select([terminal], [], [], max(0, deadline - time.monotonic()))[0], seen
+        seen += os.read(terminal, 4096)
+    return seen
+
+
+def test_signals_that_are_none(kubelet: Kubelet, web: str) -> None:
+    assert crisp(kubelet, "kill", "-s", "NONE", "web").returncode == 2
+    said(kubelet, "kill", "-s", str(int(signal.SIGKILL)), "web")
+    assert said(kubelet, "wait", "web") == "137\n"
+
+
+def test_archives(kubelet: Kubelet, web: str, tmp_path: Path) -> None:
+    archive = tmp_path / "image.tar"
+    said(kubelet, "commit", "web", "localhost/saved:1")
+    said(kubelet, "save", "-o", str(archive), "localhost/saved:1")
+    said(kubelet, "rmi", "localhost/saved:1")
+    with archive.open("rb") as stdin:
+        [loaded] = said(kubelet, "load", stdin=stdin).split()
+    assert said(kubelet, "images", "-q", "-f", "reference=localhost/saved").split() == [loaded]
+    said(kubelet, "rmi", "localhost/saved:1")
+
+
+def test_about(kubelet: Kubelet) -> None:
+    assert "RuntimeReady" in said(kubelet, "info")
+    assert "Server: crisp" in said(kubelet, "version")
