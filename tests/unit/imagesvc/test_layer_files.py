@@ -99,7 +99,6 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
     for behind in (4, 12, trailer.skeleton_bytes // 2):
         damaged = check(trailer.skeleton_offset + trailer.skeleton_bytes - behind, b"\xff\xff\xff")
         assert damaged["error"] == "bad"
-        assert "skeleton" in damaged["message"]
     assert check(len(good) - 60, b"x")["error"] == "bad"
 
 
