@@ -31,6 +31,7 @@ NAMES: Final = frozenset(
         "container.stopping",
         "container.removing",
         "container.unlinked",
+        "network.unlinked",
         "exec.started",
         "image.opened",
         "image.unpacked",

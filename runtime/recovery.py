@@ -80,7 +80,9 @@ async def recover(node: Node) -> None:
     node.images.drop_unused()  # every container holds its image by now
     for sandbox in list(node.sandboxes.values()):
         await _apart(_sandbox(node, sandbox), sandbox=sandbox.record.id)
-    await _apart(node.network.sweep(set(node.sandboxes) | unreadable), network="sweep")
+    # Of a stopped sandbox the links may be there still: they go behind its stop.
+    connected = {sandbox_id for sandbox_id, sandbox in node.sandboxes.items() if not sandbox.record.stopped_at}
+    await _apart(node.network.sweep(connected | unreadable), network="sweep")
     spared = unreadable | await _end_unknown(node, unreadable)
     await asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node, spared)
     await notes.sweep(node.paths.checkpoint_notes, node.blocking)

@@ -6,9 +6,9 @@ No program runs per pod.
                                                  │
                                    nftables: masquerade, host ports
 
-A pod's life:  lease stored → links made → addresses given → host ports opened → … → ports closed → links gone
-→ lease removed. After a crash anywhere in it the lease names all there can be, and `sweep` or a repeated
-`attach` undoes it.
+A pod's life:  lease stored → links made → addresses given → host ports opened → … → ports closed → links down: it is
+disconnected → links gone → lease removed (departures.py). After a crash anywhere in it the lease names all there can be, and
+`sweep` or a repeated `attach` undoes it.
 
 The event loop owns the leases and pools; one thread owns the netlink sockets and does what blocks, in the
 order asked.
@@ -31,6 +31,7 @@ from runtime.network import bridge, links, pod_sysctls
 from runtime.network.bandwidth import Bandwidth, bandwidth_of
 from runtime.network.bridge import MAX_PORTS, gateway_of
 from runtime.network.config import NetworkConfig
+from runtime.network.departures import Departures
 from runtime.network.host import SharedHost, usable_networks
 from runtime.network.leases import POD_GROUP, Address, Lease, Pool, host_mac, ifb_name, ifb_of, mac_of, veth_name
 from runtime.network.netlink_thread import NetlinkThread
@@ -62,6 +63,7 @@ class BuiltinNetwork:
         self._thread = NetlinkThread("network")
         self._host = SharedHost(config, self._networks)
         self._remover = LinkRemover()
+        self._departures = Departures(self._remover, self._give_back)
 
     async def start(self) -> None:
         """Load the leases, then make or mend bridge, forwarding and table.
@@ -85,6 +87,7 @@ class BuiltinNetwork:
 
     async def close(self) -> None:
         """Let go of threads and sockets."""
+        await self._departures.close()
         await self._remover.close()
         await self._thread.run(self._host.close())
         await self._thread.close()
@@ -100,7 +103,13 @@ class BuiltinNetwork:
             pools = [pool for pool in pools if pool.subnet.version == 4]
             if not pools:
                 raise invalid("the pod switches IPv6 off by its sysctls, and the pod network has no other subnet")
-        lease, ports = self._lease(request, bandwidth, pools)
+        try:
+            lease, ports = self._lease(request, bandwidth, pools)
+        except CrispError as error:
+            if error.code is not Code.RESOURCE_EXHAUSTED or not self._departures:
+                raise
+            await self._departures.make_room()
+            lease, ports = self._lease(request, bandwidth, pools)
         try:
             await self._store.put(request.sandbox_id, lease.document())
             await self._thread.run(self._connect(request, lease, bandwidth, ports))
@@ -220,30 +229,56 @@ class BuiltinNetwork:
             await links.redirect_received(route, veth, ifb)
 
     async def detach(self, request: NetworkRequest) -> None:
-        """Disconnect a sandbox. Its namespace may be gone: the pod's end goes with the host's."""
-        await asyncio.shield(self._undo(request.sandbox_id))
+        """Disconnect a sandbox. Its namespace may be gone: the pod's end goes with the host's.
+
+        When this returns nothing gets in or out of it; its links and its address follow (departures.py).
+        """
+        await asyncio.shield(self._detach(request.sandbox_id))
+
+    async def _detach(self, sandbox_id: str) -> None:
+        lease = self._leases.get(sandbox_id)
+        if lease is None or sandbox_id in self._departures:
+            return
+        if self._departures.full:
+            await self._undo(sandbox_id)
+            return
+        await self._disconnect(sandbox_id, lease)
+        self._departures.begin(sandbox_id, lease)
 
     async def _undo(self, sandbox_id: str) -> None:
+        """Disconnect a sandbox and give back all it has."""
+        await self._departures.give_up(sandbox_id)
         lease = self._leases.get(sandbox_id)
         if lease is None:
             return
+        await self._disconnect(sandbox_id, lease)
         try:
-            await self._thread.run(self._disconnect(lease, self._ports.get(sandbox_id, [])))
-            self._ports.pop(sandbox_id, None)
             await self._remover.remove(lease.links)
         except links.REFUSED as error:
-            raise CrispError(
-                Code.INTERNAL, f"cannot disconnect sandbox {sandbox_id} from the pod network: {links.why(error)}"
-            ) from error
-        await self._store.delete(sandbox_id)
-        if self._leases.pop(sandbox_id, None) is not None:
-            self._free(lease.ips)
+            raise _cannot_disconnect(sandbox_id, error) from error
+        await self._give_back(sandbox_id, lease)
 
-    async def _disconnect(self, lease: Lease, ports: Sequence[HostPort]) -> None:
-        """The kernel's part before the links go; after an attach that was cancelled and may still have been at it."""
+    async def _give_back(self, sandbox_id: str, lease: Lease) -> None:
+        """The lease of links that are gone, and the address."""
+        if self._leases.get(sandbox_id) is lease:
+            await self._store.delete(sandbox_id)
+            if self._leases.pop(sandbox_id, None) is not None:
+                self._free(lease.ips)
+
+    async def _disconnect(self, sandbox_id: str, lease: Lease) -> None:
+        """Close its ports and take its links down; after an attach that was cancelled and may still have been at it."""
+        try:
+            await self._thread.run(self._take_down(lease, self._ports.get(sandbox_id, [])))
+        except links.REFUSED as error:
+            raise _cannot_disconnect(sandbox_id, error) from error
+        self._ports.pop(sandbox_id, None)
+
+    async def _take_down(self, lease: Lease, ports: Sequence[HostPort]) -> None:
         self._host.bridge.expected.difference_update(lease.links)
         if ports:
             await self._host.remove_ports(ports)
+        for name in lease.links:
+            await links.take_down(self._host.route, name)
 
     async def check(self) -> Readiness:
         """Measure bridge, forwarding and table, and mend them if need be."""
@@ -270,7 +305,8 @@ class BuiltinNetwork:
             log.info("removing the network of a sandbox that is no more", sandbox=sandbox_id)
             await self._undo(sandbox_id)
         # All that are left belong to pods that run, so that a link that is not there was deleted while no daemon looked.
-        self._host.bridge.expected.update(lease.links[0] for lease in self._leases.values())
+        staying = (lease for sandbox_id, lease in self._leases.items() if sandbox_id not in self._departures)
+        self._host.bridge.expected.update(lease.links[0] for lease in staying)
         ports = await self._thread.run(bridge.pod_ports(self._host.route, self._host.bridge.index))
         known = {name for lease in self._leases.values() for name in lease.links}
         stray = [link.name for link in ports if link.name not in known]
@@ -291,6 +327,10 @@ async def _that_exist(names: Iterable[str]) -> set[str]:
     """Of links of the daemon's namespace; an earlier daemon may have died before it made them."""
     there = {name for _, name in socket.if_nameindex()}
     return there.intersection(names)
+
+
+def _cannot_disconnect(sandbox_id: str, error: Exception) -> CrispError:
+    return CrispError(Code.INTERNAL, f"cannot disconnect sandbox {sandbox_id} from the pod network: {links.why(error)}")
 
 
 def _enter_pod(request: NetworkRequest) -> socket.socket:

@@ -211,6 +211,18 @@ async def set_up_loopback(netns_path: str) -> None:
         os.close(netns)
 
 
+async def take_down(route: AsyncIPRoute, name: str) -> None:
+    """Let a pod's link neither send nor receive; success if there is none, or only one of another's making."""
+    link = await find_link(route, name)
+    if link is None or not bears_mark(link.name, link.kind, link.group):
+        return
+    try:
+        await route.link("set", index=link.index, state="down")
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+
+
 async def delete_link(route: AsyncIPRoute, name: str) -> None:
     """Delete a link; success if there is none."""
     try:

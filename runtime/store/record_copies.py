@@ -9,7 +9,7 @@
 
 Each is `{"schema": N, "document": ...}`, written beside and renamed after the database has committed: at worst it is one
 change behind, which recovery makes up for as after any crash. A record whose directory is not there has no copy: nothing of
-what it describes exists yet, or any more. A copy that cannot be written is logged and no failure: the database has it.
+what it describes exists yet, or it is about to go. A copy that cannot be written is logged and no failure.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import pytest
 from proto.errors import CrispError
 from runtime.network.auto import AutoNetwork
 from runtime.network.config import CniConfig, HandlerNetworks, NetworkConfig
+from tests.harness.waiting import until
 from tests.kernel.fake_plugin import FakePlugin
 from tests.kernel.network_lab import Lab, links, request
 
@@ -85,7 +86,7 @@ def test_builtin_until_there_is_a_configuration(lab: AutoLab) -> None:
             assert await attached_by(network, after) == "cni"
             for asked in (early, late, after):
                 await network.detach(asked)
-            assert lab.leases.documents == {}
+            await until(lambda: lab.leases.documents == {})
             assert links(lab.host) == {"crisp0"}
             assert [c for c in lab.plugin.calls() if c != "CHECK"] == ["ADD", "ADD", "DEL", "DEL"]
 

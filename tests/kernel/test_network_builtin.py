@@ -18,6 +18,7 @@ from runtime.network.config import NetworkConfig
 from runtime.network.leases import ifb_name, veth_name
 from runtime.network.nft_table import Table
 from runtime.network.seam import NetworkRequest, NetworkResult, PortMapping
+from tests.harness.waiting import until
 from tests.kernel.netlab import Netns, ask, family_of
 from tests.kernel.network_lab import Lab, MemoryLeases, builtin, links, request
 
@@ -239,9 +240,9 @@ def test_nothing_is_left_after_detach_and_destroy(lab: Lab) -> None:
             assert {veth_name(shaped.sandbox_id), ifb_name(shaped.sandbox_id)} <= links(lab.host)
             await network.detach(shaped)
             await network.detach(shaped)
+            await until(lambda: lab.leases.documents == {})
             assert links(pod) == set()
             assert links(lab.host) == before | {"crisp0"}
-            assert lab.leases.documents == {}
             await network.attach(shaped)
             await network.destroy()
 
@@ -259,7 +260,7 @@ def test_detach_works_when_the_namespace_is_gone(lab: Lab) -> None:
                 gone = request(pod, PortMapping("tcp", 1, 80))
                 await network.attach(gone)
             await network.detach(gone)
-            assert links(lab.host) == {"crisp0"}
+            await until(lambda: links(lab.host) == {"crisp0"})
             with pytest.raises(CrispError) as caught:
                 await network.attach(gone)
             assert caught.value.code is Code.NOT_FOUND
@@ -431,7 +432,7 @@ def test_a_pod_with_host_ports_goes_without_the_means_to_mend_the_table(lab: Lab
             with monkeypatch.context() as patch:
                 patch.setenv("PATH", "/nonexistent")
                 await network.detach(asked)
-                assert lab.leases.documents == {}
+                await until(lambda: lab.leases.documents == {})
                 assert "nft is missing" in (await network.check()).message
             assert (await network.check()).ready
 
@@ -455,7 +456,7 @@ def test_a_host_port_that_could_not_be_closed_is_closed_by_the_next_try(lab: Lab
             assert "8080" in lab.host.sh("nft list map inet crisp ports4")
             await network.detach(asked)
             assert "8080" not in lab.host.sh("nft list map inet crisp ports4")
-            assert lab.leases.documents == {}
+            await until(lambda: lab.leases.documents == {})
 
     lab.run(body)
 
