@@ -203,5 +203,5 @@ def flat(text: bytes) -> dict[bytes, int]:
 
 def _words(text: bytes) -> dict[bytes, bytes]:
     """As `flat`, for a file with many more keys than are wanted: the numbers are not converted."""
-    words = text.split()
-    return dict(zip(words[::2], words[1::2], strict=False))
+    words = iter(text.split())
+    return dict(zip(words, words, strict=False))

@@ -26,11 +26,14 @@ class KeptFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: dict[str, tuple[int, float]] = {}
+        self._now = 0.0  # since when the present thread has them
+        self._files: dict[str, int] = {}
+        self._used: dict[str, float] = {}
         self._capacity = min(MOST_FILES, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // _SHARE)
 
     def __enter__(self) -> Self:
         self._lock.acquire()
+        self._now = time.monotonic()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -41,15 +44,13 @@ class KeptFiles:
 
     def read(self, path: str) -> bytes:
         """As `cgroup_stats.read`, for files of at most 8192 bytes."""
-        kept = self._files.get(path)
+        fd = self._files.get(path)
         try:
-            if kept is None:
+            if fd is None:
                 if len(self._files) >= self._capacity:
                     return read(path)
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            else:
-                fd = kept[0]
-            self._files[path] = (fd, time.monotonic())
+                fd = self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._used[path] = self._now
             return os.pread(fd, _BYTES, 0)
         except OSError:
             # ENODEV: the group is gone; another may be made at the same path later.
@@ -59,7 +60,7 @@ class KeptFiles:
     def close_unused(self, seconds: float) -> None:
         """Close what was not read for so long."""
         limit = time.monotonic() - seconds
-        for path in [path for path, (_, used) in self._files.items() if used < limit]:
+        for path in [path for path, used in self._used.items() if used < limit]:
             self._close(path)
 
     def close(self) -> None:
@@ -68,6 +69,7 @@ class KeptFiles:
             self._close(path)
 
     def _close(self, path: str) -> None:
-        kept = self._files.pop(path, None)
-        if kept is not None:
-            os.close(kept[0])
+        self._used.pop(path, None)
+        fd = self._files.pop(path, None)
+        if fd is not None:
+            os.close(fd)

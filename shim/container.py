@@ -59,6 +59,7 @@ class Container:
         self._bundle = bundle
         self._detach_unified = detach_unified
         self._command = self._directory = ""  # what it runs, and where
+        self._removable = False  # once it has ended, it can be deleted without the runtime
         self._pid = 0
         self._pidfd = -1
         self._started_at = 0
@@ -191,6 +192,7 @@ class Container:
             os.close(result)
         if prepared is not None:
             self._command, self._directory, self._user = prepared.command, prepared.directory, prepared.user
+            self._removable = self._runner.runtime.delete_is_removal and not prepared.own_end
         await call.finish(self._command, self._directory)
         if prepared is None:
             raise CrispError(Code.INTERNAL, f"container {self._id}: its root was not prepared")
@@ -403,7 +405,9 @@ class Container:
         self.state = State.STOPPED
         self.on_exit(self._record._asdict())
         await until(self._loop, lambda: not self.execs, RECORD_TIME)
-        await self._delete()
+        # A runtime that is asked takes as long as a whole `start`, to find out what is known here.
+        if not (self._removable and empty and self._runner.forget(self._id)):
+            await self._delete()
         await until(self._loop, lambda: not (self._clients_matter and stdio.clients_behind), CLIENT_TIME)
         await self._leave()
 

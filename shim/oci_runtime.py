@@ -22,6 +22,9 @@ class Runtime(NamedTuple):
     root: str
     """Its state directory (--root)."""
     systemd_cgroup: bool
+    delete_is_removal: bool = False
+    """To `delete` a container that has ended, without hooks for that, is to remove its state directory and its cgroups: so
+    with crun and runc, unless systemd has a part in it."""
 
     def command(self, verb: str, *arguments: str, log: str) -> list[str]:
         """The argument vector of one call."""
@@ -33,7 +36,9 @@ class Runtime(NamedTuple):
 
 def from_args(args: dict[str, Any]) -> Runtime:
     """The runtime in a shim's arguments."""
-    return Runtime(args["name"], args["path"], args["root"], bool(args.get("systemd_cgroup")))
+    return Runtime(
+        args["name"], args["path"], args["root"], bool(args.get("systemd_cgroup")), bool(args.get("delete_is_removal"))
+    )
 
 
 def last_error(log: bytes) -> str:

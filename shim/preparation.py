@@ -30,6 +30,8 @@ class Prepared(NamedTuple):
     """The program that the container is to run, for messages."""
     directory: str
     """Where it is to run, for messages."""
+    own_end: bool
+    """Whether there is more to its `delete` than a removal: hooks for that, a class of caches."""
 
 
 def prepare(bundle: str, fields: Message, detach_unified: str, result_fd: int) -> None:
@@ -48,6 +50,7 @@ def prepare(bundle: str, fields: Message, detach_unified: str, result_fd: int) -
             "user": {"uid": user.uid, "gid": user.gid, "groups": user.groups},
             "command": str(spec["process"]["args"][0]),
             "directory": str(spec["process"]["cwd"]),
+            "own_end": bool((spec.get("hooks") or {}).get("poststop") or "intelRdt" in spec["linux"]),
         }
     except CrispError as error:
         result = {"error": shim_protocol.error_fields(error.code, error.message)}
@@ -115,4 +118,4 @@ def read_result(result_fd: int) -> Prepared | None:
         return None
     if "error" in message:
         raise shim_protocol.error_from(message["error"])
-    return Prepared(message["user"], message["command"], message["directory"])
+    return Prepared(message["user"], message["command"], message["directory"], message["own_end"])

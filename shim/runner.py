@@ -68,6 +68,19 @@ class Runner:
         """A call without streams."""
         await self.begin(verb, *arguments).finish()
 
+    def forget(self, identity: str) -> bool:
+        """Remove what the runtime remembers of a container, without its help; False if that is more than plain files."""
+        directory = os.path.join(self.runtime.root, identity)
+        try:
+            for name in os.listdir(directory):
+                os.unlink(os.path.join(directory, name))
+            os.rmdir(directory)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
 
 class Call:
     """A call under way. Its verdict must be asked for: it closes the log."""

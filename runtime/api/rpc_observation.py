@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from proto import api_pb2 as cri
 from runtime.api import batches
 from runtime.checkpoints import checkpoint_container, checkpoint_pod, restore_pod
+from runtime.listing import Encoded
 from runtime.pods import container_update
 from runtime.statistics import metric_set
 from runtime.statistics.metrics import PodMetrics
@@ -33,8 +34,8 @@ class ObservationRpcs:
         """One container."""
         return cri.ContainerStatsResponse(stats=await self._stats.container(request.container_id))
 
-    async def ListContainerStats(self, request: cri.ListContainerStatsRequest) -> cri.ListContainerStatsResponse:
-        """Living containers that match."""
+    async def ListContainerStats(self, request: cri.ListContainerStatsRequest) -> Encoded:
+        """Living containers that match: a ListContainerStatsResponse."""
         return await self._stats.containers(request.filter)
 
     async def StreamContainerStats(

@@ -11,6 +11,7 @@ from runtime import listing
 from runtime.api import node_status
 from runtime.api.rpc_observation import ObservationRpcs
 from runtime.lifecycle import SandboxState
+from runtime.listing import Encoded
 from runtime.pods import (
     container_create,
     container_exec,
@@ -83,10 +84,10 @@ class RuntimeService(ObservationRpcs):
         info = sandbox_status.verbose(sandbox, self._node.paths, self._node.handlers) if request.verbose else {}
         return sandbox_status.response(sandbox, info)
 
-    async def ListPodSandbox(self, request: cri.ListPodSandboxRequest) -> cri.ListPodSandboxResponse:
-        """Sandboxes that match."""
+    async def ListPodSandbox(self, request: cri.ListPodSandboxRequest) -> Encoded:
+        """Sandboxes that match: a ListPodSandboxResponse."""
         found = sandbox_status.select(self._node.sandboxes.values(), request.filter)
-        return cri.ListPodSandboxResponse(items=listing.each(found, sandbox_status.item, lambda s: s.record.id))
+        return Encoded(b"".join(listing.each(found, sandbox_status.encoded_item, lambda s: s.record.id)))
 
     async def CreateContainer(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
         """Make a container."""
@@ -107,10 +108,10 @@ class RuntimeService(ObservationRpcs):
         await container_remove.remove(self._node, request.container_id)
         return cri.RemoveContainerResponse()
 
-    async def ListContainers(self, request: cri.ListContainersRequest) -> cri.ListContainersResponse:
-        """Containers that match."""
+    async def ListContainers(self, request: cri.ListContainersRequest) -> Encoded:
+        """Containers that match: a ListContainersResponse."""
         found = container_status.select(self._node.containers.values(), request.filter)
-        return cri.ListContainersResponse(containers=listing.each(found, container_status.item, lambda c: c.record.id))
+        return Encoded(b"".join(listing.each(found, container_status.encoded_item, lambda c: c.record.id)))
 
     async def ContainerStatus(self, request: cri.ContainerStatusRequest) -> cri.ContainerStatusResponse:
         """One container."""

@@ -26,6 +26,7 @@ from kernel import sockets
 from proto import api_pb2
 from proto.errors import Code, CrispError
 from runtime import deadlines, limits
+from runtime.listing import Encoded
 
 log = structlog.get_logger(__name__)
 
@@ -216,7 +217,7 @@ def _call(method: MethodDescriptor, context: grpc.aio.ServicerContext[Any, Any])
 
 
 def _serialize(reply: Any) -> bytes:
-    data: bytes = reply.SerializeToString()
+    data: bytes = reply.data if isinstance(reply, Encoded) else reply.SerializeToString()
     if len(data) > limits.GRPC_MESSAGE_BYTES:
         log.error("reply too large for the kubelet", type=type(reply).__name__, bytes=len(data))
     return data

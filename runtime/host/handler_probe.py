@@ -84,7 +84,10 @@ async def _probe(name: str, handler: HandlerConfig, paths: Paths, host: Host, fo
     if tried["error"]:
         return str(tried["error"])
     known = known_fields(await _output(path, "features"))
-    features = Features(await _version(path), tried["recursive_read_only"], tried["user_namespaces"], known)
+    said = (await _output(path, "--version")).decode(errors="replace").partition("\n")[0]
+    features = Features(
+        said.rpartition(" ")[2], tried["recursive_read_only"], tried["user_namespaces"], known, said.partition(" ")[0]
+    )
     return Handler(name, path, root, handler, features, hide_unified, host.systemd_cgroups)
 
 
@@ -107,11 +110,6 @@ async def ready_filters(handler: Handler, paths: Paths, host: Host, fork_server:
     arguments = _arguments(handler.name, handler.path, handler.root, paths, host, cgroup)
     found = await fork_server.run_job("shim.runtime_probe:ready_filters", arguments, timeout=PROBE_SECONDS)
     return str(found["error"])
-
-
-async def _version(path: str) -> str:
-    """The first line of --version without the program's name."""
-    return (await _output(path, "--version")).decode(errors="replace").partition("\n")[0].rpartition(" ")[2]
 
 
 def known_fields(output: bytes) -> frozenset[str]:

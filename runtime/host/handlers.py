@@ -33,6 +33,8 @@ class Features:
     """Why it cannot run pods with a user namespace; empty if it can."""
     fields: frozenset[str] = frozenset()
     """Of `FIELDS`, those that it says it knows."""
+    program: str = ""
+    """What it calls itself: crun, runc, …"""
 
     @property
     def user_namespaces(self) -> bool:
@@ -53,6 +55,11 @@ class Handler:
     hide_unified: bool
     """It refuses a hybrid host unless the cgroup2 mount is out of its sight."""
     systemd_cgroups: bool
+
+    @property
+    def delete_is_removal(self) -> bool:
+        """Whether a shim can delete what has ended itself: with runtimes whose `delete` is known to do nothing else."""
+        return self.features.program in BUILTIN and not self.systemd_cgroups
 
     def describe(self) -> dict[str, Any]:
         """As JSON for `crictl info`."""

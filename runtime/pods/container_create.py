@@ -291,6 +291,7 @@ async def _spawn_shim(node: Node, container: Container) -> None:
             hierarchies=node.host.hierarchies,
             systemd_cgroup=handler.systemd_cgroups,
             detach_unified=handler.hide_unified,
+            delete_is_removal=handler.delete_is_removal,
             oom_score_adj=max(limits.SHIM_OOM_SCORE_ADJ, node.host.lowest_oom_score_adj),
             shim_cgroup=node.config.cgroup.shims.strip("/") or None,
         )

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Final
 
 from proto import api_pb2 as cri
+from runtime import listing
 from runtime.filters import labels_match
 from runtime.lifecycle import ContainerState
 from runtime.oci import document, stop_signals
@@ -92,22 +93,37 @@ def item(container: Container) -> cri.Container:
     Only its state ever changes, and kubelets list every second: the message is made once and returned each time. Copy it, as
     adding it to a reply does, before the next call.
     """
-    record = container.record
     if container.listed is None:
-        container.listed = cri.Container(
-            id=record.id,
-            pod_sandbox_id=record.sandbox_id,
-            metadata=record.config.metadata,
-            image=_image(container),
-            # PullImageResponse.image_ref, Image.id and these two must be the same text, or images in use are collected.
-            image_ref=record.image_id,
-            image_id=record.image_id,
-            created_at=record.created_at,
-            labels=record.config.labels,
-            annotations=record.config.annotations,
-        )
-    container.listed.state = STATES.get(record.state, cri.CONTAINER_UNKNOWN)
+        container.listed = _item(container)
+    container.listed.state = STATES.get(container.record.state, cri.CONTAINER_UNKNOWN)
     return container.listed
+
+
+def _item(container: Container) -> cri.Container:
+    """Without its state."""
+    record = container.record
+    return cri.Container(
+        id=record.id,
+        pod_sandbox_id=record.sandbox_id,
+        metadata=record.config.metadata,
+        image=_image(container),
+        # PullImageResponse.image_ref, Image.id and these two must be the same text, or images in use are collected.
+        image_ref=record.image_id,
+        image_id=record.image_id,
+        created_at=record.created_at,
+        labels=record.config.labels,
+        annotations=record.config.annotations,
+    )
+
+
+def encoded_item(container: Container) -> bytes:
+    """The same as an entry of a list, kept as long as the state is the same."""
+    state = STATES.get(container.record.state, cri.CONTAINER_UNKNOWN)
+    if container.listed_as is None or container.listed_as[0] != state:
+        message = _item(container)
+        message.state = state
+        container.listed_as = (state, listing.entry(message.SerializeToString()))
+    return container.listed_as[1]
 
 
 def select(containers: Iterable[Container], criteria: cri.ContainerFilter) -> Iterator[Container]:

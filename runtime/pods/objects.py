@@ -29,6 +29,8 @@ class Sandbox:
     """Its network is being given back: nobody may enter it any more."""
     listed: cri.PodSandbox | None = None
     """Kept by `sandbox_status.item`."""
+    listed_as: tuple[int, bytes] | None = None
+    """Kept by `sandbox_status.encoded_item`: the state, and the entry with it."""
     known: bool = False
     """NRI plugins are told of it, and not of its removal yet: see `plugin_hooks`."""
     stop_told: bool = False
@@ -60,6 +62,8 @@ class Container:
     """Its OCI process object, read when the first exec needs it."""
     listed: cri.Container | None = None
     """Kept by `container_status.item`."""
+    listed_as: tuple[int, bytes] | None = None
+    """Kept by `container_status.encoded_item`: the state, and the entry with it."""
     resizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while its limits are written. Whoever holds it asks nobody: plugins change containers while verbs hold `lock`."""
     known: bool = False

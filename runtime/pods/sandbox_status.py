@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from proto import api_pb2 as cri
 from proto.errors import not_found
+from runtime import listing
 from runtime.filters import labels_match
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.oci import user_namespaces
@@ -119,18 +120,33 @@ def _runtime_spec(record: SandboxRecord, paths: Paths) -> dict[str, Any]:
 
 def item(sandbox: Sandbox) -> cri.PodSandbox:
     """The sandbox as ListPodSandbox shows it: as with `container_status.item`, one message that is returned each time."""
-    record = sandbox.record
     if sandbox.listed is None:
-        sandbox.listed = cri.PodSandbox(
-            id=record.id,
-            metadata=record.config.metadata,
-            created_at=record.created_at,
-            labels=record.config.labels,
-            annotations=record.config.annotations,
-            runtime_handler=record.handler,
-        )
-    sandbox.listed.state = STATES.get(record.state, cri.SANDBOX_NOTREADY)
+        sandbox.listed = _item(sandbox)
+    sandbox.listed.state = STATES.get(sandbox.record.state, cri.SANDBOX_NOTREADY)
     return sandbox.listed
+
+
+def _item(sandbox: Sandbox) -> cri.PodSandbox:
+    """Without its state."""
+    record = sandbox.record
+    return cri.PodSandbox(
+        id=record.id,
+        metadata=record.config.metadata,
+        created_at=record.created_at,
+        labels=record.config.labels,
+        annotations=record.config.annotations,
+        runtime_handler=record.handler,
+    )
+
+
+def encoded_item(sandbox: Sandbox) -> bytes:
+    """The same as an entry of a list, kept as long as the state is the same."""
+    state = STATES.get(sandbox.record.state, cri.SANDBOX_NOTREADY)
+    if sandbox.listed_as is None or sandbox.listed_as[0] != state:
+        message = _item(sandbox)
+        message.state = state
+        sandbox.listed_as = (state, listing.entry(message.SerializeToString()))
+    return sandbox.listed_as[1]
 
 
 def select(sandboxes: Iterable[Sandbox], criteria: cri.PodSandboxFilter) -> Iterator[Sandbox]:

@@ -171,6 +171,8 @@ class ShimOptions:
     systemd_cgroup: bool = False
     detach_unified: bool = False
     """Hide the cgroup2 mount of a hybrid host from `create`: crun 1.8 refuses to run otherwise."""
+    delete_is_removal: bool = False
+    """See `shim.oci_runtime.Runtime`."""
     oom_score_adj: int | None = None
     shim_cgroup: str | None = None
 
@@ -186,6 +188,7 @@ class ShimOptions:
                 "path": self.runtime_path,
                 "root": self.runtime_root,
                 "systemd_cgroup": self.systemd_cgroup,
+                "delete_is_removal": self.delete_is_removal,
             },
             "cgroup": self.cgroup,
             "hierarchies": [mode.value, controllers, unified],

@@ -27,6 +27,7 @@ from proto import api_pb2 as cri
 from proto.errors import not_found
 from runtime import listing
 from runtime.lifecycle import ContainerState, SandboxState
+from runtime.listing import Encoded
 from runtime.pods import container_status, sandbox_status
 from runtime.pods.layer_usage import Counted, LayerUsage
 from shim import tracking
@@ -79,8 +80,8 @@ class Stats:
     def __init__(self, node: Node) -> None:
         self._node = node
         self._looks: dict[str, Look] = {}
-        self._attributes: dict[str, cri.ContainerAttributes] = {}
-        """By container: to copy them is several times as fast as to make them, and they do not change."""
+        self._attributes: dict[str, bytes] = {}
+        """By container: the encoded field of its statistics that does not change."""
         self._files = KeptFiles()
         self._closing: asyncio.TimerHandle | None = None
         self.layers = LayerUsage(node)
@@ -113,17 +114,18 @@ class Stats:
         container = self._node.container(reference)
         if container.record.state is ContainerState.CREATING:
             raise not_found(f"container {container.record.id} is being made")
-        return (await self._containers([container])).stats[0]
+        return cri.ListContainerStatsResponse.FromString((await self._containers([container])).data).stats[0]
 
-    async def containers(self, criteria: cri.ContainerStatsFilter) -> cri.ListContainerStatsResponse:
-        """Living containers that match."""
+    async def containers(self, criteria: cri.ContainerStatsFilter) -> Encoded:
+        """Living containers that match: a ListContainerStatsResponse."""
         return await self._containers(self._select(criteria))
 
     async def stream_containers(self, criteria: cri.ContainerStatsFilter) -> AsyncIterator[cri.ContainerStats]:
         """As `containers`, read while they are sent."""
         selected = self._select(criteria)
         for start in range(0, len(selected), CHUNK):
-            for message in (await self._containers(selected[start : start + CHUNK])).stats:
+            part = await self._containers(selected[start : start + CHUNK])
+            for message in cri.ListContainerStatsResponse.FromString(part.data).stats:
                 yield message
 
     def _select(self, criteria: cri.ContainerStatsFilter) -> list[Container]:
@@ -132,31 +134,36 @@ class Stats:
         )
         return [c for c in container_status.select(self._node.containers.values(), wanted) if c.record.state in LIVING]
 
-    async def _containers(self, containers: Sequence[Container]) -> cri.ListContainerStatsResponse:
+    async def _containers(self, containers: Sequence[Container]) -> Encoded:
         layers = await self.layers.of(containers)
         mountpoint = (await self._node.images.fs_info()).mountpoint
         loop = asyncio.get_running_loop()
         self._keep()
         return await loop.run_in_executor(self._node.blocking, self._read, containers, layers, mountpoint)
 
-    def _read(
-        self, containers: Iterable[Container], layers: dict[str, Counted], mountpoint: str
-    ) -> cri.ListContainerStatsResponse:
+    def _read(self, containers: Iterable[Container], layers: dict[str, Counted], mountpoint: str) -> Encoded:
         """Runs in the pool."""
         hierarchies = self._node.host.hierarchies
-        answer = cri.ListContainerStatsResponse()
+        message = cri.ContainerStats()
         with self._files as files:
 
-            def build(container: Container) -> cri.ContainerStats:
+            def build(container: Container) -> bytes:
                 record = container.record
-                message = cri.ContainerStats()
+                message.Clear()
                 usage = container_usage(hierarchies, record, files.read)
                 self._fill(message, record, time.time_ns(), usage, layers.get(record.id), mountpoint)
-                return message
+                return listing.entry(self._encoded_attributes(record), message.SerializeToString())
 
-            answer.stats.extend(listing.each(containers, build, lambda c: c.record.id))
+            answer = Encoded(b"".join(listing.each(containers, build, lambda c: c.record.id)))
         self._forget()
         return answer
+
+    def _encoded_attributes(self, record: ContainerRecord) -> bytes:
+        attributes = self._attributes.get(record.id)
+        if attributes is None:
+            message = cri.ContainerStats(attributes=_container_attributes(record))
+            attributes = self._attributes[record.id] = message.SerializeToString()
+        return attributes
 
     def _fill(
         self,
@@ -167,10 +174,7 @@ class Stats:
         layer: Counted | None,
         mountpoint: str,
     ) -> None:
-        attributes = self._attributes.get(record.id)
-        if attributes is None:
-            attributes = self._attributes[record.id] = _container_attributes(record)
-        message.attributes.CopyFrom(attributes)
+        """All but the attributes."""
         if usage.cpu is not None:
             _fill_cpu(message.cpu, now, usage, self.rate(record.id, usage.cpu))
         if usage.memory is not None:
@@ -256,6 +260,7 @@ class Stats:
                 for container, at, usage in reading.containers:
                     record = container.record
                     target = message.linux.containers.add()
+                    target.MergeFromString(self._encoded_attributes(record))
                     self._fill(target, record, at, usage, layers.get(record.id), mountpoint)
             return message
 

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.root
 
 # An OCI runtime that hangs before or after one verb, with a child that has left its session.
 HANGING = """#!/bin/sh
+[ "$1" = --version ] && exec echo "hanging version 1"
 for argument; do
     case $argument in create|start|exec|delete) verb=$argument; break;; esac
 done

@@ -159,6 +159,7 @@ def test_shim_killed(kubelet: Kubelet, failpoint: str) -> None:
 # --- OCI runtimes ----------------------------------------------------------------------------------------------------
 
 FLAKY = """#!/bin/sh
+[ "$1" = --version ] && exec echo "flaky version 1"
 verb=
 for argument in "$@"; do
     case $argument in create|start|update|exec|delete) verb=$argument; break;; esac

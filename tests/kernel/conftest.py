@@ -41,6 +41,9 @@ class ShimLab:
         self.folder = f"crisp-test-{os.getpid()}-{base.name}"
         self.layer = make_rootfs(base / "layer")
         self.shims: list[ShimClient] = []
+        self.program = shutil.which(runtime) or ""
+        self.delete_is_removal = False
+        self.hooks: Message = {}
         self._count = 0
 
     def spec(self, args: list[str], cgroup: str, tty: bool, resources: Message) -> Message:
@@ -63,6 +66,7 @@ class ShimLab:
             "ociVersion": "1.0.0",
             "process": process,
             "root": {"path": "rootfs", "readonly": False},
+            "hooks": self.hooks,
             "mounts": [
                 {"destination": "/proc", "type": "proc", "source": "proc"},
                 {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]},
@@ -77,17 +81,16 @@ class ShimLab:
 
     def options(self, bundle: Path) -> ShimOptions:
         """What the shim of a bundle is told."""
-        program = shutil.which(self.runtime)
-        assert program is not None
         return ShimOptions(
             id=bundle.name,
             bundle=str(bundle),
             runtime_name=self.runtime,
-            runtime_path=program,
+            runtime_path=self.program,
             runtime_root=str(self.base / "oci"),
             cgroup=f"{self.folder}/{bundle.name}",
             hierarchies=self.hierarchies,
             detach_unified=self.hierarchies.mode is cgroups.Mode.HYBRID,
+            delete_is_removal=self.delete_is_removal,
             oom_score_adj=0,
         )
 

@@ -41,3 +41,20 @@ def test_numbers_of_users_are_gos() -> None:
 def test_what_cannot_be_said_is_left_out() -> None:
     built = listing.each(["1", "x", "3"], int, str)
     assert list(built) == [1, 3]
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 127, 128, 129, 16383, 16384, 3_000_000])
+def test_entries_that_were_encoded_before_are_a_list(size: int) -> None:
+    """In one part, or with some of their fields apart."""
+    attributes = cri.ContainerAttributes(id="1" * size)
+    rest = cri.ContainerStats(writable_layer={"timestamp": size})
+    apart = listing.entry(cri.ContainerStats(attributes=attributes).SerializeToString(), rest.SerializeToString())
+    whole = listing.entry(rest.SerializeToString())
+    rest_and_attributes = cri.ContainerStats(attributes=attributes, writable_layer={"timestamp": size})
+    expected = cri.ListContainerStatsResponse(stats=[rest_and_attributes, rest])
+    assert cri.ListContainerStatsResponse.FromString(apart + whole) == expected
+
+
+def test_the_lists_that_are_put_together_have_their_entries_in_field_1() -> None:
+    for reply in (cri.ListContainersResponse, cri.ListPodSandboxResponse, cri.ListContainerStatsResponse):
+        assert [field.number for field in reply.DESCRIPTOR.fields] == [1]
