@@ -130,7 +130,7 @@ class LayerWork:
     ) -> Layer:
         def show(available: int) -> None:
             progress.downloaded = available
-            progress.state = "downloading"
+            progress.state = "downloading" if available < progress.size else "unpacking"
             self._progress.changed()
 
         blob.follow(show)

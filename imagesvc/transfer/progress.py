@@ -16,7 +16,12 @@ class LayerProgress:
     downloaded: int = 0
     unpacked: int = 0
     state: str = "waiting"
-    """waiting, downloading, unpacking, exists or done."""
+    """waiting, downloading, unpacking (all of it is here), exists or done."""
+
+    @property
+    def current(self) -> int:
+        """Compressed bytes that the present state is through with."""
+        return self.unpacked if self.state == "unpacking" else self.downloaded
 
 
 @dataclass
@@ -33,7 +38,7 @@ class PullProgress:
 
     def describe(self) -> dict[str, object]:
         """As JSON, for verbose status."""
-        layers = [{"digest": layer.digest, "state": layer.state, "bytes": layer.downloaded} for layer in self.layers]
+        layers = [{"digest": layer.digest, "state": layer.state, "bytes": layer.current} for layer in self.layers]
         return {
             "reference": self.reference,
             "state": self.state,

@@ -142,7 +142,7 @@ async def _follow(
             await changed.wait()
             changed.clear()
             for layer in latest[0].layers if latest else ():
-                yield admin.ImageProgress(item=layer.digest, stage=layer.state, current=layer.downloaded, total=layer.size)
+                yield admin.ImageProgress(item=layer.digest, stage=layer.state, current=layer.current, total=layer.size)
             await asyncio.wait((transfer,), timeout=SHOW_SECONDS)
         yield admin.ImageProgress(done=True, image_ids=[await transfer])
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
@@ -44,8 +45,21 @@ def without_dashes(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def show(steps: Iterable[admin.ImageProgress]) -> list[str]:
-    """Follow a longer piece of work to its end; the ids of the images it made."""
-    return _bars(steps) if sys.stderr.isatty() else _lines(steps)
+    """Follow a longer piece of work to its end, and say what it was in all; the ids of the images it made."""
+    began, last = time.monotonic(), dict[str, "admin.ImageProgress"]()
+
+    def seen() -> Iterator[admin.ImageProgress]:
+        for step in steps:
+            if not step.done:
+                last[step.item] = step
+            yield step
+
+    made = _bars(seen()) if sys.stderr.isatty() else _lines(seen())
+    reused = [step for step in last.values() if step.stage == "exists"]
+    moved = sum(step.total for step in last.values()) - sum(step.total for step in reused)
+    were = f", {len(reused)} of {len(last)} layers were there" if reused else ""
+    click.echo(f"{size(moved)} in {time.monotonic() - began:.1f} s{were}", err=True)
+    return made
 
 
 def _lines(steps: Iterable[admin.ImageProgress]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
+from runtime.cli import output
 from tests.harness.daemon import ROOT
 from tests.harness.kubelet import Kubelet
 from tests.harness.waiting import wait_until
@@ -128,6 +131,22 @@ def test_images_that_are_not_there(kubelet: Kubelet) -> None:
     assert (told.returncode, b"no such image: localhost/nosuch:1" in told.stderr) == (1, True)
     left = [tag for image in kubelet.images.ListImages(cri.ListImagesRequest()).images for tag in image.repo_tags]
     assert "localhost/other:1" not in left
+
+
+def test_a_pull_says_what_it_was_in_all(capfd: pytest.CaptureFixture[str]) -> None:
+    def step(item: str, stage: str, total: int, current: int = 0) -> admin.ImageProgress:
+        return admin.ImageProgress(item=item, stage=stage, current=current, total=total)
+
+    steps = [step("a", "downloading", 2_000_000), step("b", "exists", 5), step("a", "unpacking", 2_000_000, 7)]
+    assert output.show([*steps, step("a", "done", 2_000_000), admin.ImageProgress(done=True, image_ids=["x"])]) == ["x"]
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[:4] == [
+        "a: downloading 2000000 bytes",
+        "b: exists 5 bytes",
+        "a: unpacking 2000000 bytes",
+        "a: done 2000000 bytes",
+    ]
+    assert re.fullmatch(r"2.0 MB in \d+\.\d s, 1 of 2 layers were there", lines[4])
 
 
 def test_a_long_output_is_whole_and_its_log_is_not_kept(kubelet: Kubelet, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from imagesvc.transfer.progress import PullProgress
+from imagesvc.transfer.progress import LayerProgress, PullProgress
 from proto.errors import Code, CrispError
 from tests.harness.host import free_port
 from tests.images.conftest import Node, StartService
@@ -271,6 +271,22 @@ async def test_progress_tells_of_each_layer(simple: tuple[str, str], start: Star
     await service.pull(simple[0], progress=watch)
     assert [s for s, *_ in states if s in ("syncing", "done")] == ["syncing", "done"]
     assert states[-1][1] == states[-1][2] > len(BIG)
+
+
+async def test_what_is_here_is_being_unpacked(simple: tuple[str, str], start: StartService) -> None:
+    """From the last byte on a layer is unpacking, as far as the worker has come, and not downloading at 100 %."""
+    service = await start()
+    seen: list[tuple[str, int, int]] = []
+
+    def watch(progress: PullProgress) -> None:
+        seen.extend((layer.state, layer.downloaded, layer.size) for layer in progress.layers)
+
+    await service.pull(simple[0], progress=watch)
+    assert not [one for one in seen if one[0] == "downloading" and one[1] == one[2]]
+    assert [one for one in seen if one[0] == "unpacking"]
+    assert not [one for one in seen if one[0] == "unpacking" and one[1] != one[2]]
+    layer = LayerProgress("", 10, downloaded=10, unpacked=4, state="unpacking")
+    assert (layer.current, LayerProgress("", 10, downloaded=6, state="downloading").current) == (4, 6)
 
 
 async def test_keep_blobs_keeps_what_came(simple: tuple[str, str], node: Node, start: StartService) -> None:
