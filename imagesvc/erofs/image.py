@@ -16,7 +16,7 @@ block like the others, whichever leaves less room unused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from imagesvc.erofs import format as ondisk
@@ -106,6 +106,17 @@ class ImageWriter:
         self.content: tuple[int, ...] = ()
         """Where the content of the last file is: address and length of each piece in turn."""
 
+    def resume(self, size: int, metadata: Sequence[tuple[int, int]], superblock: bytes) -> None:
+        """Goes on behind an image that `finish` has ended with an empty root: its nodes are good in this one."""
+        fields = ondisk.SUPERBLOCK.unpack(superblock)
+        self._end = size
+        self._run_end = 0
+        self._epoch = fields[7] * _SECOND + fields[8]
+        if self._epoch >= 1 << 63:
+            self._epoch -= (1 << 64) * _SECOND
+        self.metadata = [extent for extent in metadata if extent[0]]
+        self.inodes = fields[6] - 1
+
     @property
     def size(self) -> int:
         """Bytes of the image so far; whole blocks."""
@@ -176,6 +187,10 @@ class ImageWriter:
             self._links[node] -= 1
         else:
             self.inodes -= 1
+
+    def forget_names(self) -> None:
+        """Each node has one name again, as if none had been linked."""
+        self._links.clear()
 
     def finish(self, root: Directory) -> None:
         """Writes the directories and what was left open. Then `take` has the rest, and `size` and `metadata` are known."""

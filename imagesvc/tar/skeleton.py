@@ -5,7 +5,8 @@ layer back byte for byte (its digest is the diff id). It is gzip, a sequence of 
 
     'R' u32 length, bytes                                            bytes of the archive as they were
     'F' u32 length, path; u64 size; u32 n, n * (u64 offset, u64 length)   content of a file; n segments if it is sparse
-    'X' u32 length, n * (u64 offset, u64 length)                     content that lies in these pieces of the layer's file
+    'X' u32 length, u64 node, n * (u64 offset, u64 length)           content of a node, which these pieces of the layer's
+                                                                     file have
 
 The layer is a directory with files, or one file that has their contents (imagesvc/erofs).
 """
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 _DeflateError = cast(type[Exception], igzip_lib.error)
 _HEAD = struct.Struct("<cI")
 _SIZE = struct.Struct("<QI")
+Record = tuple[bytes, bytes, int, list[tuple[int, int]]]
+"""Kind, bytes or path, size, segments."""
+_NODE = struct.Struct("<Q")
 _SEGMENT = struct.Struct("<QQ")
 _BUFFER = 1 * MIB
 _BENEATH = syscalls.RESOLVE_BENEATH | syscalls.RESOLVE_NO_SYMLINKS
@@ -57,9 +61,10 @@ class SkeletonWriter:
         body = _HEAD.pack(b"F", len(path)) + path + _SIZE.pack(entry.stored, len(segments))
         self._add(body + b"".join(_SEGMENT.pack(*segment) for segment in segments))
 
-    def pieces(self, numbers: Sequence[int]) -> None:
+    def pieces(self, node: int, numbers: Sequence[int]) -> None:
         """The content of a file, which lies there in the layer's own file: offset and length of each piece in turn."""
-        self._add(struct.pack(f"<cI{len(numbers)}Q", b"X", len(numbers) * 8, *numbers))
+        count = len(numbers) + 1
+        self._add(struct.pack(f"<cI{count}Q", b"X", count * 8, node, *numbers))
 
     def _add(self, data: bytes) -> None:
         self._parts.append(data)
@@ -77,6 +82,20 @@ class SkeletonWriter:
         self._flush()
         self._out.close()
         return self.whole
+
+
+class NoSkeleton(SkeletonWriter):
+    """For where nobody will want the archive back."""
+
+    def __init__(self) -> None:
+        self.whole = False
+
+    def _add(self, data: bytes) -> None:
+        pass
+
+    def close(self) -> bool:
+        """Nothing can be rebuilt."""
+        return False
 
 
 def rebuild(skeleton: str, root: str, write: Callable[[bytes], object]) -> None:
@@ -102,15 +121,27 @@ def rebuild(skeleton: str, root: str, write: Callable[[bytes], object]) -> None:
 
 def rebuild_from_file(layer: int, offset: int, length: int, write: Callable[[bytes], object]) -> None:
     """The same for a layer that is a file, which has its skeleton at `offset`. Raises as `rebuild`."""
-    with igzip.open(io.BufferedReader(_Part(layer, offset, length)), "rb") as stream:  # type: ignore[no-untyped-call]
-        for kind, payload, _stored, _segments in _records(stream):
-            if kind == b"R":
-                write(payload)
-                continue
-            if kind != b"X" or len(payload) % _SEGMENT.size:
-                raise ValueError("the skeleton is not that of a layer in a file")
-            for start, size in _SEGMENT.iter_unpack(payload):
-                _copy_range(layer, start, size, write)
+    for kind, payload, _stored, _segments in records_of(layer, offset, length):
+        if kind == b"R":
+            write(payload)
+            continue
+        if kind != b"X" or len(payload) % _SEGMENT.size != _NODE.size:
+            raise ValueError("the skeleton is not that of a layer in a file")
+        for start, size in _SEGMENT.iter_unpack(payload[_NODE.size :]):
+            _copy_range(layer, start, size, write)
+
+
+def records_of(descriptor: int, offset: int, length: int) -> Iterator[Record]:
+    """The records of a skeleton that lies in a file. Raises as `rebuild`."""
+    part = io.BufferedReader(_Part(descriptor, offset, length))
+    with igzip.open(part, "rb") as stream:  # type: ignore[no-untyped-call]
+        yield from _records(stream)
+
+
+def node_of(payload: bytes) -> int:
+    """The node of a record of the kind X."""
+    node: int = _NODE.unpack_from(payload)[0]
+    return node
 
 
 def _copy_range(layer: int, position: int, size: int, write: Callable[[bytes], object]) -> None:
@@ -143,14 +174,14 @@ class _Part(io.RawIOBase):
         return count
 
 
-def _records(stream: BinaryIO) -> Iterator[tuple[bytes, bytes, int, list[tuple[int, int]]]]:
+def _records(stream: BinaryIO) -> Iterator[Record]:
     try:
         yield from _read_records(stream)
     except (gzip.BadGzipFile, EOFError, _DeflateError) as error:
         raise ValueError(f"the skeleton is damaged: {error}") from None
 
 
-def _read_records(stream: BinaryIO) -> Iterator[tuple[bytes, bytes, int, list[tuple[int, int]]]]:
+def _read_records(stream: BinaryIO) -> Iterator[Record]:
     while head := stream.read(_HEAD.size):
         kind, length = _HEAD.unpack(_exactly(head, _HEAD.size))
         payload = _exactly(stream.read(length), length)

@@ -121,6 +121,10 @@ class TarReader:
         if not whole or (self._position < len(self._buffer) and not self._ended):
             raise TarError("the archive ends in the middle of an entry")
 
+    def skip_data(self) -> None:
+        """The content of the entry that was handed out last does not come: the padding behind it does."""
+        self._data_left = 0
+
     def next_event(self) -> Entry | Data | Tail | None:
         """The next event, or None when `receive_data` is needed first."""
         if self._data_left:

@@ -70,7 +70,7 @@ def apply_changes(request: Mapping[str, Any], _channel: socket.socket) -> dict[s
     events = _events(_open_regular(request["diff"]), limits)
     deleted = _deleted(request["deleted"])
     lower = MergedView([layer_mounts.open_layer(layer) for layer in request["lower"]])
-    bones = skeleton.SkeletonWriter(os.devnull)
+    bones = skeleton.NoSkeleton()
     writer = unpack.LayerWriter(LayerDirectory(bones), lower, bones, limits)
     _enter(request["target"], _APPLYING)
     for event in events:

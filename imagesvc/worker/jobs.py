@@ -1,6 +1,7 @@
 """What a worker child does: one job, named by its request, with its answer as a JSON-able dict.
 
     unpack    a layer's tar, compressed or not, into a directory or an image    the channel says how far the file has come
+    complete  the tree of an image whose layer depends on those below it, once these are known
     settle    removes a layer's whiteouts that hide nothing, once the layers below are known
     remove    directory trees, and layers' files, which are unmounted first; `reconcile` unmounts those that are gone
     rebuild   the tar that a layer came from: its digest, or a compressed blob of it
@@ -31,7 +32,7 @@ from imagesvc.erofs import layer_file
 from imagesvc.limits import MIB, Limits
 from imagesvc.tar import inflate, skeleton, tar_writer
 from imagesvc.tar.tar_stream import Data, Entry, Tail, TarError, TarReader
-from imagesvc.worker import checkpoint_files, pack, unpack, whiteouts
+from imagesvc.worker import checkpoint_files, pack, unpack, waiting, whiteouts
 from imagesvc.worker.layer_directory import LayerDirectory
 from imagesvc.worker.layer_image import LayerImage
 from imagesvc.worker.merged_view import MergedView
@@ -114,11 +115,14 @@ def _unpack_directory(request: Mapping[str, Any], channel: socket.socket) -> dic
         _apply(reader.read, writer, bones, meter.update)
         pending.write(b"\0".join(writer.whiteouts))
     source.finish()
-    return _answer(meter, writer) | {"skeleton": bones.close()}
+    return _answer(writer) | {"diff_id": meter.diff_id(), "inflated": meter.total, "skeleton": bones.close()}
 
 
 def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
-    """Into the file `target`: image, skeleton, and an end without a document (layer_file.py)."""
+    """Into the file `target`: image, skeleton, and an end without a document (layer_file.py).
+
+    `patient`: where layers below are needed and not known, the answer says at which path the layer `waits` for `complete`.
+    """
     limits = Limits(**request["limits"])
     source = _GrowingFile(request["file"], request["offset"], channel)
     lower = None if request["lower"] is None else _open_lower(request["lower"])
@@ -130,7 +134,8 @@ def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[st
         reader = inflate.open_reader(source.read)
         meter = _Meter(limits, source)
         image = LayerImage(descriptor, bones)
-        writer = unpack.LayerWriter(image, lower, bones, limits)
+        patient = waiting.PatientWriter(image, bones, limits) if request.get("patient") else None
+        writer = unpack.LayerWriter(image, lower, bones, limits) if patient is None else patient.tree
         _see_nothing(request["target"] + ".root")
         capabilities.keep(_READING if lower is not None else frozenset())
 
@@ -138,22 +143,51 @@ def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[st
             image.drain()
             return reader.read()
 
-        _apply(read, writer, bones, meter.update)
+        _apply(read, patient or writer, bones, meter.update)
         bones.close()
         bones_file.flush()
         source.finish()
-        os.ftruncate(descriptor, image.size)
-        skeleton_bytes = _append(descriptor, image.size, bones_file.fileno())
-    metadata = image.metadata
-    digest = layer_file.digest_of(descriptor, metadata)
+        written = _end_file(descriptor, bones_file.fileno(), image, writer)
+    return (
+        _answer(writer)
+        | written
+        | {
+            "diff_id": meter.diff_id(),
+            "inflated": meter.total,
+            "waits": patient.waits if patient is not None else "",
+        }
+    )
+
+
+def _complete(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    """Makes the tree of `target`, whose `unpack` has answered that it waits, upon the layers `lower`."""
+    limits = Limits(**request["limits"])
+    lower = _open_lower(request["lower"])
+    descriptor = os.open(request["target"], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    trailer = layer_file.read_from(descriptor)
+    scratch = request["target"] + ".skeleton"
+    with open(scratch, "x+b") as bones_file:
+        os.unlink(scratch)
+        _see_nothing(request["target"] + ".root")
+        capabilities.keep(_READING)
+        bones = bones_file.fileno()
+        _append(bones, 0, descriptor, trailer.skeleton_offset, trailer.skeleton_bytes)
+        os.ftruncate(descriptor, trailer.image_bytes)
+        image, writer = waiting.complete(descriptor, trailer, bones, lower, limits)
+        return _answer(writer) | _end_file(descriptor, bones, image, writer)
+
+
+def _end_file(descriptor: int, bones: int, image: LayerImage, writer: unpack.LayerWriter) -> dict[str, Any]:
+    """Puts behind the image what belongs there, and says what the file is."""
+    os.ftruncate(descriptor, image.size)
+    size = os.fstat(bones).st_size
+    _append(descriptor, image.size, bones, 0, size)
+    digest = layer_file.digest_of(descriptor, image.metadata)
     pending = b"\0".join(writer.whiteouts)
-    layer_file.write(descriptor, layer_file.Trailer(image.size, skeleton_bytes, metadata, pending, b"", digest))
-    return _answer(meter, writer) | {
-        "bytes": image.disk_bytes,
-        "inodes": 1,
-        "skeleton": True,
-        "skeleton_bytes": skeleton_bytes,
-        "root": [image.root.mode, image.root.uid, image.root.gid],
+    layer_file.write(descriptor, layer_file.Trailer(image.size, size, image.metadata, pending, b"", digest))
+    root = image.root
+    return {"bytes": image.disk_bytes, "inodes": 1, "skeleton": True, "skeleton_bytes": size} | {
+        "root": [root.mode, root.uid, root.gid]
     }
 
 
@@ -165,20 +199,19 @@ def _see_nothing(directory: str) -> None:
     os.chroot(".")
 
 
-def _append(descriptor: int, offset: int, source: int) -> int:
-    """Puts a file's bytes at the end of another; returns how many."""
-    size = os.fstat(source).st_size
+def _append(descriptor: int, offset: int, source: int, start: int, size: int) -> None:
+    """Puts a part of one file at an offset of another."""
     os.lseek(descriptor, offset, os.SEEK_SET)
-    copied = 0
-    while copied < size:
-        copied += os.sendfile(descriptor, source, copied, size - copied)
-    return size
+    end = start + size
+    while start < end:
+        copied = os.sendfile(descriptor, source, start, end - start)
+        if not copied:
+            raise ValueError("a file is shorter than it was")
+        start += copied
 
 
-def _answer(meter: _Meter, writer: unpack.LayerWriter) -> dict[str, Any]:
+def _answer(writer: unpack.LayerWriter) -> dict[str, Any]:
     return {
-        "diff_id": meter.diff_id(),
-        "inflated": meter.total,
         "bytes": writer.bytes,
         "inodes": writer.inodes,
         "entries": writer.entries,
@@ -191,7 +224,7 @@ def _answer(meter: _Meter, writer: unpack.LayerWriter) -> dict[str, Any]:
 
 def _apply(
     read: Callable[[], bytes],
-    writer: unpack.LayerWriter,
+    writer: unpack.LayerWriter | waiting.PatientWriter,
     bones: skeleton.SkeletonWriter,
     seen: Callable[[bytes], None],
 ) -> None:
@@ -419,6 +452,7 @@ def _measure(request: Mapping[str, Any], channel: socket.socket) -> dict[str, An
 
 _JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] = {
     "unpack": _unpack,
+    "complete": _complete,
     "settle": _settle,
     "remove": _remove,
     "reconcile": _reconcile,

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from imagesvc.erofs import format as ondisk
@@ -120,7 +120,7 @@ class LayerImage:
         assert type(node) is int
         return node
 
-    def _free(self, path: bytes) -> tuple[Directory, bytes]:
+    def free(self, path: bytes) -> tuple[Directory, bytes]:
         """Where a new name is to go."""
         name, _, base = path.rpartition(b"/")
         parent = self._directories.get(name) or self._directory(name)
@@ -132,17 +132,22 @@ class LayerImage:
 
     def regular(self, entry: Entry, path: bytes) -> None:
         """Makes a file's inode."""
-        parent, base = self._free(path)
+        parent, base = self.free(path)
+        parent.children[base] = self.file_without_name(entry)
+
+    def file_without_name(self, entry: Entry) -> int:
+        """An inode for a file, whose content follows through `data`, if it has any."""
         attributes = _attributes(entry, stat.S_IFREG | entry.mode)
         if entry.segments is None:
             self._segments = None
-            parent.children[base] = self._writer.file(attributes, entry.size)
+            node = self._writer.file(attributes, entry.size)
             if entry.stored:
-                self._skeleton.pieces(self._writer.content)
-            return
-        parent.children[base], self._address = self._writer.sparse_file(attributes, entry.size)
+                self._skeleton.pieces(node, self._writer.content)
+            return node
+        node, self._address = self._writer.sparse_file(attributes, entry.size)
         self._segments = [segment for segment in reversed(entry.segments) if segment[1]]
-        self._skeleton.pieces([n for offset, length in entry.segments for n in (self._address + offset, length)])
+        self._skeleton.pieces(node, [n for offset, length in entry.segments for n in (self._address + offset, length)])
+        return node
 
     def data(self, view: memoryview, last: bool) -> None:
         """Takes in a piece of its content."""
@@ -158,7 +163,7 @@ class LayerImage:
 
     def mkdir(self, path: bytes, mode: int) -> None:
         """Makes a directory."""
-        parent, base = self._free(path)
+        parent, base = self.free(path)
         directory = Directory(parent, base)
         directory.mode = mode
         directory.mtime = self._now
@@ -188,7 +193,7 @@ class LayerImage:
         if not target or len(target) > _LINK_MAX:
             number = errno.ENAMETOOLONG if target else errno.ENOENT
             raise OSError(number, os.strerror(number), path)
-        parent, base = self._free(path)
+        parent, base = self.free(path)
         node = self._writer.symlink(attributes, target)
         parent.children[base] = node
         self._targets[node] = target
@@ -200,7 +205,7 @@ class LayerImage:
         self._device(kind, attributes, ondisk.device_number(entry.major, entry.minor), path)
 
     def _device(self, kind: int, attributes: Attributes, number: int, path: bytes) -> None:
-        parent, base = self._free(path)
+        parent, base = self.free(path)
         node = self._writer.device(kind, attributes, number)
         parent.children[base] = node
         if kind == ondisk.CHR and not number:
@@ -208,7 +213,7 @@ class LayerImage:
 
     def link(self, target: bytes, path: bytes) -> None:
         """Makes a hard link."""
-        parent, base = self._free(path)
+        parent, base = self.free(path)
         node = self._node(target)
         self._writer.link(node)
         parent.children[base] = node
@@ -257,7 +262,7 @@ class LayerImage:
         if found.is_symlink:
             self._symlink(found.link_target(), attributes, path)
         elif stat.S_ISREG(mode):
-            parent, base = self._free(path)
+            parent, base = self.free(path)
             parent.children[base] = self._writer.file(attributes, status.st_size)
             self._copy_content(found)
         else:
@@ -288,6 +293,17 @@ class LayerImage:
             directory.mode = stat.S_IMODE(mode)
             directory.xattrs = accepted
         return bool(kept)
+
+    def finish_without_tree(self) -> None:
+        """Writes what there is, with an empty root: the names are still to come."""
+        self.root = Directory(None, b"")
+        self._writer.forget_names()
+        self._writer.finish(self.root)
+        self.drain()
+
+    def resume(self, size: int, metadata: Sequence[tuple[int, int]]) -> None:
+        """Goes on with an image of which there is everything but the tree. Raises OSError."""
+        self._writer.resume(size, metadata, os.pread(self._descriptor, ondisk.SUPERBLOCK.size, ondisk.SUPER_OFFSET))
 
     def finish(self, times: Mapping[bytes, int]) -> None:
         """Writes the directories."""

@@ -44,6 +44,16 @@ _AUFS_LINKS = b".wh..wh.plnk"
 _PAGE = 4096
 
 
+def has_content(entry: Entry) -> bool:
+    """Whether an entry makes a file that is not empty. TarError for a name that leads out of the layer."""
+    if entry.type != tar_stream.REGULAR or not (entry.stored or entry.segments is not None):
+        return False
+    raw_parent, _, base = normalise(entry.name).rpartition(b"/")
+    if not base or base.startswith(_WHITEOUT):
+        return False
+    return raw_parent == _AUFS_LINKS or not in_metadata(raw_parent)
+
+
 class NeedsLower(Exception):
     """The layer depends on those below it; the message says at which path."""
 

@@ -31,6 +31,7 @@ def run_unpack(
     request = {
         "job": "unpack",
         "form": form,
+        "patient": lower is None,
         "file": str(file),
         "offset": 0,
         "target": str(target),
@@ -72,7 +73,14 @@ def unpack_stack(layers: list[bytes], base: Path, forms: Sequence[str] = ()) -> 
     for i, answer in enumerate(answers):
         directory = base / f"{i}a{suffixes[i]}"
         inherits = "ok" in answer and attributed
-        if answer.get("error") == "needs_lower" or inherits:
+        if answer.get("ok", {}).get("waits"):
+            limits = asdict(Limits())
+            request = {"job": "complete", "target": str(directory), "lower": [str(r) for r in roots], "limits": limits}
+            completed = run_job(request)
+            if "error" in completed:
+                raise UnpackFailed(completed["message"])
+            answer = {"ok": answer["ok"] | completed["ok"]}  # noqa: PLW2901
+        elif answer.get("error") == "needs_lower" or inherits:
             directory = base / f"{i}b{suffixes[i]}"
             answer = run_unpack(layers[i], directory, roots, form=forms[i])  # noqa: PLW2901
         if "error" in answer:
