@@ -18,12 +18,12 @@ headers, the header itself). So the archive can be put together again from the e
 
 from __future__ import annotations
 
-import functools
 import struct
-import zlib
 from typing import NamedTuple
 
 from imagesvc.limits import MAX_NAME_BYTES, MAX_SPARSE_SEGMENTS, MAX_TAR_METADATA_BYTES
+from imagesvc.tar import header
+from imagesvc.tar.header import TarError
 
 BLOCK = 512
 REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
@@ -32,18 +32,12 @@ REGULAR, LINK, SYMLINK, CHAR, BLOCK_DEVICE, DIRECTORY, FIFO = b"0", b"1", b"2", 
 # uname gname devmajor devminor prefix
 _HEADER = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
 _ZERO_BLOCK = bytes(BLOCK)
-_BLANK_CHECKSUM = sum(b" " * 8)
-_ADLER = 65521
 _XATTR = b"SCHILY.xattr."
 _MAX_ID = (1 << 32) - 2
 """(uid_t)-1 means "leave it" to chown."""
 _MAX_SIZE = (1 << 63) - 1
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 """Of a device (MINORBITS)."""
-
-
-class TarError(Exception):
-    """The bytes are no tar archive, or pass a limit."""
 
 
 class Entry:
@@ -148,7 +142,7 @@ class TarReader:
                 continue
             if self._zero_blocks:
                 raise TarError("a zero block stands between entries")
-            size = _check(block)
+            size = header.check(block)
             kind = block[156:157]
             if kind in b"xgLK":
                 if not self._take_extension(kind, size):
@@ -233,12 +227,12 @@ class TarReader:
             entry.name = name
         else:
             entry.name = name[: name.find(0)]
-        if prefix[0] and (prefix := _prefix(block, magic, prefix)):
+        if prefix[0] and (prefix := header.prefix(block, magic, prefix)):
             entry.name = prefix + b"/" + entry.name
-        entry.mode = _number(mode) & 0o7777
-        entry.uid = _number(uid)
-        entry.gid = _number(gid)
-        entry.mtime = _number(mtime) * 1_000_000_000
+        entry.mode = header.number(mode) & 0o7777
+        entry.uid = header.number(uid)
+        entry.gid = header.number(gid)
+        entry.mtime = header.number(mtime) * 1_000_000_000
         if link[0]:
             entry.link = link.partition(b"\0")[0]
         old_sparse = kind == b"S"
@@ -255,7 +249,7 @@ class TarReader:
             # v7 had no type for directories.
             kind = DIRECTORY
         if kind in b"34":
-            entry.major, entry.minor = _number(major), _number(minor)
+            entry.major, entry.minor = header.number(major), header.number(minor)
         elif kind not in b"01256":
             raise TarError(f"{_shown(entry.name)} has the unknown type {kind!r}")
         entry.type = kind
@@ -275,7 +269,7 @@ class TarReader:
     def _begin_sparse(self, entry: Entry, pax: dict[bytes, bytes], block: bytes, old: bool) -> None:
         """Finds the map of a sparse file: in the header, in PAX records, or in front of the data."""
         if old:
-            entry.size = _number(block[483:495])
+            entry.size = header.number(block[483:495])
             entry.segments = _old_segments(block[386:482], 4)
             if block[482]:
                 self._pending = (entry, "old")
@@ -357,58 +351,6 @@ def _check_numbers(entry: Entry, size: int) -> None:
             raise TarError(f"{_shown(entry.name)} has the {what} {value if abs(value) < 1 << 64 else 'beyond 64 bits'}")
 
 
-def _check(block: bytes) -> int:
-    """Checks a header's checksum and returns its size field."""
-    # Adler-32's low half is 1 + the sum of the bytes, modulo 65521: the fastest sum that Python has.
-    own = block[148:156]
-    low = (zlib.adler32(block) & 0xFFFF) - (zlib.adler32(own) & 0xFFFF) + _BLANK_CHECKSUM
-    if (low - _number(own)) % _ADLER and _signed_sum(block) != _number(own):
-        raise TarError("a header's checksum is wrong: this is no tar archive, or it is damaged")
-    size = _parse_number(block[124:136])
-    if size < 0:
-        raise TarError("an entry has a negative size")
-    return size
-
-
-def _signed_sum(block: bytes) -> int:
-    """Some old writers summed signed characters."""
-    signed: tuple[int, ...] = struct.unpack("512b", block)
-    return sum(signed[:148]) + _BLANK_CHECKSUM + sum(signed[156:])
-
-
-def _parse_number(field: bytes) -> int:
-    """Octal text, or GNU's base-256 where the first bit is set."""
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big", signed=False) & ((1 << (8 * len(field) - 1)) - 1)
-        if field[0] & 0x40:
-            value -= 1 << (8 * len(field) - 1)
-        return value
-    text = field.strip(b" \0").partition(b"\0")[0]
-    if text.translate(None, b"01234567"):  # int() takes signs, `_` and `0o` too
-        raise TarError(f"a header has {text!r} where an octal number belongs")
-    return int(text, 8) if text else 0
-
-
-_number = functools.lru_cache(2048)(_parse_number)
-"""The same for what is the same in many headers."""
-
-
-def _prefix(block: bytes, magic: bytes, prefix: bytes) -> bytes:
-    """What stands before the name. Star's field is shorter; in GNU's headers other things are there (atime, ctime), and if
-    they are none it is a name all the same, as old versions of Go wrote it."""
-    if magic[:6] == b"ustar\0":
-        return (prefix[:131] if block[508:] == b"tar\0" else prefix).partition(b"\0")[0]
-    if magic != b"ustar  \0":
-        return b""
-    try:
-        for time in (prefix[:12], prefix[12:24]):
-            _number(time if time[0] else b"0")
-    except TarError:
-        text = prefix.partition(b"\0")[0]
-        return text if text.isascii() else b""
-    return b""
-
-
 def _is_sparse(pax: dict[bytes, bytes], pairs: list[bytes]) -> bool:
     """Whether the records are those of a sparse file; one of a version that Go does not know is a file as it stands."""
     version = (pax.get(b"GNU.sparse.major", b""), pax.get(b"GNU.sparse.minor", b""))
@@ -485,7 +427,7 @@ def _old_segments(area: bytes, count: int) -> list[tuple[int, int]]:
         pair = area[24 * i : 24 * i + 24]
         if len(pair) < 24 or not pair[0]:
             break
-        segments.append((_number(pair[:12]), _number(pair[12:])))
+        segments.append((header.number(pair[:12]), header.number(pair[12:])))
     return segments
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from imagesvc.limits import MAX_CHECKPOINT_FILES, MAX_CONFIG_BYTES, MIB, Limits
 from imagesvc.tar import inflate, skeleton, tar_stream
-from imagesvc.tar.tar_stream import Data, Entry, TarError, TarReader
+from imagesvc.tar.header import TarError
+from imagesvc.tar.tar_stream import Data, Entry, TarReader
 from imagesvc.worker import unpack
 from imagesvc.worker.copy_up import copy_content
 from imagesvc.worker.entry_names import normalise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imagesvc.tar.tar_stream import TarError
+from imagesvc.tar.header import TarError
 
 WHITEOUT_META = b".wh..wh."
 """What AUFS' own names begin with."""

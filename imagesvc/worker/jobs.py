@@ -31,7 +31,8 @@ from typing import Any
 from imagesvc.erofs import layer_file
 from imagesvc.limits import MIB, Limits
 from imagesvc.tar import inflate, skeleton, tar_writer
-from imagesvc.tar.tar_stream import Data, Entry, Tail, TarError, TarReader
+from imagesvc.tar.header import TarError
+from imagesvc.tar.tar_stream import Data, Entry, Tail, TarReader
 from imagesvc.worker import checkpoint_files, pack, unpack, waiting, whiteouts
 from imagesvc.worker.layer_directory import LayerDirectory
 from imagesvc.worker.layer_image import LayerImage

@@ -8,8 +8,9 @@ import stat
 from collections.abc import Mapping
 
 from imagesvc.tar import tar_stream
+from imagesvc.tar.header import TarError
 from imagesvc.tar.skeleton import SkeletonWriter
-from imagesvc.tar.tar_stream import Entry, TarError
+from imagesvc.tar.tar_stream import Entry
 from imagesvc.worker.copy_up import OVERLAY_XATTRS, copy_object, inherit_xattrs
 from imagesvc.worker.entry_names import shown
 from imagesvc.worker.layer_target import DEFAULT_DIRECTORY_MODE, mtime_of

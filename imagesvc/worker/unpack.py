@@ -32,8 +32,9 @@ import stat
 
 from imagesvc.limits import MAX_SYMLINKS, Limits
 from imagesvc.tar import tar_stream
+from imagesvc.tar.header import TarError
 from imagesvc.tar.skeleton import SkeletonWriter
-from imagesvc.tar.tar_stream import Data, Entry, TarError
+from imagesvc.tar.tar_stream import Data, Entry
 from imagesvc.worker.entry_names import WHITEOUT_META, in_metadata, normalise, shown
 from imagesvc.worker.layer_target import Target, mtime_of
 from imagesvc.worker.merged_view import Found, MergedView, is_whiteout

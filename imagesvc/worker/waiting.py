@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from imagesvc.erofs import layer_file
 from imagesvc.limits import Limits
 from imagesvc.tar import skeleton
+from imagesvc.tar.header import TarError
 from imagesvc.tar.skeleton import SkeletonWriter
-from imagesvc.tar.tar_stream import Data, Entry, TarError, TarReader
+from imagesvc.tar.tar_stream import Data, Entry, TarReader
 from imagesvc.worker import unpack
 from imagesvc.worker.layer_image import LayerImage
 from imagesvc.worker.merged_view import MergedView

@@ -14,7 +14,8 @@ from imagesvc.manifests import Index, parse_config, parse_manifest
 from imagesvc.references import parse_reference
 from imagesvc.registry import hosts, registries_conf
 from imagesvc.registry.auth import parse_challenges, parse_token
-from imagesvc.tar.tar_stream import Data, Entry, TarError, TarReader
+from imagesvc.tar.header import TarError
+from imagesvc.tar.tar_stream import Data, Entry, TarReader
 from proto import shim_protocol
 from proto.errors import CrispError
 from proto.shim_protocol import Malformed

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from imagesvc.tar.tar_stream import Entry, TarError, TarReader
+from imagesvc.tar.header import TarError
+from imagesvc.tar.tar_stream import Entry, TarReader
 from imagesvc.worker import pack
 from kernel import removal, trees
 from kernel.disk_usage import Walk

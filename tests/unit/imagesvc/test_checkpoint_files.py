@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagesvc.limits import Limits
+from imagesvc.tar.header import TarError
 from imagesvc.tar.inflate import InflateError
-from imagesvc.tar.tar_stream import TarError
 from imagesvc.worker import checkpoint_files
 
 GOOD = {"config.dump": b"{}", "spec.dump": b"{}", "checkpoint/inventory.img": b"i", "checkpoint/pages-1.img": b"p" * 9000}

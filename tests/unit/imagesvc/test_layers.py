@@ -85,7 +85,8 @@ class Disk:
             file.write(image)
             file.flush()
             info = self.info(key, entries=1, root=(0o755, 7, 8), **more)
-            trailer = layer_file.Trailer(len(image), 0, [(0, len(image))], json.dumps(asdict(info)).encode(), bytes(32))
+            document = json.dumps(asdict(info)).encode()
+            trailer = layer_file.Trailer(len(image), 0, [(0, len(image))], b"", document, bytes(32))
             layer_file.write(file.fileno(), trailer)
         return path
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagesvc.limits import MAX_NAME_BYTES
-from imagesvc.tar.tar_stream import Data, Entry, Tail, TarError, TarReader
+from imagesvc.tar.header import TarError
+from imagesvc.tar.tar_stream import Data, Entry, Tail, TarReader
 from tests.images.image_builder import Member, directory, hardlink, symlink, tar
 
 
