@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-guest setup setup-test lint types unit stubs bench soak churn fuzz mutants clean lock packages
+.PHONY: help run test test-guest setup setup-test lint types unit unit-alone unit-cgroup-v2 stubs bench soak churn fuzz mutants clean lock packages
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -35,8 +35,17 @@ ANY_MODE = $(wildcard tests/kernel/test_network_*.py) $(addprefix tests/kernel/t
 	database.py image_failpoints.py nri_kills.py) $(addprefix tests/api/test_,images.py network.py daemon_security.py support_bundle.py \
 	command.py docker_names.py using.py nri_life.py nri_events.py)
 
+# Without a daemon: they run beside the second run, on the other processor.
+ALONE = tests/unit tests/images tests/fuzz
+
 unit:
-	$(BIN)/pytest
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target unit-alone unit-cgroup-v2
+	$(BIN)/pytest $(addprefix --ignore=,$(ALONE))
+
+unit-alone:
+	$(BIN)/pytest $(ALONE)
+
+unit-cgroup-v2:
 	$(BIN)/pytest --cgroup-v2 tests/api tests/kernel tests/faults $(addprefix --ignore=,$(ANY_MODE))
 
 GUEST ?=
