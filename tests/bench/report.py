@@ -28,6 +28,27 @@ def table(results: list[Figures]) -> str:
     return "\n".join(lines)
 
 
+def parse(text: str) -> list[Figures]:
+    """The first table of `table` in a Markdown text."""
+    lines = text.splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("| |") and "| ratio |" in line)
+    names = _cells(lines[begin])
+    columns = [number for number, name in enumerate(names) if name and name != "ratio"]
+    results = [Figures(names[column]) for column in columns]
+    for line in lines[begin + 2 :]:
+        if not line.startswith("|"):
+            break
+        key, *_ = cells = _cells(line)
+        for result, column in zip(results, columns, strict=True):
+            if cells[column] != "–":
+                result.values[key] = float(cells[column])
+    return results
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
