@@ -70,6 +70,11 @@ class AdminStub:
                 request_serializer=proto_dot_admin__pb2.PushImageRequest.SerializeToString,
                 response_deserializer=proto_dot_admin__pb2.ImageProgress.FromString,
                 _registered_method=True)
+        self.Exec = channel.unary_unary(
+                '/crisp.admin.v1.Admin/Exec',
+                request_serializer=proto_dot_admin__pb2.ExecRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.ExecResponse.FromString,
+                _registered_method=True)
         self.VerifyImages = channel.unary_unary(
                 '/crisp.admin.v1.Admin/VerifyImages',
                 request_serializer=proto_dot_admin__pb2.VerifyImagesRequest.SerializeToString,
@@ -130,6 +135,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Exec(self, request, context):
+        """As CRI's Exec, with what a process is to have otherwise than the container's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyImages(self, request, context):
         """Checks blobs and layers, and drops what is damaged.
         """
@@ -174,6 +186,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.PushImage,
                     request_deserializer=proto_dot_admin__pb2.PushImageRequest.FromString,
                     response_serializer=proto_dot_admin__pb2.ImageProgress.SerializeToString,
+            ),
+            'Exec': grpc.unary_unary_rpc_method_handler(
+                    servicer.Exec,
+                    request_deserializer=proto_dot_admin__pb2.ExecRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.ExecResponse.SerializeToString,
             ),
             'VerifyImages': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyImages,
@@ -371,6 +388,33 @@ class Admin:
             '/crisp.admin.v1.Admin/PushImage',
             proto_dot_admin__pb2.PushImageRequest.SerializeToString,
             proto_dot_admin__pb2.ImageProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Exec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/Exec',
+            proto_dot_admin__pb2.ExecRequest.SerializeToString,
+            proto_dot_admin__pb2.ExecResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -179,7 +179,7 @@ async def _serve(node: Node, stack: AsyncExitStack) -> None:
     stack.callback(runtime_service.close)
     boundary.add(api_pb2.DESCRIPTOR.services_by_name["RuntimeService"], runtime_service)
     boundary.add(api_pb2.DESCRIPTOR.services_by_name["ImageService"], ImageRpcs(node))
-    boundary.add(admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(node))
+    boundary.add(admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(node, streaming))
     node.config.socket.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     await boundary.start(str(node.config.socket), _group_id(node.config.socket_group))
     stack.callback(_unlink, node.config.socket)

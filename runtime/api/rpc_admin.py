@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from imagesvc.build.commit import Changes
 from imagesvc.registry.credentials import Auth
 from proto import admin_pb2 as admin
 from proto.errors import failed_precondition, invalid, not_found
+from runtime.pods import container_exec
 
 if TYPE_CHECKING:
     from imagesvc.store.images import OciConfig
     from imagesvc.transfer.progress import PullProgress
     from runtime.pods.node import Node
+    from runtime.streaming.server import StreamingServer
 
 SHOW_SECONDS: Final = 0.1
 """How often progress is told."""
@@ -25,10 +27,11 @@ POD_FILES: Final = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev", "proc
 
 
 class AdminService:
-    """Images beyond CRI."""
+    """Images and commands beyond CRI."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, streaming: StreamingServer) -> None:
         self._node = node
+        self._streaming = streaming
         self._images = node.images
 
     async def PullImage(self, request: admin.PullImageRequest) -> AsyncIterator[admin.ImageProgress]:
@@ -86,6 +89,26 @@ class AdminService:
         )
         upper = str(self._node.paths.writable_layer(record.id) / "upper")
         return admin.CommitContainerResponse(image_id=await self._images.commit(base, upper, request.reference, changes))
+
+    async def Exec(self, request: admin.ExecRequest) -> admin.ExecResponse:
+        """A URL where a client can run a command."""
+        container, _ = container_exec.running(self._node, request.container_id)
+        if not request.cmd:
+            raise invalid("Exec without a command")
+        changes: dict[str, Any] = {}
+        if request.env:
+            if any("\0" in entry or entry.find("=") < 1 for entry in request.env):
+                raise invalid("a variable is not of the form NAME=VALUE")
+            changes["env"] = list(request.env)
+        if request.working_dir:
+            _absolute(request.working_dir)
+            changes["cwd"] = request.working_dir
+        if request.HasField("user"):
+            user = request.user
+            changes["user"] = {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.groups)}
+        streams = {"tty": request.tty, "stdin": request.stdin, "stdout": True, "stderr": not request.tty}
+        url = self._streaming.exec_url(container.record.id, request.cmd, changes=changes, **streams)
+        return admin.ExecResponse(url=url)
 
     async def VerifyImages(self, request: admin.VerifyImagesRequest) -> admin.VerifyImagesResponse:
         """Check blobs and layers."""

@@ -131,7 +131,7 @@ class RuntimeService(ObservationRpcs):
             raise invalid("Exec without a command")
         container, _ = container_exec.running(self._node, request.container_id)
         streams = {"tty": request.tty, "stdin": request.stdin, "stdout": request.stdout, "stderr": request.stderr}
-        return cri.ExecResponse(url=self._streaming.exec_url(container.record.id, request.cmd, **streams))
+        return cri.ExecResponse(url=self._streaming.exec_url(container.record.id, request.cmd, changes={}, **streams))
 
     async def Attach(self, request: cri.AttachRequest) -> cri.AttachResponse:
         """A URL where a client can attach."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from proto import api_pb2 as cri
 from proto.errors import CrispError, failed_precondition, invalid
@@ -36,11 +36,12 @@ class StreamSources:
         stdout: bool,
         stderr: bool,
         size: tuple[int, int] | None,
+        changes: Mapping[str, Any],
     ) -> ProcessIO:
         """Start a process in a running container."""
         container, shim = container_exec.running(self._node, container_id)
         await apparmor_loader.ensure_default(self._node.host, self._node.config.containers.apparmor_profile)
-        process = container_exec.process(self._node, container, list(cmd), tty=tty)
+        process = container_exec.process(self._node, container, list(cmd), tty=tty, changes=changes)
         if size is not None:
             process["consoleSize"] = {"width": size[0], "height": size[1]}
         return ExecIO(await shim.exec(process, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr))

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from runtime.cli import completion
+from runtime.cli.lifecycle import first_process
 from runtime.cli.lookup import Node
 from runtime.cli.output import errors, fail, without_dashes
 from runtime.client import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from proto import admin_pb2 as admin
 
 LOOK_SECONDS: Final = 0.01
 
@@ -24,10 +28,22 @@ LOOK_SECONDS: Final = 0.01
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--stdin", is_flag=True, help="Pass our input on.")
 @click.option("-t", "--tty", is_flag=True, help="Give the process a terminal.")
+@click.option("-e", "--env", "environment", multiple=True, metavar="NAME=VALUE", help="Variable; repeatable.")
+@click.option("-w", "--workdir", default="", help="Working directory in place of the container's.")
+@click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Names of the container's, or numbers.")
 @click.pass_obj
-def exec_(socket_path: str, container: str, command: tuple[str, ...], stdin: bool, tty: bool) -> None:
+def exec_(
+    socket_path: str,
+    container: str,
+    command: tuple[str, ...],
+    stdin: bool,
+    tty: bool,
+    environment: tuple[str, ...],
+    workdir: str,
+    user: str,
+) -> None:
     """Run a command in a running container; ends with its exit code."""
-    from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
+    from proto import admin_pb2 as admin  # noqa: PLC0415  --help needs no protobuf
     from runtime.streaming.client import run_command  # noqa: PLC0415
     from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
 
@@ -36,10 +52,27 @@ def exec_(socket_path: str, container: str, command: tuple[str, ...], stdin: boo
         fail("name the command to run", 2)
     with errors(), Client(socket_path) as client:
         found = Node(client).container(container).id
-        request = cri.ExecRequest(container_id=found, cmd=command, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
-        url = client.runtime.Exec(request).url
+        request = admin.ExecRequest(
+            container_id=found, cmd=command, tty=tty, stdin=stdin, env=environment, working_dir=workdir
+        )
+        if user:
+            request.user.CopyFrom(_user(client, found, user))
+        url = client.admin.Exec(request).url
         code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty), certificate=_certificate(client)))
     raise SystemExit(code)
+
+
+def _user(client: Client, container: str, name: str) -> admin.User:
+    """Who is called so in the container's own /etc/passwd and /etc/group."""
+    from proto import admin_pb2 as admin  # noqa: PLC0415
+    from shim import user_lookup  # noqa: PLC0415
+
+    root = os.open(f"/proc/{first_process(client, container)}/root", os.O_PATH | os.O_DIRECTORY)
+    try:
+        found = user_lookup.resolve(root, name, None, ())
+    finally:
+        os.close(root)
+    return admin.User(uid=found.uid, gid=found.gid, groups=found.groups)
 
 
 @click.command("attach")

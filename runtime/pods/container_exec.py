@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from kernel.failpoints import failpoint
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from runtime.shims.client import ExecSession, ShimClient
 
 READ_BYTES: Final = 256 * 1024
+NO_CHANGES: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def running(node: Node, reference: str) -> tuple[Container, ShimClient]:
@@ -38,8 +41,10 @@ def attachable(node: Node, reference: str) -> tuple[Container, ShimClient]:
     return running(node, reference)
 
 
-def process(node: Node, container: Container, command: list[str], *, tty: bool) -> dict[str, Any]:
-    """OCI process object of an exec: the container's own with another command line."""
+def process(
+    node: Node, container: Container, command: list[str], *, tty: bool, changes: Mapping[str, Any] = NO_CHANGES
+) -> dict[str, Any]:
+    """OCI process object of an exec: the container's own with another command line, and with the changes."""
     if any("\0" in argument for argument in command):
         raise invalid("an argument of the command holds a zero byte")
     if container.process is None:
@@ -47,7 +52,11 @@ def process(node: Node, container: Container, command: list[str], *, tty: bool) 
             container.process = json.loads(file.read().decode("utf-8", "surrogateescape"))["process"]
     # The score as it is now: an update may have changed it.
     score = oom_score_adj(container.record.resources.oom_score_adj, node.host)
-    process = {**container.process, "args": command, "terminal": tty, "oomScoreAdj": score}
+    process = {**container.process, "args": command, "terminal": tty, "oomScoreAdj": score, **changes}
+    names = {entry.partition("=")[0] for entry in changes.get("env", ())}
+    if names:
+        kept = (entry for entry in container.process["env"] if entry.partition("=")[0] not in names)
+        process["env"] = [*kept, *changes["env"]]
     if tty and not any(entry.startswith("TERM=") for entry in process["env"]):
         process["env"] = [*process["env"], "TERM=xterm"]
     return process

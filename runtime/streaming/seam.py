@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 
 class ProcessIO(Protocol):
@@ -50,8 +50,13 @@ class StreamingBackend(Protocol):
         stdout: bool,
         stderr: bool,
         size: tuple[int, int] | None,
+        changes: Mapping[str, Any],
     ) -> ProcessIO:
-        """Start a process in a container; `size` is its terminal's width and height in characters, if that is known."""
+        """Start a process in a container; `size` is its terminal's width and height in characters, if that is known.
+
+        `changes` are what its OCI process has otherwise than the container's: `env` (in place of those of the same names),
+        `cwd`, `user`.
+        """
 
     async def attach(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> ProcessIO:
         """Connect to a container's own process, from now on."""

@@ -12,11 +12,12 @@ import contextlib
 import hashlib
 import socket
 import ssl
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 import structlog
 
@@ -81,6 +82,7 @@ class ExecTicket:
     container_id: str
     cmd: tuple[str, ...]
     options: StreamOptions
+    changes: Mapping[str, Any] = field(default_factory=dict)
     verb = "exec"
 
 
@@ -161,9 +163,19 @@ class StreamingServer:
 
     # -- for the gRPC side -------------------------------------------------------------------------------------------
 
-    def exec_url(self, container_id: str, cmd: Sequence[str], *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str:
+    def exec_url(
+        self,
+        container_id: str,
+        cmd: Sequence[str],
+        *,
+        tty: bool,
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+        changes: Mapping[str, Any] = MappingProxyType({}),
+    ) -> str:
         """Where a client can run a command. Raises INVALID_ARGUMENT for impossible streams, RESOURCE_EXHAUSTED."""
-        return self._url(ExecTicket(container_id, tuple(cmd), StreamOptions(tty, stdin, stdout, stderr)))
+        return self._url(ExecTicket(container_id, tuple(cmd), StreamOptions(tty, stdin, stdout, stderr), changes))
 
     def attach_url(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str:
         """Where a client can attach. Raises INVALID_ARGUMENT for impossible streams, RESOURCE_EXHAUSTED."""
@@ -292,6 +304,7 @@ class StreamingServer:
             ticket.container_id,
             ticket.cmd,
             size=size,
+            changes=ticket.changes,
             tty=options.tty,
             stdin=options.stdin,
             stdout=options.stdout,

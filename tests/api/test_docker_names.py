@@ -93,6 +93,17 @@ def test_what_it_is_and_does(kubelet: Kubelet, web: str) -> None:
     assert "GREETING" not in os.environ
 
 
+def test_a_command_that_is_somebody_else_and_somewhere_else(kubelet: Kubelet, web: str) -> None:
+    words = ["exec", "-u", "www", "-w", "/srv/www", "-e", "GREETING=hi", "-e", "MORE=a=b", "web", "/bin/sh", "-c"]
+    told = said(kubelet, *words, 'id -u; id -G; pwd; echo "$GREETING $MORE"; touch /srv/www/mine || echo no').splitlines()
+    assert (told[0], told[2:]) == ("33", ["/srv/www", "hi a=b", "no"])
+    assert said(kubelet, "exec", "-u", "12:34", "web", "/bin/sh", "-c", "id -u; id -g").split() == ["12", "34"]
+    for options in (["-u", "who"], ["-w", "relative"], ["-e", "=x"], ["-e", "x"]):
+        refused = crisp(kubelet, "exec", *options, "web", "true")
+        assert (refused.returncode, b"Traceback" in refused.stderr, bool(refused.stderr)) == (1, False, True), refused
+    assert said(kubelet, "exec", "web", "/bin/sh", "-c", "echo $GREETING") == "hello\n"
+
+
 def test_logs(kubelet: Kubelet, web: str) -> None:
     done = crisp(kubelet, "logs", "web")
     assert (done.stdout, done.stderr) == (b"first\n", b"second\n")  # the rest is no line yet

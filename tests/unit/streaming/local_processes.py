@@ -10,8 +10,9 @@ import signal
 import socket
 import struct
 import termios
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from proto.errors import not_found
 from runtime.network.netns import dial_in_netns
@@ -117,6 +118,7 @@ class LocalBackend:
         stdout: bool,
         stderr: bool,
         size: tuple[int, int] | None,
+        changes: Mapping[str, Any],
     ) -> LocalProcess:
         if container_id == "missing":
             raise not_found(f"container {container_id} does not exist")
