@@ -12,7 +12,7 @@ from imagesvc.manifests import Descriptor
 from imagesvc.store.layers import Layer, LayerStore, chain_ids
 from imagesvc.transfer.joins import Joins
 from imagesvc.transfer.progress import LayerProgress, PullProgress
-from imagesvc.transfer.unpacking import Incoming, Unpacker, layer_error
+from imagesvc.transfer.unpacking import Incoming, Part, Unpacker, layer_error
 from imagesvc.worker.pool import JobFailed
 from proto.errors import Code, CrispError
 
@@ -65,6 +65,7 @@ class LayerWork:
         self._slots = asyncio.Semaphore(parallel)
         self._blobs = AsyncExitStack()
         self._diff_ids: Sequence[str] = ()
+        self._parts: list[Part] = []
         self.incoming: list[Incoming] = []
         """The blobs that had to come and are kept."""
 
@@ -73,6 +74,8 @@ class LayerWork:
 
     async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         await self._blobs.__aexit__(kind, error, trace)
+        for part in self._parts:
+            self._unpacker.drop(part)
         self._layers.unwant(self._diff_ids)
 
     async def all(self, descriptors: Sequence[Descriptor], diff_ids: Sequence[str]) -> list[Layer]:
@@ -151,26 +154,34 @@ class LayerWork:
         below: Sequence[Awaitable[Layer]],
         progress: LayerProgress,
     ) -> Layer:
-        """First as if the layer stood on its own; if it does not, again when the layers below are there."""
+        """First as if the layer stood on its own; if it does not, the rest of it, or all of it again, when the layers below
+        are there."""
 
         def count(done: int) -> None:
             progress.unpacked = done
             self._progress.changed()
 
-        async def alone() -> Layer:
-            return await self._unpacker.unpack(blob, diff_id, chain_id, None, count)
+        async def alone() -> Layer | Part:
+            made = await self._unpacker.unpack(blob, diff_id, chain_id, None, count)
+            if isinstance(made, Part):
+                self._parts.append(made)
+            return made
 
-        async def upon() -> Layer:
+        async def upon() -> Layer | Part:
+            if part is not None and (completed := await self._unpacker.complete(part, lower)) is not None:
+                return completed
             return await self._unpacker.unpack(blob, diff_id, chain_id, lower, count)
 
         await blob.started.wait()
+        made: Layer | Part | None = None
         try:
             async with self._slots:
-                layer: Layer | None = await self._joins.run(("layer", blob.key, diff_id, chain_id), alone)
+                made = await self._joins.run(("layer", blob.key, diff_id, chain_id), alone)
         except JobFailed as failure:
             if failure.kind != "needs_lower":
                 raise layer_error(failure, blob.digest, self._layers.root) from None
-            layer = None
+        part = made if isinstance(made, Part) else None
+        layer = made if isinstance(made, Layer) else None
         if layer is None or await _lacks(layer, below):
             lower = [await task for task in below][::-1]
             try:

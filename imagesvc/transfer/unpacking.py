@@ -51,6 +51,17 @@ class _StalledError(Exception):
     """The download stood still and is whole now: what has been unpacked of it goes, and all is unpacked at once."""
 
 
+class Part:
+    """A file that has a layer's contents and lacks the tree, for which the layers below are needed (waiting.py)."""
+
+    def __init__(self, path: str, result: dict[str, Any], diff_id: str, chain_id: str) -> None:
+        self.path = path
+        self.result = result
+        self.diff_id = diff_id
+        self.chain_id = chain_id
+        self.taken = False
+
+
 class Unpacker:
     """Turns downloads into staged layers."""
 
@@ -66,8 +77,10 @@ class Unpacker:
         chain_id: str,
         lower: Sequence[Layer] | None,
         progress: Callable[[int], None],
-    ) -> Layer:
+    ) -> Layer | Part:
         """Unpacks and stages a layer; `lower` has the layers below, topmost first, None for "as if it stood alone".
+
+        A file that needs the layers below is a part without them, for `complete` or `drop`.
 
         Raises:
             JobFailed: as the job says, `needs_lower` among others.
@@ -85,7 +98,11 @@ class Unpacker:
                         Code.ABORTED,
                         f"layer {blob.digest} unpacks to {result['diff_id']} where the image's configuration says {diff_id}",
                     )
-                layer = self._layers.stage(target, result, diff_id, chain_id)
+                made: Layer | Part
+                if result.get("waits"):
+                    made = Part(target, result, diff_id, chain_id)
+                else:
+                    made = self._layers.stage(target, result, diff_id, chain_id)
                 kept = True
             except _StalledError:
                 continue
@@ -98,10 +115,46 @@ class Unpacker:
                     raise
                 tries += 1
             else:
-                return layer
+                return made
             finally:
                 if not kept:
                     self._layers.remove_directories([target])
+
+    async def complete(self, part: Part, lower: Sequence[Layer]) -> Layer | None:
+        """Gives a part its tree and stages it; None if it is gone, or a layer below was just being renamed.
+
+        Raises:
+            JobFailed: as the job says.
+        """
+        if part.taken:
+            return None
+        part.taken = True
+        kept = False
+        request = {
+            "job": "complete",
+            "target": part.path,
+            "lower": [layer.lower for layer in lower],
+            "limits": asdict(self._limits),
+        }
+        try:
+            result = part.result | await self._workers.run(request)
+            layer = self._layers.stage(part.path, result, part.diff_id, part.chain_id)
+            kept = True
+        except JobFailed as failure:
+            if not _is_missing(failure):
+                raise
+            return None
+        else:
+            return layer
+        finally:
+            if not kept:
+                self._layers.remove_directories([part.path])
+
+    def drop(self, part: Part) -> None:
+        """Nobody will complete it."""
+        if not part.taken:
+            part.taken = True
+            self._layers.remove_directories([part.path])
 
     async def settle(self, layer: Layer, lower: Sequence[Layer]) -> None:
         """Finishes a layer that was unpacked alone and has whiteouts, now that those below are there."""
@@ -139,6 +192,7 @@ class Unpacker:
             "offset": blob.offset,
             "target": target,
             "form": self._layers.form,
+            "patient": lower is None,
             "lower": None if lower is None else [layer.lower for layer in lower],
             "limits": asdict(self._limits),
         }

@@ -39,6 +39,8 @@ class Node:
         self.conf = base / "registries.conf"
         self.auth = base / "auth.json"
         self.records = MemoryRecords()
+        self.form = "directory"
+        """What new layers are made as."""
 
     def service(self, **options: Any) -> ImageService:
         sources = EndpointSources(
@@ -48,7 +50,7 @@ class Node:
             docker_certs_dirs=(),
         )
         config = ImageConfig(registries=sources, auth_files=(str(self.auth),), **options)
-        return ImageService(config, self.root, self.records)
+        return ImageService(config, self.root, self.records, self.form)
 
     def hosts(self, host: str, text: str) -> None:
         (self.certs / host).mkdir(exist_ok=True)

@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -124,8 +125,7 @@ def place_of(layer: Path) -> Iterator[Path]:
     if layer.suffix != layer_file.SUFFIX:
         yield layer
         return
-    place = layer.with_suffix(".mounted")
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="crisp-layer-"))
     mount = mounts.erofs(str(layer))
     try:
         syscalls.move_mount(mount, place)
@@ -135,6 +135,7 @@ def place_of(layer: Path) -> Iterator[Path]:
         yield place
     finally:
         subprocess.run(["umount", place], check=True)
+        place.rmdir()
 
 
 def describe(root: Path, *, times: bool = True) -> dict[bytes, tuple[Any, ...]]:
