@@ -47,8 +47,6 @@ def accept(mode: int, given: Mapping[bytes, bytes]) -> tuple[int, dict[bytes, by
         if not 0 < len(name) <= _NAME_MAX:
             raise _error(errno.ERANGE, name)
         if name in _WHOLE_NAMES:
-            if stat.S_ISLNK(mode):
-                continue
             mode, keep = _accept_acl(mode, name, value)
             if keep:
                 kept[name] = value
@@ -56,7 +54,7 @@ def accept(mode: int, given: Mapping[bytes, bytes]) -> tuple[int, dict[bytes, by
         index, rest = _split(name)
         if not index or (index == _USER and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))):
             continue
-        if not rest or (name == _CAPABILITY and not _is_capability(value)):
+        if not rest or (name == _CAPABILITY and value and not _is_capability(value)):
             raise _error(errno.EINVAL, name)
         if len(value) > _VALUE_MAX:
             raise _error(errno.E2BIG, name)
@@ -87,9 +85,13 @@ def _is_capability(value: bytes) -> bool:
 def _accept_acl(mode: int, name: bytes, value: bytes) -> tuple[int, bool]:
     """What set_posix_acl does: the mode's bits follow an access list, and one that says no more than them is not kept."""
     entries = _acl(name, value)
+    if stat.S_ISLNK(mode):
+        return mode, False
+    if entries and name == ACL_DEFAULT and not stat.S_ISDIR(mode):
+        raise _error(errno.EACCES, name)
+    if entries and not _is_valid(entries):
+        raise _error(errno.EINVAL, name)
     if name == ACL_DEFAULT:
-        if entries and not stat.S_ISDIR(mode):
-            raise _error(errno.EACCES, name)
         return mode, bool(entries)
     if not entries:
         return mode, False
@@ -100,7 +102,7 @@ def _accept_acl(mode: int, name: bytes, value: bytes) -> tuple[int, bool]:
 
 
 def _acl(name: bytes, value: bytes) -> list[tuple[int, int, int]]:
-    """The entries of an access list (posix_acl_xattr.h), which posix_acl_valid has to accept: in order, each kind once."""
+    """The entries of an access list, as posix_acl_from_xattr reads them."""
     if not value:
         return []
     if len(value) < len(_ACL_VERSION):
@@ -110,22 +112,23 @@ def _acl(name: bytes, value: bytes) -> list[tuple[int, int, int]]:
     if (len(value) - 4) % _ACL_ENTRY.size:
         raise _error(errno.EINVAL, name)
     entries = list(_ACL_ENTRY.iter_unpack(value[4:]))
-    if not entries:
-        return []
+    known = {tag for tag, _perm, _id in entries} <= {_USER_OBJ, _ACL_USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER}
+    if not known or any(tag in (_ACL_USER, _GROUP) and identity == 0xFFFFFFFF for tag, _perm, identity in entries):
+        raise _error(errno.EINVAL, name)
+    return entries
+
+
+def _is_valid(entries: list[tuple[int, int, int]]) -> bool:
+    """posix_acl_valid: in order, each kind once but for users and groups with a name, which need a mask."""
     tags = [tag for tag, _perm, _id in entries]
     needs_mask = _ACL_USER in tags or _GROUP in tags
     singles = (_USER_OBJ, _GROUP_OBJ, _OTHER)
-    good = (
+    return (
         tags == sorted(tags)
-        and set(tags) <= {_USER_OBJ, _ACL_USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER}
         and all(perm <= 7 for _tag, perm, _id in entries)
         and all(tags.count(tag) == 1 for tag in singles)
         and (tags.count(_MASK) == 1 if needs_mask else tags.count(_MASK) <= 1)
-        and all(identity != 0xFFFFFFFF for tag, _perm, identity in entries if tag in (_ACL_USER, _GROUP))
     )
-    if not good:
-        raise _error(errno.EINVAL, name)
-    return entries
 
 
 def _entry(name: bytes, value: bytes) -> bytes:
