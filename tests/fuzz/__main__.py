@@ -17,9 +17,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["proto", "shim", "imagesvc", "runtime"]):
-    from tests.fuzz import document_targets, nri_targets, streaming_targets
+    from tests.fuzz import document_targets, layer_targets, nri_targets, streaming_targets
 
-TARGETS = {**streaming_targets.TARGETS, **document_targets.TARGETS, **nri_targets.TARGETS}
+TARGETS = {**streaming_targets.TARGETS, **document_targets.TARGETS, **nri_targets.TARGETS, **layer_targets.TARGETS}
 CORPUS = Path(__file__).parent / "corpus"
 LONGEST = 4096  # bytes of an input
 

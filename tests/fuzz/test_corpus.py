@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fuzz import document_targets, nri_targets, streaming_targets
+from tests.fuzz import document_targets, layer_targets, nri_targets, streaming_targets
 
-TARGETS = {**streaming_targets.TARGETS, **document_targets.TARGETS, **nri_targets.TARGETS}
+TARGETS = {**streaming_targets.TARGETS, **document_targets.TARGETS, **nri_targets.TARGETS, **layer_targets.TARGETS}
 CORPUS = Path(__file__).parent / "corpus"
 
 
