@@ -21,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -43,12 +45,19 @@ def text(rng: random.Random, words: list[bytes], length: int) -> bytes:
     return b"".join(rng.choices(words, k=length // 9 + 1))[:length]
 
 
-def build(layout: Layout, megabytes: int, layers: int, files: int) -> None:
-    """Per layer: many files of half a KiB to 12 KiB, and ten that take the rest."""
+def build(
+    layout: Layout,
+    megabytes: int,
+    layers: int,
+    files: int,
+    below: Sequence[bytes] = (),
+    config: dict[str, Any] | None = None,
+) -> None:
+    """Per layer: many files of half a KiB to 12 KiB, and ten that take the rest. `below` are layers beneath them."""
     rng = random.Random(1)
     words = [rng.randbytes(rng.choice((3, 9, 15))) for _ in range(WORDS)]
     pool = text(rng, words, 32 << 20)
-    tars = []
+    tars = [*below]
     for number in range(layers):
         members = [directory("./")]
         budget = megabytes * (1 << 20) // layers
@@ -66,7 +75,7 @@ def build(layout: Layout, megabytes: int, layers: int, files: int) -> None:
             size = max(budget // 10, 1)
             members.append(Member(f"srv{number}/large{i}", (pool * (size // len(pool) + 1))[:size]))
         tars.append(tar(members))
-    layout.image("bench", tars)
+    layout.image("bench", tars, config)
 
 
 async def pull_crisp(reference: str, root: Path) -> dict[str, float]:

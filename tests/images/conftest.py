@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from imagesvc.config import ImageConfig
 from imagesvc.registry.endpoint import EndpointSources
 from imagesvc.service import ImageService
+from imagesvc.store.images import Image
+from imagesvc.store.layers import EROFS
 from tests.images.image_builder import Layout
+from tests.images.layer_stack import place_of
 from tests.images.memory_records import MemoryRecords
 from tests.images.registry_server import Registry
 
@@ -29,6 +33,23 @@ def layout(tmp_path: Path) -> Layout:
     return Layout(tmp_path / "layout")
 
 
+class Seen(ImageService):
+    """A service whose layers a test can look into, whatever they are."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._places = ExitStack()
+
+    def trees(self, image: Image | None) -> list[Path]:
+        """The directories of `lower_dirs`: of layers that are files their mounts, until the service is closed."""
+        assert image is not None
+        return [self._places.enter_context(place_of(Path(layer))) for layer in self.lower_dirs(image)]
+
+    async def close(self) -> None:
+        self._places.close()
+        await super().close()
+
+
 class Node:
     """A node's files: records, root directory, registry configuration; services come and go on it."""
 
@@ -39,10 +60,10 @@ class Node:
         self.conf = base / "registries.conf"
         self.auth = base / "auth.json"
         self.records = MemoryRecords()
-        self.form = "directory"
+        self.form = EROFS
         """What new layers are made as."""
 
-    def service(self, **options: Any) -> ImageService:
+    def service(self, **options: Any) -> Seen:
         sources = EndpointSources(
             certs_dirs=(str(self.certs),),
             registries_conf=str(self.conf),
@@ -50,7 +71,7 @@ class Node:
             docker_certs_dirs=(),
         )
         config = ImageConfig(registries=sources, auth_files=(str(self.auth),), **options)
-        return ImageService(config, self.root, self.records, self.form)
+        return Seen(config, self.root, self.records, self.form)
 
     def hosts(self, host: str, text: str) -> None:
         (self.certs / host).mkdir(exist_ok=True)

@@ -81,7 +81,7 @@ async def test_corrupt_bytes_are_fetched_again_from_the_next_endpoint(
         node.hosts("registry.example", f'server = "http://{registry.host}"\n[host."http://{proxy.host}"]\n')
         service = await start()
         image_id = await service.pull(f"registry.example/{name}")
-        root = Path(service.lower_dirs(service.resolve(image_id))[0])
+        root = Path(service.trees(service.resolve(image_id))[0])
         assert (root / "big").read_bytes() == BIG
 
 
@@ -284,7 +284,7 @@ async def test_a_symbolic_link_leads_nowhere_out(
     layout.push("v1", name)
     service = await start()
     image = service.resolve(await service.pull(name))
-    top, bottom = map(Path, service.lower_dirs(image))
+    top, bottom = map(Path, service.trees(image))
     place = bottom / "etc" if target == "/etc" else bottom
     assert (place / "crisp-was-here").read_bytes() == b"x"
     assert (top / "absolute").read_bytes() == b"y"
@@ -299,7 +299,7 @@ async def test_overlay_attributes_cannot_be_smuggled_in(layout: Layout, registry
     layout.image("v1", [tar([Member("x", b"", xattrs=smuggled), directory("d/", xattrs=smuggled)])])
     layout.push("v1", name)
     service = await start()
-    root = service.lower_dirs(service.resolve(await service.pull(name)))[0]
+    root = service.trees(service.resolve(await service.pull(name)))[0]
     for path in (f"{root}/x", f"{root}/d"):
         assert os.listxattr(path) == ["user.fine"]
 

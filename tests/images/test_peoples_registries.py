@@ -268,7 +268,7 @@ async def test_files_of_an_artifact_come_side_by_side(start: StartService) -> No
         service = await start()
         async with asyncio.timeout(60):
             image = service.resolve(await service.pull(f"{registry.host}/m:v1"))
-        root = Path(service.lower_dirs(image)[0])
+        root = Path(service.trees(image)[0])
         assert sorted(p.name for p in (root / "sub").iterdir()) == ["f0", "f1", "f2"]
 
 
@@ -291,7 +291,7 @@ async def test_what_the_processor_runs_too(start: StartService, wanted: str, off
         registry.manifest("a", "v1", {"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": entries})
         service = await start(platform=wanted)
         image = service.resolve(await service.pull(f"{registry.host}/a:v1"))
-        assert (Path(service.lower_dirs(image)[0]) / "p").read_text() == chosen
+        assert (Path(service.trees(image)[0]) / "p").read_text() == chosen
 
 
 def test_private_authorities_are_checked_as_go_does() -> None:

@@ -53,7 +53,7 @@ async def test_pull_unpacks_and_describes_the_image(simple: tuple[str, str], sta
     assert image.config.volumes == ("/v",)
     assert image.size > len(BIG)
     assert service.list() == [image]
-    roots = [Path(d) for d in service.lower_dirs(image)]
+    roots = [Path(d) for d in service.trees(image)]
     with overlay(roots, tmp_path / "merged") as merged:
         assert (merged / "app/big").read_bytes() == BIG
         assert subprocess.run(["chroot", merged, "/bin/echo", "ran"], capture_output=True, check=True).stdout == b"ran\n"
@@ -72,7 +72,7 @@ async def test_attributes_of_directories_outlast_layers_that_name_them_again(
         layout.push(tag, f"{registry.host}/pull/attributes:{tag}")
         await service.pull(f"{registry.host}/pull/attributes:{tag}")
         image = service.resolve(f"{registry.host}/pull/attributes:{tag}")
-        with overlay([Path(d) for d in service.lower_dirs(image)], tmp_path / tag) as merged:
+        with overlay([Path(d) for d in service.trees(image)], tmp_path / tag) as merged:
             found.append(describe(merged)[b"app"][-1])
     assert found[0] == {"user.changed": b"2"}
     assert found[1] == found[2] == {"user.kept": b"1", "user.changed": b"2"}
@@ -121,7 +121,7 @@ async def test_compressions(layout: Layout, registry: Registry, start: StartServ
     layout.push("v1", reference)
     service = await start()
     await service.pull(reference)
-    root = service.lower_dirs(service.resolve(reference))[0]
+    root = service.trees(service.resolve(reference))[0]
     assert (Path(root) / "file").read_bytes() == BIG
 
 
@@ -135,7 +135,7 @@ async def test_docker_schema_2(layout: Layout, registry: Registry, start: StartS
     )
     service = await start()
     await service.pull(reference)
-    assert "bin" in os.listdir(service.lower_dirs(service.resolve(reference))[0])
+    assert "bin" in os.listdir(service.trees(service.resolve(reference))[0])
 
 
 async def test_an_index_leads_to_the_wanted_platform(layout: Layout, registry: Registry, start: StartService) -> None:
@@ -152,7 +152,7 @@ async def test_an_index_leads_to_the_wanted_platform(layout: Layout, registry: R
     assert "linux/amd64, linux/arm64" in error.message
     service = await start(platform="linux/arm64")
     image = service.resolve(await service.pull(reference))
-    assert (Path(service.lower_dirs(image)[0]) / "arch").read_bytes() == b"arm64"
+    assert (Path(service.trees(image)[0]) / "arch").read_bytes() == b"arm64"
     assert image.repo_digests == (f"{registry.host}/pull/multi@{top}",)
     assert image.manifest == entries[1][0]
 
@@ -198,7 +198,7 @@ async def test_pulls_of_images_that_share_a_layer_fetch_it_once(
         digest = layout.layer(shared)["digest"]
         assert proxy.count(f"GET .*/blobs/{digest}") == 1
         for name in names:
-            roots = [Path(d) for d in service.lower_dirs(service.resolve(f"{proxy.host}/pull/joint:{name}"))]
+            roots = [Path(d) for d in service.trees(service.resolve(f"{proxy.host}/pull/joint:{name}"))]
             assert (roots[0] / "link").stat().st_size == len(BIG)
             assert sorted(os.listdir(roots[0])) == ["link", "shared", "x"]
             assert os.listdir(roots[0] / "x") == [name]
@@ -210,7 +210,7 @@ async def test_a_hundred_and_twenty_seven_layers(layout: Layout, registry: Regis
     layout.push("deep", f"{registry.host}/pull/deep:v1")
     service = await start()
     image = service.resolve(await service.pull(f"{registry.host}/pull/deep:v1"))
-    roots = service.lower_dirs(image)
+    roots = service.trees(image)
     assert [(Path(r) / "last").read_text() for r in roots] == [str(i) for i in range(126, -1, -1)]
 
 
@@ -221,7 +221,7 @@ async def test_a_layer_that_comes_twice_is_listed_once(layout: Layout, registry:
     layout.push("twice", f"{registry.host}/pull/twice:v1")
     service = await start()
     image = service.resolve(await service.pull(f"{registry.host}/pull/twice:v1"))
-    roots = service.lower_dirs(image)
+    roots = service.trees(image)
     assert len(roots) == 2
     assert (Path(roots[0]) / "file").read_bytes() == b"again"
 
@@ -232,7 +232,7 @@ async def test_an_image_without_layers_has_an_empty_root(layout: Layout, registr
     service = await start()
     image = service.resolve(await service.pull(f"{registry.host}/pull/empty:v1"))
     assert image.size > 0
-    assert [os.listdir(d) for d in service.lower_dirs(image)] == [[]]
+    assert [os.listdir(d) for d in service.trees(image)] == [[]]
 
 
 async def test_the_root_directory_keeps_its_mode(layout: Layout, registry: Registry, start: StartService) -> None:
@@ -256,7 +256,7 @@ async def test_umoci_unpacks_the_same(layout: Layout, registry: Registry, start:
     image = service.resolve(await service.pull(f"{registry.host}/pull/second:v1"))
     bundle = tmp_path / "bundle"
     subprocess.run(["umoci", "raw", "unpack", "--image", f"{layout.path}:v1", bundle], check=True, capture_output=True)
-    with overlay([Path(d) for d in service.lower_dirs(image)], tmp_path / "merged") as merged:
+    with overlay([Path(d) for d in service.trees(image)], tmp_path / "merged") as merged:
         ours, theirs = describe(merged, times=False), describe(bundle, times=False)
     assert ours == theirs
 
@@ -324,7 +324,7 @@ async def test_an_artifact_is_a_directory_of_its_files(layout: Layout, registry:
     service = await start()
     image = service.resolve(await service.pull(reference))
     assert (image.id, image.kind) == (digest, "artifact")
-    (root,) = service.lower_dirs(image)
+    (root,) = service.trees(image)
     assert {name: (Path(root) / name).read_bytes() for name in files} == files
     await service.remove(reference)
     assert service.list() == []

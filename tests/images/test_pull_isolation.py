@@ -88,7 +88,7 @@ async def test_anothers_source_is_his_own_trouble(start: StartService, trouble: 
             await asyncio.sleep(0.001)
         async with asyncio.timeout(DEADLINE):
             image = service.resolve(await service.pull(f"{honest.host}/good:v1"))
-        assert (Path(service.lower_dirs(image)[0]) / "x").read_bytes() == BIG
+        assert (Path(service.trees(image)[0]) / "x").read_bytes() == BIG
         if trouble in ("hang", "trickle"):
             bad.cancel()
             await asyncio.wait([bad])
@@ -149,7 +149,7 @@ async def test_a_portals_page_poisons_nothing(node: Node, start: StartService, t
         service = await start()
         async with asyncio.timeout(DEADLINE):
             image = service.resolve(await service.pull("registry.example/a:v1"))
-        assert (Path(service.lower_dirs(image)[0]) / "x").read_bytes() == BIG
+        assert (Path(service.trees(image)[0]) / "x").read_bytes() == BIG
 
 
 async def test_wrong_bytes_of_an_earlier_try_are_not_this_ones(node: Node, start: StartService) -> None:
@@ -254,5 +254,5 @@ async def test_a_pull_beside_a_removal_has_the_image(start: StartService) -> Non
             # The removal may still come after the pull; then it is the last word, and the image is gone for all.
             await removal
             if image is not None and service.resolve(name) is not None:
-                assert (Path(service.lower_dirs(image)[0]) / "x").exists()
+                assert (Path(service.trees(image)[0]) / "x").exists()
             assert set(records.documents) == {i.id for i in service.list()}
