@@ -32,7 +32,7 @@ class ImageConfig:
     """Seconds for which an interrupted download is kept to be resumed."""
     pinned: tuple[str, ...] = ()
     """Names or glob patterns (`docker.io/library/*`) of images that the kubelet's garbage collection must leave alone."""
-    layers: str = "directories"
+    layers: str = AUTO
     """What new layers are unpacked into: `erofs`, one file for each layer; `directories`; `auto`: files where the kernel and
     the file system can do it, which is tried at each start. Layers that are there stay what they are, and are used."""
     platform: str = ""

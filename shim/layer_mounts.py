@@ -79,8 +79,12 @@ def _clone(name: str) -> int:
 
 
 def attach(base: str, detached: dict[str, int]) -> dict[str, str]:
-    """Mounts clones below `base`, in the present mount namespace; the directory of each by its layer's path."""
+    """Mounts clones below `base`, in the present mount namespace; the directory of each by its layer's path. `base` lies on
+    a private mount and becomes a mount itself, so that one unmount takes all of them away: each waits for all processors.
+    """
     places = {}
+    os.makedirs(base, mode=0o711, exist_ok=True)
+    mounts.bind(base, base)
     for number, (layer, mount) in enumerate(detached.items()):
         directory = os.path.join(base, str(number))
         os.makedirs(directory, mode=0o711, exist_ok=True)

@@ -62,8 +62,8 @@ def attach_layers(bundle: str, fields: dict[str, Any], layers: dict[str, int]) -
 
 def detach_layers(bundle: str, layers: dict[str, int]) -> None:
     """Ends `attach_layers` when all is mounted: overlays have clones of their own, and the OCI runtime less to copy."""
-    for number in range(len(layers)):
-        mounts.detach(os.path.join(bundle, _FILES, str(number)))
+    if layers:
+        mounts.detach(os.path.join(bundle, _FILES))
 
 
 def mount(bundle: str, rootfs: dict[str, Any]) -> str:
