@@ -208,7 +208,7 @@ class LayerStore:
         info = LayerInfo(
             key=key,
             diff_id=diff_id,
-            bytes=taken + ((size + _PAGE - 1) & -_PAGE if keep and not _is_file(path) else 0),
+            bytes=taken + _pages(size, kept=keep, counted=_is_file(path)),
             inodes=result["inodes"] + (keep and not _is_file(path)),
             inflated=result["inflated"],
             has_root=result["has_root"],
@@ -394,6 +394,12 @@ def _own_key(diff_id: str) -> str:
 
 def _chain_key(chain_id: str) -> str:
     return _CHAIN + chain_id.partition(":")[2]
+
+
+def _pages(skeleton: int, *, kept: bool, counted: bool) -> int:
+    """What a skeleton changes of the bytes taken: it comes on top of them, or is among them and may go."""
+    pages = (skeleton + _PAGE - 1) & -_PAGE
+    return pages * (kept - counted)
 
 
 def _is_file(path: str) -> bool:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from imagesvc.config import ImageConfig
+from imagesvc.erofs import layer_file
 from imagesvc.service import ImageService
+from imagesvc.store.layers import DIRECTORY, EROFS
 from tests.harness.waiting import until
 from tests.images.conftest import Node, StartService
 from tests.images.fault_proxy import FaultProxy, Rule
@@ -41,8 +43,8 @@ class FileRecords(MemoryRecords):
         new.rename(self._path)
 
 
-async def pull(root: str, reference: str) -> None:
-    service = ImageService(ImageConfig(), root, FileRecords(Path(root + ".json")))
+async def pull(root: str, reference: str, form: str) -> None:
+    service = ImageService(ImageConfig(), root, FileRecords(Path(root + ".json")), form)
     await service.start()
     await service.pull(reference)
     print("pulled", flush=True)
@@ -66,12 +68,23 @@ def found(pattern: str, number: int) -> Callable[[Path], bool]:
     return lambda root: len(list(root.glob(pattern))) >= number
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a layer's file has been staged."""
+    try:
+        return bool(layer_file.read(str(path)).document)
+    except (OSError, ValueError):
+        return False
+
+
 MOMENTS: dict[str, tuple[str, Callable[[Path], bool]]] = {
     "half of a document": ("/blobs/", found("ingest", 1)),
     "half of every layer": ("/blobs/LAYERS", found("ingest/*.*", 3)),
     "the first files": ("/blobs/TOP", found("layers/new-*/fs/f*", 1)),
     "all layers but one": ("/blobs/TOP", found("layers/new-*/layer.json", 4)),
+    "the first of a file": ("/blobs/TOP", found("layers/new-*.erofs", 1)),
+    "all files but one": ("/blobs/TOP", lambda root: len(list(filter(is_whole, root.glob("layers/new-*.erofs")))) >= 4),
 }
+FILES = ("the first of a file", "all files but one")
 """Which replies stop half way, and what is there of the pull when its process is killed."""
 
 
@@ -85,7 +98,15 @@ async def test_kill(image: tuple[str, str], registry: Registry, node: Node, star
         proxy.rules += [*skipped, Rule(replies.replace("TOP", top).replace("LAYERS", ""), stall=asyncio.Event())]
         reference = f"{proxy.host}/{name}"
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.images.test_kill", str(node.root), reference), stdout=asyncio.subprocess.PIPE
+            *(
+                sys.executable,
+                "-m",
+                "tests.images.test_kill",
+                str(node.root),
+                reference,
+                EROFS if moment in FILES else DIRECTORY,
+            ),
+            stdout=asyncio.subprocess.PIPE,
         )
         try:
             await until(lambda: proxy.reached.is_set() and is_there(node.root))
@@ -112,4 +133,4 @@ async def whole_or_nothing(node: Node, start: StartService, reference: str) -> N
 
 
 if __name__ == "__main__":
-    asyncio.run(pull(sys.argv[1], sys.argv[2]))
+    asyncio.run(pull(*sys.argv[1:]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,7 +100,7 @@ async def test_who_has_the_bytes_shares_them(start: StartService) -> None:
         assert other.count(f"GET .*{blob}") == 1
         roots = {service.lower_dirs(image)[-1] for image in service.list()}
         assert len(roots) == 1
-        assert (Path(roots.pop()) / "secret").exists()
+        assert (service.trees(service.list()[0])[-1] / "secret").exists()
 
 
 async def test_a_partial_download_is_its_owners(start: StartService, node: Any) -> None:
