@@ -27,7 +27,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -41,7 +41,7 @@ from imagesvc.erofs import layer_file
 from imagesvc.limits import MIB
 from imagesvc.store.content import sync_directory
 from imagesvc.worker.pool import JobFailed, WorkerPool
-from kernel import modes, syscalls
+from kernel import modes, syscalls, verity
 from proto.errors import Code, CrispError
 
 log = structlog.get_logger()
@@ -288,6 +288,8 @@ class LayerStore:
             for layer in wanted:
                 self._staged.pop(layer.info.key, None)
                 self._layers[layer.info.key] = layer
+        if files := [layer.path for layer in wanted if _is_file(layer.path)]:
+            self._behind(self._protect(files))
 
     def _rename(self, layers: Sequence[Layer]) -> None:
         try:
@@ -340,9 +342,20 @@ class LayerStore:
     def remove_directories(self, paths: Sequence[str]) -> None:
         """Has a worker remove trees and files in the background; what a crash interrupts is removed at the next start."""
         if paths:
-            task = asyncio.create_task(self._remove(list(paths)))
-            self._removals.add(task)
-            task.add_done_callback(self._removals.discard)
+            self._behind(self._remove(list(paths)))
+
+    def _behind(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._removals.add(task)
+        task.add_done_callback(self._removals.discard)
+
+    async def _protect(self, paths: list[str]) -> None:
+        """fs-verity, where the file system has it. Behind the pull, for it reads all that was written."""
+        try:
+            if await asyncio.get_running_loop().run_in_executor(self._executor, verity.is_supported, paths[0]):
+                await self._workers.run({"job": "protect", "paths": paths})
+        except (OSError, JobFailed, CrispError) as error:
+            log.warning("fs-verity could not be switched on", paths=paths, error=str(error))
 
     async def _remove(self, paths: list[str]) -> None:
         for _attempt in range(_REMOVALS):

@@ -6,6 +6,7 @@
     remove    directory trees, and layers' files, which are unmounted first; `reconcile` unmounts those that are gone
     rebuild   the tar that a layer came from: its digest, or a compressed blob of it
     check     whether a layer's file is what it was
+    protect   switches fs-verity on for layers' files
     pack      a directory as a new layer's compressed blob
     export    an archive of blobs, documents and rebuilt layers
     measure   disk taken by a directory
@@ -37,7 +38,7 @@ from imagesvc.worker import checkpoint_files, pack, unpack, waiting, whiteouts
 from imagesvc.worker.layer_directory import LayerDirectory
 from imagesvc.worker.layer_image import LayerImage
 from imagesvc.worker.merged_view import MergedView
-from kernel import capabilities, removal
+from kernel import capabilities, removal, verity
 from kernel.disk_usage import Walk
 from shim import layer_mounts
 
@@ -397,7 +398,7 @@ def _check(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]
     descriptor = os.open(request["layer"], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         trailer = layer_file.read_from(descriptor)
-        intact = layer_file.digest_of(descriptor, trailer.metadata) == trailer.digest
+        intact = layer_file.digest_of(descriptor, trailer.metadata) == trailer.digest and verity.is_as_kept(request["layer"])
     finally:
         os.close(descriptor)
     if not intact or not trailer.skeleton_bytes:
@@ -405,6 +406,13 @@ def _check(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]
     digest = hashlib.sha256()
     _rebuild_layer(request["layer"], digest.update)
     return {"metadata": True, "diff_id": "sha256:" + digest.hexdigest()}
+
+
+def _protect(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
+    for path in request["paths"]:
+        with suppress(FileNotFoundError):  # it has been removed meanwhile
+            verity.enable(path)
+    return {}
 
 
 def _pack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
@@ -459,6 +467,7 @@ _JOBS: dict[str, Callable[[Mapping[str, Any], socket.socket], dict[str, Any]]] =
     "reconcile": _reconcile,
     "rebuild": _rebuild,
     "check": _check,
+    "protect": _protect,
     "pack": _pack,
     "export": _export,
     "measure": _measure,
