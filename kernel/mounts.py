@@ -232,7 +232,7 @@ def erofs(source: str | bytes) -> int:
     """A detached, read-only mount of the EROFS image in the file `source`; descriptors are looked up relative to it.
 
     A file is mounted as such (Linux 6.12); each call makes a super block of its own. The file is read past the page cache
-    where the kernel and the file's file system can (`directio`): pages would be held twice otherwise.
+    (`directio`; a kernel that does not know this option does nothing else): pages would be held twice otherwise.
 
     Raises:
         OSError: with the kernel's own words where it has some.

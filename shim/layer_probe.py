@@ -1,7 +1,9 @@
 """Job: find out by trying whether layers can be files here (layer_mounts.py).
 
 The kernel has to have EROFS, to mount it from a file (Linux 6.12, CONFIG_EROFS_FS_BACKED_BY_FILE), and to map the ids of
-such a mount; and the file system on which the layers lie has to be one that it can read such a file from.
+such a mount; and the file system on which the layers lie has to be one that it can read such a file from, past the page
+cache: Linux before 7.0 takes a read through the page cache that SIGKILL has cut short for a whole one, and all who share the
+pages find zeros.
 """
 
 from __future__ import annotations
@@ -9,16 +11,18 @@ from __future__ import annotations
 import base64
 import errno
 import os
+import re
 import secrets
 from contextlib import suppress
 from typing import Any
 
-from kernel import mounts, namespaces, syscalls
+from kernel import lsm, mounts, namespaces, syscalls
 from kernel.descriptors import write_all
 
 NAME = "hello"
 TEXT = b"crisp\n"
 """What the image has to have: one file."""
+_OPENERS_RIGHTS = (6, 18)
 _FIRST_ID, _ID_COUNT = 1 << 20, 1 << 16
 _WHY = {
     errno.ENODEV: "this kernel has no EROFS",
@@ -35,6 +39,8 @@ def main(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any]:
 
 def probe(directory: str, image: bytes) -> str:
     """Why a layer in `directory` cannot be a file, or "". For a process with one thread."""
+    if lsm.selinux_enabled() and release() < _OPENERS_RIGHTS:
+        return "with SELinux, Linux before 6.18 reads a layer's file with the rights of the container"
     path = os.path.join(directory, f"new-{secrets.token_hex(8)}.erofs")
     try:
         with open(path, "xb") as file:
@@ -47,7 +53,16 @@ def probe(directory: str, image: bytes) -> str:
             os.unlink(path)
 
 
+def release() -> tuple[int, ...]:
+    """Of the kernel: its first two numbers."""
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+
+
 def _try(path: str) -> str:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
+    except OSError as error:
+        return f"its file system cannot read past the page cache: {error.strerror}"
     try:
         mount = mounts.erofs(path)
     except OSError as error:

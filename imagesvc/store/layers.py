@@ -43,6 +43,7 @@ from imagesvc.store.content import sync_directory
 from imagesvc.worker.pool import JobFailed, WorkerPool
 from kernel import modes, syscalls, verity
 from proto.errors import Code, CrispError
+from shim import layer_probe
 
 log = structlog.get_logger()
 
@@ -50,6 +51,7 @@ _REMOVALS = 3
 """Attempts at removing a directory: the worker may have been killed. The next start tries again."""
 
 _PAGE = 4096
+_SOUND_PAGE_CACHE = (7, 0)
 _SKELETON_FLOOR = 1 * MIB
 """A skeleton above this, and above its layer, is not kept: an archive that is all headers must not take the disk twice."""
 
@@ -350,7 +352,12 @@ class LayerStore:
         task.add_done_callback(self._removals.discard)
 
     async def _protect(self, paths: list[str]) -> None:
-        """fs-verity, where the file system has it. Behind the pull, for it reads all that was written."""
+        """fs-verity, where the file system has it. Behind the pull, for it reads all that was written.
+
+        Such a file is read through the page cache, which is right only since Linux 7.0 (shim/layer_probe.py).
+        """
+        if layer_probe.release() < _SOUND_PAGE_CACHE:
+            return
         try:
             if await asyncio.get_running_loop().run_in_executor(self._executor, verity.is_supported, paths[0]):
                 await self._workers.run({"job": "protect", "paths": paths})

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from imagesvc.erofs import sample
-from kernel import mounts, syscalls
+from kernel import lsm, mounts, syscalls
 from shim import layer_probe
 
 pytestmark = pytest.mark.root
@@ -77,6 +77,30 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
 def test_bytes_that_are_not_what_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other: Any = sample.image(layer_probe.NAME, b"other")
     assert layer_probe.probe(str(tmp_path), other) == "what was read of it is not what was written"
+
+
+def test_selinux_on_an_older_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lsm, "selinux_enabled", lambda: True)
+    monkeypatch.setattr(layer_probe, "release", lambda: (6, 18))
+    assert layer_probe.probe(str(tmp_path), IMAGE) == ""
+    monkeypatch.setattr(layer_probe, "release", lambda: (6, 12))
+    assert "with SELinux, Linux before 6.18" in layer_probe.probe(str(tmp_path), IMAGE)
+
+
+def test_the_kernels_release() -> None:
+    assert ".".join(map(str, layer_probe.release())) == ".".join(os.uname().release.split(".")[:2])
+
+
+def test_a_file_system_without_direct_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert "cannot read past the page cache" in layer_probe.probe(str(tmp_path), IMAGE)
 
 
 def test_without_directio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

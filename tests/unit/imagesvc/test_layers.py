@@ -18,7 +18,9 @@ from imagesvc.erofs import layer_file, sample
 from imagesvc.store.layers import LayerInfo, LayerStore
 from imagesvc.transfer.unpacking import layer_error
 from imagesvc.worker.pool import JobFailed
+from kernel import verity
 from proto.errors import Code, CrispError
+from shim import layer_probe
 
 DIGEST = f"sha256:{'0' * 64}"
 RESULT = {"depends": False, "unsettled": False, "skeleton": False, "bytes": 1, "inodes": 1, "inflated": 1}
@@ -165,3 +167,23 @@ def test_a_layer_with_nothing_in_it(disk: Disk) -> None:
     assert not disk.info("1", inodes=1, entries=0, root=(0o755, 0, 0)).shows
     assert not disk.info("1", inodes=2, skeleton=True).shows
     assert disk.info("1", inodes=1, entries=1).shows
+
+
+@pytest.mark.parametrize(("release", "protected"), [((6, 18), False), ((7, 0), True)])
+async def test_fs_verity_where_there_is_one(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, release: tuple[int, int], protected: bool
+) -> None:
+    """It has a file read through the page cache, which older kernels do not do right."""
+    monkeypatch.setattr(layer_probe, "release", lambda: release)
+    monkeypatch.setattr(verity, "is_supported", lambda _path: True)
+    store = disk.store("erofs")
+    store.prepare()
+    path = store.new_file()
+    disk.file("", os.path.basename(path))
+    result = RESULT | {"has_root": True, "attributed": False, "entries": 2, "root": [0o750, 1, 2], "skeleton_bytes": 0}
+    store.want([DIGEST])
+    await store.publish([store.stage(path, result, DIGEST, DIGEST)], store.mark())
+    await store.settle()
+    job = {"job": "protect", "paths": [str(disk.layers / f"{'0' * 64}.erofs")]}
+    assert disk.workers.run.await_args_list == [call(job)] * protected
+    store.close()
