@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from proto import admin_pb2 as admin
 
 LOOK_SECONDS: Final = 0.01
+OURS: Final = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
@@ -58,7 +59,9 @@ def exec_(
         if user:
             request.user.CopyFrom(_user(client, found, user))
         url = client.admin.Exec(request).url
-        code = asyncio.run(run_command(url, StreamOptions(tty, stdin, True, not tty), certificate=_certificate(client)))
+        code = asyncio.run(
+            run_command(url, StreamOptions(tty, stdin, True, not tty), certificate=_certificate(client), **OURS)
+        )
     raise SystemExit(code)
 
 
@@ -98,7 +101,7 @@ def join(client: Client, container: str, *, stdin: bool, tty: bool, begin: Calla
     url, options = client.runtime.Attach(request).url, StreamOptions(tty, stdin, True, not tty)
 
     async def joined() -> int:
-        work = asyncio.create_task(run_command(url, options, certificate=_certificate(client)))
+        work = asyncio.create_task(run_command(url, options, certificate=_certificate(client), **OURS))
         try:
             while not work.done() and _attached(client, container) <= before:
                 await asyncio.wait((work,), timeout=LOOK_SECONDS)

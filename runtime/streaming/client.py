@@ -119,9 +119,9 @@ def _refused(events: Sequence[Any]) -> CrispError:
 
 
 async def run_command(
-    url: str, options: StreamOptions, *, certificate: str = "", stdin: int = 0, stdout: int = 1, stderr: int = 2
+    url: str, options: StreamOptions, *, stdin: int, stdout: int, stderr: int, certificate: str = ""
 ) -> int:
-    """Join this program's own streams with an exec's or attach's; returns the exit code.
+    """Join descriptors of this program with an exec's or attach's streams; returns the exit code.
 
     With a terminal on both sides it is raw for as long as this takes, and its size is followed. Raises the failure that the
     server reports, or UNAVAILABLE if the connection is lost.

@@ -50,7 +50,7 @@ def attach(subject: Subject, times: int) -> Iterator[tuple[str, float]]:
     os.write(go, b"go\n")
     options = StreamOptions(stdin=True, stdout=True, stderr=True, tty=False)
     try:
-        asyncio.run(run_command(url, options, stdin=stdin, stdout=stdout))
+        asyncio.run(run_command(url, options, stdin=stdin, stdout=stdout, stderr=2))
     except CrispError as error:  # containerd closes the connection without a word
         print(f"{subject.runtime.name}: attach: {error.message}", file=sys.stderr)
     finally:

@@ -620,3 +620,18 @@ def test_forwarding_keeps_router_advertisements(lab: Lab) -> None:
 
     lab.run(body)
     assert lab.host.sh("sysctl -n net.ipv6.conf.uplink.accept_ra").strip() == "2"
+
+
+def test_a_kernel_that_cannot_hush_multicast_has_pods_all_the_same(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second table is a comfort: bridge families of nftables are missing from some kernels."""
+    monkeypatch.setattr("runtime.network.host.hush", lambda _config: "add table of no family\n")
+    a, b = lab.pod(), lab.pod()
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            await network.attach(request(a))
+            result = await network.attach(request(b))
+            lab.serve(b, 8080)
+            assert ask(a, result.ips[0], 8080)
+
+    lab.run(body)

@@ -445,14 +445,27 @@ async def test_records_that_cannot_be_read_are_set_aside(setup: Setup) -> None:
         await network.attach(setup.request())
 
 
-def straggler(setup: Setup, script: str) -> tuple[Stragglers, subprocess.Popen[bytes]]:
+def straggler(setup: Setup, script: str, sandbox_id: str = "sandbox") -> tuple[Stragglers, subprocess.Popen[bytes]]:
     """A plugin whose daemon was killed while it ran: the daemon's descriptor is closed, and the lock's file still there."""
     stragglers = Stragglers(setup.tmp / "locks")
-    with stragglers.guard("sandbox") as fd:
+    with stragglers.guard(sandbox_id) as fd:
         process = subprocess.Popen(["sh", "-c", script], pass_fds=(fd,))
-        os.link(setup.tmp / "locks" / "sandbox", setup.tmp / "kept")
-    os.rename(setup.tmp / "kept", setup.tmp / "locks" / "sandbox")
+        os.link(setup.tmp / "locks" / sandbox_id, setup.tmp / "kept")
+    os.rename(setup.tmp / "kept", setup.tmp / "locks" / sandbox_id)
     return stragglers, process
+
+
+async def test_a_pod_is_not_disconnected_while_a_plugin_of_an_earlier_daemon_is_at_it(setup: Setup) -> None:
+    asked = setup.request()
+    async with setup.network() as network:
+        await network.attach(asked)
+    _, process = straggler(setup, f"sleep 0.5; touch {setup.tmp}/ended", asked.sandbox_id)
+    setup.plugin.behave(DEL=f"test -e {setup.tmp}/ended || touch {setup.tmp}/early")
+    async with setup.network() as network:
+        await network.detach(asked)
+    process.wait()
+    assert setup.plugin.calls() == ["ADD", "DEL"]
+    assert not (setup.tmp / "early").exists()
 
 
 async def test_plugins_that_outlive_their_daemon_are_waited_for(setup: Setup) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernel import mounts, removal
+from kernel import mounts, removal, trees
 
 pytestmark = pytest.mark.root
 
@@ -74,3 +74,22 @@ def test_links_depth_and_absence(tmp_path: Path) -> None:
     removal.remove_tree(tree / "below" / "nothing")
     assert sorted(os.listdir(tmp_path)) == ["kept"]
     assert os.listdir(tmp_path / "kept") == ["file"]
+
+
+def test_a_tree_that_is_moved_meanwhile_is_begun_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it is nothing; all the time it is an error that says so."""
+    remove, moved = removal._remove, iter([True, False])
+
+    def once(parent: int, base: bytes) -> None:
+        if next(moved):
+            raise trees.Moved
+        remove(parent, base)
+
+    (tmp_path / "tree/below").mkdir(parents=True)
+    monkeypatch.setattr(removal, "_remove", once)
+    removal.remove_tree(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+    monkeypatch.setattr(removal, "_remove", lambda *_: (_ for _ in ()).throw(trees.Moved))
+    with pytest.raises(OSError, match="moved while") as caught:
+        removal.remove_tree(tmp_path / "tree")
+    assert caught.value.errno == errno.EBUSY
