@@ -14,6 +14,7 @@ import pytest
 from kernel import mounts
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
+from tests.harness import layer_files
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.kubelet import Kubelet
 from tests.harness.waiting import wait_until
@@ -52,6 +53,8 @@ def layered() -> list[bytes]:
 
 @pytest.fixture(scope="module", params=list(FORMS))
 def form(request: pytest.FixtureRequest) -> str:
+    if request.param == "erofs":
+        layer_files.need(Path("/var/tmp"))
     return str(request.param)
 
 

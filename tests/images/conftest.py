@@ -13,7 +13,8 @@ from imagesvc.config import ImageConfig
 from imagesvc.registry.endpoint import EndpointSources
 from imagesvc.service import ImageService
 from imagesvc.store.images import Image
-from imagesvc.store.layers import EROFS
+from imagesvc.store.layers import DIRECTORY, EROFS
+from tests.harness.layer_files import why_not
 from tests.images.image_builder import Layout
 from tests.images.layer_stack import place_of
 from tests.images.memory_records import MemoryRecords
@@ -60,7 +61,7 @@ class Node:
         self.conf = base / "registries.conf"
         self.auth = base / "auth.json"
         self.records = MemoryRecords()
-        self.form = EROFS
+        self.form = DIRECTORY if why_not(base) else EROFS
         """What new layers are made as."""
 
     def service(self, **options: Any) -> Seen:

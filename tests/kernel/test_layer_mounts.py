@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from imagesvc.erofs import sample
 from kernel import mounts, namespaces, syscalls
 from shim import layer_mounts, rootfs
+from tests.harness import layer_files
 
 
 class Lab:
@@ -27,12 +29,9 @@ class Lab:
         self.base = base
 
     def layer(self, name: str, **files: str) -> str:
-        source = self.base / f"{name}.source"
-        source.mkdir()
-        for file, text in files.items():
-            (source / file).write_text(text)
+        [(file, text)] = files.items()
         path = self.layers / f"{name}.erofs"
-        subprocess.run(["mkfs.erofs", "-T0", path, source], check=True, capture_output=True)
+        path.write_bytes(sample.image(file, text.encode()))
         return str(path)
 
     def run(self, call: Callable[[], Any]) -> Any:
@@ -100,6 +99,7 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
+    layer_files.need(tmp_path)
     made = Lab(tmp_path)
     yield made
     mounts.detach_all(made.place)
@@ -217,8 +217,8 @@ def test_reading_without_sharing(lab: Lab) -> None:
         return [os.listdir(directory), os.read(file, 9).decode()]
 
     assert lab.run(read) == [["file"], "text"]
-    plain = layer_mounts.open_layer(str(lab.base / "layer.source"))
-    assert os.listdir(plain) == ["file"]
+    plain = layer_mounts.open_layer(str(lab.layers))
+    assert os.listdir(plain) == ["layer.erofs"]
     os.close(plain)
 
 

@@ -15,8 +15,15 @@ import pytest
 from imagesvc.erofs import sample
 from kernel import lsm, mounts, syscalls
 from shim import layer_probe
+from tests.harness import layer_files
 
 pytestmark = pytest.mark.root
+
+
+@pytest.fixture(autouse=True)
+def _able(tmp_path: Path) -> None:
+    layer_files.need(tmp_path)
+
 
 IMAGE = sample.image(layer_probe.NAME, layer_probe.TEXT)
 
