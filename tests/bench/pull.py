@@ -30,8 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from imagesvc.config import ImageConfig
 from imagesvc.registry.endpoint import EndpointSources
 from imagesvc.service import ImageService
+from imagesvc.store.layers import DIRECTORY, EROFS
 from proto import api_pb2 as cri
 from tests.bench.runtimes import Containerd
+from tests.harness.layer_files import why_not
 from tests.images.image_builder import Layout, Member, directory, tar
 from tests.images.memory_records import MemoryRecords
 from tests.images.registry_server import Registry
@@ -83,6 +85,7 @@ async def pull_crisp(reference: str, root: Path) -> dict[str, float]:
         ImageConfig(registries=EndpointSources(certs_dirs=(), registries_conf="/nonexistent", registries_conf_dir="/x")),
         root,
         MemoryRecords(),
+        DIRECTORY if why_not(root) else EROFS,
     )
     await service.start()
     begin = time.monotonic()
