@@ -97,7 +97,8 @@ def build(layout: Layout, image: str) -> None:
         return
     members = [directory("./"), directory("srv0/")]
     if image == "large":
-        members += [Member(f"srv0/large{number}", pool * (LARGE // len(pool))) for number in range(4096 * MIB // LARGE)]
+        content = pool * (LARGE // len(pool))
+        members += [Member(f"srv0/large{number}", content) for number in range(4096 * MIB // LARGE)]
     else:
         for number in range(500_000):
             if number % 1000 == 0:
