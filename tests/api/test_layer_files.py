@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -111,6 +112,16 @@ def mounted(daemon: Daemon) -> list[int]:
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     return sorted(map(int, done.stdout.split()))
+
+
+def test_what_has_been_chosen_is_told(node: Kubelet, form: str) -> None:
+    told = json.loads(node.runtime.Status(cri.StatusRequest(verbose=True)).info["config"])["layers"]
+    assert told["form"] == ("erofs" if form == "erofs" else "directory")
+    check = [sys.executable, str(ROOT / "crisp.py"), "--socket", node.daemon.socket, "check"]
+    [line] = [
+        line for line in subprocess.run(check, capture_output=True, text=True).stdout.splitlines() if "  layers " in line
+    ]
+    assert line.split(None, 2)[2].startswith("EROFS files" if form == "erofs" else "directories: ")
 
 
 def test_what_a_container_sees(node: Kubelet) -> None:
