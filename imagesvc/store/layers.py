@@ -291,7 +291,7 @@ class LayerStore:
                 self._staged.pop(layer.info.key, None)
                 self._layers[layer.info.key] = layer
         if files := [layer.path for layer in wanted if _is_file(layer.path)]:
-            self._behind(self._protect(files))
+            self._behind(self._finish(files))
 
     def _rename(self, layers: Sequence[Layer]) -> None:
         try:
@@ -300,7 +300,6 @@ class LayerStore:
                     target = os.path.join(self.root, layer.info.key) + _suffix(layer.path)
                     os.rename(layer.path, target)
                     layer.path = target
-                    _forget_pages(target)
             sync_directory(self.root)
         except OSError as error:
             raise disk_error(error, self.root, "publishing layers") from error
@@ -351,15 +350,18 @@ class LayerStore:
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)
 
-    async def _protect(self, paths: list[str]) -> None:
-        """fs-verity, where the file system has it. Behind the pull, for it reads all that was written.
+    async def _finish(self, paths: list[str]) -> None:
+        """What goes behind a pull: the pages of what was written leave the page cache, and fs-verity is switched on where
+        the file system has it.
 
-        Such a file is read through the page cache, which is right only since Linux 7.0 (shim/layer_probe.py).
+        A file with fs-verity is read through the page cache, which is right only since Linux 7.0 (shim/layer_probe.py).
         """
-        if layer_probe.release() < _SOUND_PAGE_CACHE:
-            return
+        loop = asyncio.get_running_loop()
         try:
-            if await asyncio.get_running_loop().run_in_executor(self._executor, verity.is_supported, paths[0]):
+            await loop.run_in_executor(self._executor, _forget_pages, paths)
+            if layer_probe.release() < _SOUND_PAGE_CACHE:
+                return
+            if await loop.run_in_executor(self._executor, verity.is_supported, paths[0]):
                 await self._workers.run({"job": "protect", "paths": paths})
         except (OSError, JobFailed, CrispError) as error:
             log.warning("fs-verity could not be switched on", paths=paths, error=str(error))
@@ -447,11 +449,12 @@ def _tidy(path: str, *, keep_skeleton: bool, keep_whiteouts: bool) -> None:
         os.unlink(os.path.join(path, _WHITEOUTS))
 
 
-def _forget_pages(path: str) -> None:
-    """A file is read past the page cache once it is mounted: what was written need not stay there."""
-    if _is_file(path):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
+def _forget_pages(paths: Iterable[str]) -> None:
+    """Files are read past the page cache once they are mounted: what was written need not stay there."""
+    for path in paths:
+        with suppress(FileNotFoundError):  # it has been removed meanwhile
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(descriptor)
