@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -36,6 +37,7 @@ from shim.runner import Runner
 from shim.session import Answer, Session
 from shim.tracking import Tracking
 
+MAX_ARGUMENTS = 1 << 16  # bytes
 MAX_SESSIONS = 256
 ACCEPT_PAUSE = 0.1  # seconds until a shim without room for a connection looks again
 FORGOTTEN_AFTER = 120.0  # seconds without a session until a shim that has created nothing leaves
@@ -48,31 +50,60 @@ UNHEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.
 def main(args: dict[str, Any], _fds: list[int], report: Any) -> None:
     """Supervise one container.
 
-    `args`: version, id, bundle, runtime {name, path, root, systemd_cgroup}, cgroup (its path below the hierarchies'
-    roots), hierarchies [mode, controllers, unified], detach_unified, oom_score_adj or null, shim_cgroup or null.
+    `args`: version, id, bundle, runtime {name, path, root, systemd_cgroup, delete_is_removal}, cgroup (its path below the
+    roots of the hierarchies), hierarchies [mode, controllers, unified], detach_unified, oom_score_adj or null, shim_cgroup
+    or null.
     """
+    _settle(args)
+    _supervise(args, report)
+
+
+def spare(args: dict[str, Any], fds: list[int], report: Any) -> None:
+    """Be ready to supervise a container, and wait for one at the socket `fds[0]`; end if its other end is closed.
+
+    `args`: of those of `main` version, hierarchies, oom_score_adj, shim_cgroup. The datagram that comes has all of them.
+    """
+    syscalls.set_process_name(b"crisp-spare")
+    _settle(args)
+    with socket.socket(fileno=fds[0]) as channel:
+        try:
+            datagram = channel.recv(MAX_ARGUMENTS)
+        except ConnectionResetError:
+            return
+    if datagram:
+        _supervise(json.loads(datagram), report)
+
+
+def _settle(args: dict[str, Any]) -> None:
+    """What does not depend on the container."""
     if args["version"] != shim_protocol.VERSION:
         raise CrispError(Code.FAILED_PRECONDITION, f"shim speaks version {shim_protocol.VERSION}, not {args['version']}")
     os.setsid()
-    syscalls.set_process_name(b"crisp-shim")
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     syscalls.fix_malloc_threshold(MMAP_THRESHOLD)
-    bundle = args["bundle"]
-    log = os.open(os.path.join(bundle, "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    os.dup2(log, 2)
-    os.close(log)
     set_oom_score(args.get("oom_score_adj"))
     for number in UNHEARD:
         # A handler and not SIG_IGN, which the OCI runtime would inherit.
         signal.signal(number, lambda *_: None)
-    mode, controllers, unified = args["hierarchies"]
-    hierarchies = cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified)
     if args.get("shim_cgroup"):
-        place = hierarchies.group(args["shim_cgroup"])
+        place = _hierarchies(args).group(args["shim_cgroup"])
         place.create()
         place.enter(os.getpid())
+
+
+def _hierarchies(args: dict[str, Any]) -> cgroups.Hierarchies:
+    mode, controllers, unified = args["hierarchies"]
+    return cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified)
+
+
+def _supervise(args: dict[str, Any], report: Any) -> None:
+    syscalls.set_process_name(b"crisp-shim")
+    bundle = args["bundle"]
+    log = os.open(os.path.join(bundle, "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    os.dup2(log, 2)
+    os.close(log)
     lock = take_lock(bundle)
-    shim = Shim(args, hierarchies)
+    shim = Shim(args, _hierarchies(args))
     shim.listen()
     report({})
     shim.run()

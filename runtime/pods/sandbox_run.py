@@ -159,6 +159,7 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
         else None,
     }
     await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
+    node.fork_server.expect_shims()
 
 
 def _kinds(options: cri.NamespaceOption) -> list[str]:

@@ -26,12 +26,15 @@ from kernel import cgroups
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
+from runtime.shims.spares import Spare, Spares
 from shim import forkserver
 
 log = structlog.get_logger(__name__)
 
 ANSWER_SECONDS = 20.0  # that the server may take to fork; one that is stopped is killed then, and another one started
 MAX_REPORT = 16 << 20  # bytes of a job's result
+SHIM = "shim.supervisor:main"
+SHIM_SECONDS = 30.0  # until a shim that was forked must listen
 _ROOMS = os.path.dirname(os.path.dirname(os.path.abspath(shim.__file__)))
 """Where the fork server imports the room `shim` from: where this process does."""
 
@@ -44,6 +47,7 @@ class ForkServer:
         self._turn = asyncio.Lock()
         self._process: asyncio.subprocess.Process
         self._channel: socket.socket
+        self._spares = Spares(self._fork)
 
     @classmethod
     async def start(cls, preload: Sequence[str]) -> ForkServer:
@@ -148,10 +152,21 @@ class ForkServer:
 
     async def spawn_shim(self, options: ShimOptions) -> None:
         """Start a shim; when this returns, `ShimClient.connect(options.bundle)` works."""
-        await self.run_job("shim.supervisor:main", options.arguments(), timeout=30)
+        arguments = options.arguments()
+        try:
+            spare = self._spares.take(arguments)
+            if spare is None or not await _become(spare, arguments):
+                await self.run_job(SHIM, arguments, timeout=SHIM_SECONDS)
+        finally:
+            self._spares.prepare()
+
+    def expect_shims(self) -> None:
+        """Containers are about to be made: have shims wait for them."""
+        self._spares.prepare()
 
     async def close(self) -> None:
         """End the server; shims go on."""
+        await self._spares.close()
         self._channel.close()
         await self._process.wait()
 
@@ -196,6 +211,25 @@ class ShimOptions:
             "oom_score_adj": self.oom_score_adj,
             "shim_cgroup": self.shim_cgroup,
         }
+
+
+async def _become(spare: Spare, arguments: Message) -> bool:
+    """Have a spare be the shim that is wanted; False if it had ended. Its failure is raised, as a job's."""
+    try:
+        if not spare.begin(arguments):
+            return False
+        try:
+            async with asyncio.timeout(SHIM_SECONDS):
+                report = await _read_report(spare.report)
+        except TimeoutError:
+            raise CrispError(Code.DEADLINE_EXCEEDED, f"a shim took more than {SHIM_SECONDS:g} s and was killed") from None
+        _result(SHIM, report)
+    except BaseException:
+        spare.kill()
+        raise
+    finally:
+        spare.close()
+    return True
 
 
 @contextmanager

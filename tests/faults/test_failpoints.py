@@ -18,7 +18,7 @@ from kernel import cgroups, mounts
 from kernel.failpoints import NAMES
 from proto import api_pb2 as cri
 from tests.harness.kubelet import Container, Kubelet, some_limit
-from tests.harness.shims import shim_pid
+from tests.harness.shims import pids_called, shim_pid
 from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
@@ -150,6 +150,20 @@ def test_fork_server_killed(kubelet: Kubelet) -> None:
     for server in servers:
         os.kill(int(server), signal.SIGKILL)
     assert kubelet.pod().shell("exit 2").status().exit_code == 2
+
+
+def test_spare_shims_go_with_a_daemon_that_is_killed(kubelet: Kubelet) -> None:
+    group = cgroups.detect().group(f"{kubelet.daemon.cgroup_parent}/shims")
+
+    def spares() -> set[int]:
+        return group.procs().intersection(pids_called("crisp-spare"))
+
+    container = kubelet.pod().run("/bin/sleep", "1000")
+    wait_until(spares)
+    kubelet.daemon.kill()
+    wait_until(lambda: not spares())
+    kubelet.daemon.start()
+    assert container.status().state == cri.CONTAINER_RUNNING
 
 
 def test_reboot(kubelet: Kubelet) -> None:
