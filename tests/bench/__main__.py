@@ -30,6 +30,7 @@ from tests.images.registry_server import Registry
 
 THREADS = (1, 4, 8, 16)
 LOG_TIMES = 60  # of 8 MiB
+START_UPS = 3
 
 
 def main() -> None:
@@ -94,6 +95,7 @@ def together(runtimes: list[Runtime], image: str, logs: Path, rounds: int) -> li
 def alone(runtime: Runtime, figures: Figures, image: str, logs: Path, options: argparse.Namespace) -> None:
     """What needs the machine, or would be counted for the others."""
     with running(runtime, image, logs) as subject:
+        _record(figures, pods.start_up(subject, START_UPS))
         for threads in THREADS:
             _record(figures, pods.at_once(subject, threads, options.rounds * 4))
         _record(figures, pods.small_pull(subject, options.rounds))

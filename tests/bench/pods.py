@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import statistics
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ FEW = 40
 LISTS = 30
 """How often a list is asked for."""
 IDLE_SECONDS = 20.0
+STORM_SECONDS = 10.0
 
 Rows = Iterator[tuple[str, float]]
 
@@ -69,6 +71,10 @@ def crowd(subject: Subject, most: int, rounds: int) -> Rows:
         for number in (most // 5, most * 3 // 5):
             pods += subject.pods(number - 1 - len(pods))
             yield from one_by_one(subject, number, rounds)
+            if number == most // 5:
+                yield from probes(subject, pods)
+        if few:
+            yield f"memory of all with {len(pods)} pods, MiB", pss(runtime.processes(WORKLOAD)) / MIB
         yield from idle(subject, len(pods))
         yield from restart(subject, pods)
         pods += subject.pods(most - len(pods))
@@ -86,6 +92,50 @@ def lists(subject: Subject, count: int) -> Rows:
     request = cri.ListContainerStatsRequest()
     assert len(runtime.ListContainerStats(request).stats) == count
     yield f"ListContainerStats of {count}, ms", median(lambda: runtime.ListContainerStats(request), LISTS)
+
+
+def probes(subject: Subject, pods: list[Pod]) -> Rows:
+    """Processor time of the whole node while each pod is probed once a second, without what it takes otherwise."""
+    before = _busy_seconds(STORM_SECONDS)
+    end = time.monotonic() + STORM_SECONDS
+
+    def probe(number: int) -> None:
+        time.sleep(number / len(pods))  # kubelets' probes are spread out
+        while time.monotonic() < end:
+            begin = time.monotonic()
+            pods[number].exec()
+            time.sleep(max(0.0, begin + 1 - time.monotonic()))
+
+    with ThreadPoolExecutor(len(pods)) as pool:
+        storm = pool.map(probe, range(len(pods)))
+        taken = _busy_seconds(STORM_SECONDS)
+        list(storm)
+    yield f"{len(pods)} probes a second, ms of processor time a second", (taken - before) / STORM_SECONDS * 1000
+
+
+def _busy_seconds(seconds: float) -> float:
+    """Processor time of everything on the node in the next so many seconds."""
+
+    def busy() -> float:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _idle, _wait, irq, softirq, *_ = map(int, file.readline().split()[1:])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+    begin = busy()
+    time.sleep(seconds)
+    return busy() - begin
+
+
+def start_up(subject: Subject, rounds: int) -> Rows:
+    """From the start of a daemon without pods until its node is ready."""
+    if subject.runtime.process is None:
+        return
+    took = []
+    for _ in range(rounds):
+        subject.runtime.terminate()
+        took.append(milliseconds(lambda: subject.runtime.start().__exit__(None, None, None)))
+    subject.client.runtime.Version(cri.VersionRequest(), wait_for_ready=True)
+    yield "start of the daemon, ms", statistics.median(took)
 
 
 def idle(subject: Subject, count: int) -> Rows:
