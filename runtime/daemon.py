@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import grp
+import importlib
 import os
 import signal
 import time
@@ -123,7 +124,11 @@ async def assemble(
 ) -> Node:
     """State, images and network of a node that has not recovered yet; the caller holds the lock, `stack` ends it all."""
     _make_directories(paths)
-    # Imported here so that the fork server starts while these load.
+    measured = host.measure(config.cgroup.driver, config.root)
+    # The trials of the OCI runtimes take a third of the start. They go on while half of the program is loaded, in a thread.
+    finding = asyncio.ensure_future(find_handlers(config, paths, measured, fork_server))
+    stack.push_async_callback(_given_up, finding)
+    await asyncio.to_thread(_load_rooms)
     from imagesvc.service import ImageService  # noqa: PLC0415
     from runtime.network.auto import AutoNetwork  # noqa: PLC0415
     from runtime.store.image_records import ImageRecords  # noqa: PLC0415
@@ -132,7 +137,6 @@ async def assemble(
     stack.callback(store.close)
     blocking = new_executor()
     stack.callback(blocking.shutdown, wait=False, cancel_futures=True)
-    measured = host.measure(config.cgroup.driver, config.root)
     layers = await layer_form.choose(config.images.layers, paths, fork_server)
     images = ImageService(config.images, config.root, ImageRecords(store), layers.form, str(paths.layer_mounts))
     await images.start()
@@ -145,7 +149,7 @@ async def assemble(
         paths=paths,
         host=measured,
         store=store,
-        handlers=await find_handlers(config, paths, measured, fork_server),
+        handlers=await finding,
         fork_server=fork_server,
         network=network,
         images=images,
@@ -154,6 +158,17 @@ async def assemble(
         blocking=blocking,
         plugins=Plugins(config.nri),
     )
+
+
+def _load_rooms() -> None:
+    importlib.import_module("imagesvc.service")
+    importlib.import_module("runtime.network.auto")
+
+
+async def _given_up(work: asyncio.Future[Any]) -> None:
+    """Let go of something that nobody waits for any more, if it is not done."""
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
 
 
 def _handler_networks(config: Config) -> dict[str, HandlerNetworks]:
