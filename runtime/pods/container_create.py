@@ -193,9 +193,9 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     record = container.record
     bundle = node.paths.bundle(record.id)
     loop = asyncio.get_running_loop()
-    await loop.run_in_executor(node.blocking, _make_directories, node, container, image)
     described = image if checkpoint is None else restore.described(checkpoint)
-    document = await container_spec.build(node, container, described, target_pid)
+    directories = functools.partial(_make_directories, node, container, image)
+    document = await container_spec.build(node, container, described, target_pid, directories)
     wanted = await plugin_hooks.create(node, container, document)
     failpoint("container.told")
     if wanted is not None:

@@ -18,6 +18,8 @@ from runtime.pods import image_volumes, selinux
 from runtime.pods.host_paths import find_sources
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from imagesvc.store.images import Image
     from runtime.oci.mounts import Source
     from runtime.oci.spec import NodeFiles
@@ -25,35 +27,44 @@ if TYPE_CHECKING:
     from runtime.pods.objects import Container
 
 
-async def build(node: Node, container: Container, image: Image, target_pid: int) -> dict[str, Any]:
-    """The content of config.json, without the user, which the shim finds in the image."""
+async def build(
+    node: Node, container: Container, image: Image, target_pid: int, first: Callable[[], None]
+) -> dict[str, Any]:
+    """The content of config.json, without the user, which the shim finds in the image.
+
+    `first` is done in the pool before, on the way: each way there and back costs more than what is done.
+    """
     record, sandbox = container.record, container.sandbox.record
     handler = node.handlers.get(sandbox.handler)
     await apparmor_loader.ensure_default(node.host, node.config.containers.apparmor_profile)
-    files = await asyncio.get_running_loop().run_in_executor(node.blocking, _read_files, node, container)
     sources = await _sources(node, container)
     labels = selinux.labels_of(node, container)
     if labels is not None:
         await selinux.relabel_volumes(node.fork_server, record.config, labels)
-    inputs = spec.Inputs(
-        container_id=record.id,
-        config=record.config,
-        sandbox_id=sandbox.id,
-        sandbox=sandbox.config,
-        image=image.config,
-        sandbox_directory=node.paths.sandbox(sandbox.id),
-        cgroups_path=cgroups.oci_path(sandbox.cgroup_parent, record.id, node.host.systemd_cgroups),
-        sources=sources,
-        target_pid=target_pid,
-        hostname=sandbox.hostname(),
-        daemon=node.config,
-        handler=handler.config,
-        features=handler.features,
-        host=node.host,
-        files=files,
-        labels=labels,
-    )
-    return await asyncio.get_running_loop().run_in_executor(node.blocking, spec.build, inputs)
+
+    def work() -> dict[str, Any]:
+        first()
+        inputs = spec.Inputs(
+            container_id=record.id,
+            config=record.config,
+            sandbox_id=sandbox.id,
+            sandbox=sandbox.config,
+            image=image.config,
+            sandbox_directory=node.paths.sandbox(sandbox.id),
+            cgroups_path=cgroups.oci_path(sandbox.cgroup_parent, record.id, node.host.systemd_cgroups),
+            sources=sources,
+            target_pid=target_pid,
+            hostname=sandbox.hostname(),
+            daemon=node.config,
+            handler=handler.config,
+            features=handler.features,
+            host=node.host,
+            files=_read_files(node, container),
+            labels=labels,
+        )
+        return spec.build(inputs)
+
+    return await asyncio.get_running_loop().run_in_executor(node.blocking, work)
 
 
 def _read_files(node: Node, container: Container) -> NodeFiles:
