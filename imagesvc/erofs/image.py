@@ -124,13 +124,16 @@ class ImageWriter:
 
     def take(self) -> list[Piece]:
         """What is to be written now."""
-        pieces = self._pieces
+        self._cut()
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def _cut(self) -> None:
+        """Hands out the content that is there, before what is handed out next: pieces come in the order of their making."""
         if self._run:
-            pieces.append((self._run_start, self._run))
+            self._pieces.append((self._run_start, self._run))
             self._run_start += sum(map(len, self._run))
             self._run = []
-        self._pieces = []
-        return pieces
 
     def file(self, attributes: Attributes, size: int) -> int:
         """Begins a regular file, whose content follows through `data`. Returns its node."""
@@ -161,6 +164,7 @@ class ImageWriter:
 
     def put(self, address: int, view: memoryview | bytes) -> None:
         """Bytes of a sparse file's content, by address in the image."""
+        self._cut()
         self._pieces.append((address, [view]))
 
     def symlink(self, attributes: Attributes, target: bytes) -> int:
@@ -194,6 +198,7 @@ class ImageWriter:
 
     def finish(self, root: Directory) -> None:
         """Writes the directories and what was left open. Then `take` has the rest, and `size` and `metadata` are known."""
+        self._cut()
         order = [root]
         for directory in order:
             below = [child for child in directory.children.values() if type(child) is not int]
@@ -223,9 +228,7 @@ class ImageWriter:
         """Room for content that is written at once, one after the other."""
         address = self._allocate(size)
         if address != self._run_end:
-            if self._run:
-                self._pieces.append((self._run_start, self._run))
-                self._run = []
+            self._cut()
             self._run_start = address
         self._run_end = address + size
         return address
@@ -259,6 +262,7 @@ class ImageWriter:
 
     def _end_chunk(self) -> None:
         if self._meta:
+            self._cut()
             self._pieces.append((self._chunk, [self._meta]))
             self.metadata.append((self._chunk, len(self._meta)))
 

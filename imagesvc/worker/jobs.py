@@ -135,7 +135,7 @@ def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[st
         bones = skeleton.SkeletonWriter(bones_file)
         reader = inflate.open_reader(source.read)
         meter = _Meter(limits, source)
-        image = LayerImage(descriptor, bones)
+        image = LayerImage(request["target"], descriptor, bones)
         patient = waiting.PatientWriter(image, bones, limits) if request.get("patient") else None
         writer = unpack.LayerWriter(image, lower, bones, limits) if patient is None else patient.tree
         _see_nothing(request["target"] + ".root")
@@ -170,12 +170,13 @@ def _complete(request: Mapping[str, Any], channel: socket.socket) -> dict[str, A
     scratch = request["target"] + ".skeleton"
     with open(scratch, "x+b") as bones_file:
         os.unlink(scratch)
+        bones = bones_file.fileno()
+        image = waiting.KnownFiles(request["target"], descriptor, trailer, bones)
         _see_nothing(request["target"] + ".root")
         capabilities.keep(_READING)
-        bones = bones_file.fileno()
         _append(bones, 0, descriptor, trailer.skeleton_offset, trailer.skeleton_bytes)
         os.ftruncate(descriptor, trailer.image_bytes)
-        image, writer = waiting.complete(descriptor, trailer, bones, lower, limits)
+        writer = waiting.complete(image, lower, limits)
         return _answer(writer) | _end_file(descriptor, bones, image, writer)
 
 

@@ -20,15 +20,14 @@ from imagesvc.tar import tar_stream
 from imagesvc.tar.skeleton import SkeletonWriter
 from imagesvc.tar.tar_stream import Entry
 from imagesvc.worker.copy_up import HOST_LABEL, OVERLAY_XATTRS, kept_xattrs
+from imagesvc.worker.direct_file import DirectFile
 from imagesvc.worker.layer_directory import xattr_error
 from imagesvc.worker.layer_target import DEFAULT_DIRECTORY_MODE, mtime_of
 from imagesvc.worker.merged_view import OPAQUE_XATTR, Found
-from kernel.descriptors import pwrite_all
 
 _PATH_MAX = 4095
 _LINK_MAX = 4095
 _COPY = 1 * MIB
-_IOV_MAX = 1024
 _CACHED = 65536
 """Paths of directories that are remembered."""
 _KINDS = {tar_stream.CHAR: ondisk.CHR, tar_stream.BLOCK_DEVICE: ondisk.BLK, tar_stream.FIFO: ondisk.FIFO}
@@ -45,8 +44,10 @@ class _Status(NamedTuple):
 class LayerImage:
     """See layer_target.Target. What has been made so far is written by `drain`, which has to be called now and then."""
 
-    def __init__(self, descriptor: int, skeleton: SkeletonWriter) -> None:
+    def __init__(self, path: str, descriptor: int, skeleton: SkeletonWriter) -> None:
+        """`descriptor` is that of the file at `path`."""
         self._descriptor = descriptor
+        self._out = DirectFile(path, descriptor)
         self._skeleton = skeleton
         self._writer = ImageWriter(uuid=os.urandom(16))
         self._now = time.time_ns()
@@ -73,15 +74,7 @@ class LayerImage:
     def drain(self) -> None:
         """Writes what is there. Raises OSError."""
         for address, buffers in self._writer.take():
-            position = address
-            for start in range(0, len(buffers), _IOV_MAX):
-                part = buffers[start : start + _IOV_MAX] if len(buffers) > _IOV_MAX else buffers
-                length = sum(map(len, part))
-                written = os.pwritev(self._descriptor, part, position)
-                if written < length:
-                    pwrite_all(self._descriptor, memoryview(b"".join(part))[written:], position + written)
-                position += length
-            self.disk_bytes += position - address
+            self.disk_bytes += self._out.write(address, buffers)
 
     def lstat(self, path: bytes) -> _Status:
         """What is there."""
@@ -300,6 +293,7 @@ class LayerImage:
         self._writer.forget_names()
         self._writer.finish(self.root)
         self.drain()
+        self._out.flush()
 
     def resume(self, size: int, metadata: Sequence[tuple[int, int]]) -> None:
         """Goes on with an image of which there is everything but the tree. Raises OSError."""
@@ -311,6 +305,7 @@ class LayerImage:
             self._directory(path).mtime = mtime
         self._writer.finish(self.root)
         self.drain()
+        self._out.flush()
 
 
 def _attributes(entry: Entry, mode: int) -> Attributes:

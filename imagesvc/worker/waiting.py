@@ -8,8 +8,6 @@ the layers below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from imagesvc.erofs import layer_file
 from imagesvc.limits import Limits
 from imagesvc.tar import skeleton
@@ -72,17 +70,13 @@ class PatientWriter:
             self.tree.finish()
 
 
-def complete(
-    descriptor: int, trailer: layer_file.Trailer, bones: int, lower: MergedView, limits: Limits
-) -> tuple[LayerImage, unpack.LayerWriter]:
-    """Makes the tree of a layer whose file has its contents. `bones` is a copy of its skeleton.
+def complete(image: KnownFiles, lower: MergedView, limits: Limits) -> unpack.LayerWriter:
+    """Makes the tree of a layer whose file has its contents.
 
     Raises what unpacking raises, and ValueError where the file is damaged.
     """
-    silent = skeleton.NoSkeleton()
-    records = skeleton.records_of(bones, 0, trailer.skeleton_bytes)
-    image = _KnownFiles(descriptor, silent, trailer, records)
-    writer = unpack.LayerWriter(image, lower, silent, limits)
+    records = image.records
+    writer = unpack.LayerWriter(image, lower, skeleton.NoSkeleton(), limits)
     reader = TarReader()
     for kind, payload, _stored, _segments in records:
         if kind != b"R":
@@ -97,18 +91,17 @@ def complete(
             elif type(event) is Data:
                 writer.data(event)
     writer.finish()
-    return image, writer
+    return writer
 
 
-class _KnownFiles(LayerImage):
+class KnownFiles(LayerImage):
     """An image that has the files' contents already; the skeleton's records say which inode is whose."""
 
-    def __init__(
-        self, descriptor: int, bones: SkeletonWriter, trailer: layer_file.Trailer, records: Iterator[skeleton.Record]
-    ) -> None:
-        super().__init__(descriptor, bones)
+    def __init__(self, path: str, descriptor: int, trailer: layer_file.Trailer, bones: int) -> None:
+        """The file at `path`, which is open, and what stands behind its image; `bones` is a copy of the skeleton."""
+        super().__init__(path, descriptor, skeleton.NoSkeleton())
         self.resume(trailer.image_bytes, trailer.metadata)
-        self._records = records
+        self.records = skeleton.records_of(bones, 0, trailer.skeleton_bytes)
         self.used = False
 
     def regular(self, entry: Entry, path: bytes) -> None:
@@ -117,7 +110,7 @@ class _KnownFiles(LayerImage):
             super().regular(entry, path)
             return
         parent, base = self.free(path)
-        kind, payload, *_rest = next(self._records, (b"", b""))
+        kind, payload, *_rest = next(self.records, (b"", b""))
         if kind != b"X":
             raise ValueError("the skeleton lacks a file's content")
         parent.children[base] = skeleton.node_of(payload)

@@ -93,7 +93,7 @@ def make(data: bytes, path: str) -> bool:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         skeleton = NoSkeleton()
-        image = LayerImage(descriptor, skeleton)
+        image = LayerImage(path, descriptor, skeleton)
         writer = PatientWriter(image, skeleton, LIMITS)
         while not script.is_over:
             entry = entry_of(script)
