@@ -18,7 +18,7 @@ from tests.harness.waiting import until
 from tests.kernel.conftest import ShimLab
 from tests.kernel.test_shim import execute, shim_pid
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.parametrize("lab", ["runc"], indirect=True)]  # no runtime is asked here
 
 SPARE = "crisp-spare"
 
