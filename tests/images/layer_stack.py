@@ -19,6 +19,7 @@ from imagesvc.erofs import layer_file
 from imagesvc.limits import Limits
 from imagesvc.worker import jobs
 from kernel import mounts, syscalls
+from tests.harness import layer_files
 
 
 def run_unpack(
@@ -125,6 +126,7 @@ def place_of(layer: Path) -> Iterator[Path]:
     if layer.suffix != layer_file.SUFFIX:
         yield layer
         return
+    layer_files.need(layer.parent)
     place = Path(tempfile.mkdtemp(prefix="crisp-layer-"))
     mount = mounts.erofs(str(layer))
     try:

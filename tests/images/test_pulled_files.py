@@ -11,6 +11,7 @@ import pytest
 
 from imagesvc.store.layers import Layer
 from imagesvc.transfer.unpacking import Part, Unpacker
+from tests.harness import layer_files
 from tests.images.conftest import Node, StartService
 from tests.images.fault_proxy import FaultProxy, Rule
 from tests.images.image_builder import Layout, Member, directory, hardlink, sha256, tar
@@ -32,6 +33,7 @@ def upon(name: str) -> bytes:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Node:
+    layer_files.need(tmp_path)
     node = Node(tmp_path / "node")
     node.form = "erofs"
     return node
