@@ -100,6 +100,7 @@ class ImageWriter:
         """Bytes that the file being written still has for blocks of its own, and zeros that fill up the last of them."""
         self._epoch: int | None = None
         self._links: dict[int, int] = {}
+        self._nameless = 0
         self.metadata: list[tuple[int, int]] = []
         """Address and length of what is no file's whole block, once `finish` has been called."""
         self.inodes = 0
@@ -191,10 +192,13 @@ class ImageWriter:
             self._links[node] -= 1
         else:
             self.inodes -= 1
+            self._nameless += 1
 
     def forget_names(self) -> None:
-        """Each node has one name again, as if none had been linked."""
+        """Each node has one name again, as if none had been linked or unlinked."""
         self._links.clear()
+        self.inodes += self._nameless
+        self._nameless = 0
 
     def finish(self, root: Directory) -> None:
         """Writes the directories and what was left open. Then `take` has the rest, and `size` and `metadata` are known."""

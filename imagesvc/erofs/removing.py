@@ -30,30 +30,47 @@ class _Directory(NamedTuple):
 
 
 def remove(read: Read, paths: Iterable[bytes]) -> list[tuple[int, bytes]]:
-    """What has to be written, and where, so that these are gone. Raises ValueError where there is no such thing."""
+    """What has to be written, and where, so that these are gone. Raises ValueError where there is no such thing.
+
+    Each directory on the way is read once, however many of the paths lie below it.
+    """
     doomed: dict[bytes, set[bytes]] = {}
+    below: dict[bytes, set[bytes]] = {}
     for path in paths:
         parent, _, base = path.rpartition(b"/")
+        _lead_to(parent, below)
         doomed.setdefault(parent, set()).add(base)
     written = []
-    for parent, bases in doomed.items():
-        directory = _find(read, parent)
+    todo = [(b"", ondisk.ROOT_ADDRESS)] if doomed else []
+    while todo:
+        path, address = todo.pop()
+        directory = _directory(read, address)
+        bases = doomed.get(path, frozenset())
+        names = below.get(path, frozenset())
+        inner = [(_join(path, name), node[0] * SLOT) for name, node in directory.names if name in names]
         left = [item for item in directory.names if item[0] not in bases]
-        if len(left) + len(bases) != len(directory.names):
+        if len(left) + len(bases) != len(directory.names) or len(inner) != len(names):
             raise ValueError("the image lacks what is to be removed from it")
-        written += _repack(directory, left)
+        if bases:
+            written += _repack(directory, left)
+        todo += inner
     (inodes,) = ondisk.SUPERBLOCK_INODES.unpack(read(ondisk.SUPERBLOCK_INODES_AT, ondisk.SUPERBLOCK_INODES.size))
     return [*written, (ondisk.SUPERBLOCK_INODES_AT, ondisk.SUPERBLOCK_INODES.pack(inodes - sum(map(len, doomed.values()))))]
 
 
-def _find(read: Read, path: bytes) -> _Directory:
-    directory = _directory(read, ondisk.ROOT_ADDRESS)
-    for part in path.split(b"/") if path else ():
-        nid = next((node[0] for name, node in directory.names if name == part), None)
-        if nid is None:
-            raise ValueError("the image lacks a directory from which something is to be removed")
-        directory = _directory(read, nid * SLOT)
-    return directory
+def _lead_to(directory: bytes, below: dict[bytes, set[bytes]]) -> None:
+    """Notes, for each directory on the way to this one, which of those in it come next."""
+    while directory:
+        parent, _, base = directory.rpartition(b"/")
+        known = below.setdefault(parent, set())
+        if base in known:
+            return
+        known.add(base)
+        directory = parent
+
+
+def _join(path: bytes, name: bytes) -> bytes:
+    return path + b"/" + name if path else name
 
 
 def _directory(read: Read, address: int) -> _Directory:
@@ -82,7 +99,7 @@ def _repack(directory: _Directory, left: list[tuple[bytes, tuple[int, int]]]) ->
     size = (len(blocks) - 1) * BLOCK + len(blocks[-1])
     layout, words, mode, reserved, old, *rest = ondisk.EXTENDED.unpack(directory.inode)
     written = []
-    if directory.inline and size // BLOCK == old // BLOCK:
+    if directory.inline and size % BLOCK and size // BLOCK == old // BLOCK:
         written.append((directory.inline, blocks.pop()))
     else:
         layout = ondisk.PLAIN_EXTENDED

@@ -117,6 +117,24 @@ async def test_what_waits_in_vain_goes(
     assert [name for name in node.leftovers() if name.startswith("new-")] == []
 
 
+async def test_what_waits_may_have_replaced_its_files(
+    layout: Layout, registry: Registry, start: StartService, tmp_path: Path
+) -> None:
+    """A name that comes again and again, before it is known that others are needed: only the last one has an inode left."""
+    often = [Member("again", b"%d" % i) for i in range(9)]
+    layers = [BELOW, tar([*often, Member("opt/late", b"x")]), tar([Member("kept", b"k"), directory("kept"), *often])]
+    layout.image("again", layers)
+    layout.push("again", f"{registry.host}/files/again:v1")
+    service = await start()
+    await service.pull(f"{registry.host}/files/again:v1")
+    roots = [Path(lower) for lower in service.lower_dirs(service.resolve(f"{registry.host}/files/again:v1"))]
+    for root in roots:
+        assert_sound(root)
+    with overlay(roots, tmp_path / "again") as merged:
+        assert (merged / "again").read_bytes() == b"8"
+        assert (merged / "opt/late").read_bytes() == b"x"
+
+
 async def test_they_are_sent_on_as_they_came(
     layout: Layout, registry: Registry, node: Node, start: StartService, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from imagesvc.erofs import format as ondisk
 from imagesvc.erofs import removing, xattrs
+from imagesvc.erofs.format import BLOCK
 from imagesvc.erofs.image import Attributes, Directory, ImageError, ImageWriter
 from tests.fuzz import layer_targets
 from tests.images.layer_stack import assert_sound, place_of
@@ -289,6 +290,56 @@ def test_what_is_taken_out_is_gone(making: Making) -> None:
                 assert not any(os.path.lexists(root + b"/" + path) for path in gone)
         with pytest.raises(ValueError, match="lacks"):
             remove([b"few/000-"])
+
+
+def take_out(path: Path, paths: list[bytes]) -> int:
+    """Removes these; how often the image was read for it."""
+    reads = 0
+    with open(path, "r+b") as image:
+
+        def read(address: int, length: int) -> bytes:
+            nonlocal reads
+            reads += 1
+            return os.pread(image.fileno(), length, address)
+
+        for address, data in removing.remove(read, paths):
+            os.pwrite(image.fileno(), data, address)
+    assert_sound(path)
+    return reads
+
+
+def test_what_is_left_fills_its_blocks_to_the_last_byte(making: Making) -> None:
+    """A directory that had its last names behind its inode has none there then."""
+    where = making.directory(b"full")
+    names = [b"%02d" % i + b"n" * 99 for i in range(36)]
+    names[-1] += b"n" * (BLOCK - 27 - sum(12 + len(name) for name in names))
+    for name in [*names, b"~"]:
+        making.file(name, b"x", where)
+    making.file(b"neighbour", b"y" * 3000)
+    making.finish()
+    take_out(making.path, [b"full/~"])
+    with place_of(making.path) as place:
+        assert sorted(os.listdir(os.fsencode(place / "full"))) == names
+        assert (place / "neighbour").read_bytes() == b"y" * 3000
+
+
+def test_each_directory_is_read_once_to_take_something_out(making: Making) -> None:
+    depth, width = 40, 300
+    where, deep = making.root, b""
+    paths = []
+    for _ in range(depth):
+        where = making.directory(b"d", where)
+        making.file(b"gone", b"", where)
+        deep = deep + b"/d" if deep else b"d"
+        paths.append(deep + b"/gone")
+    for i in range(width):
+        making.file(b"gone", b"", making.directory(b"%03d" % i))
+        paths.append(b"%03d/gone" % i)
+    making.finish()
+    assert take_out(making.path, paths) <= 3 * (depth + width + 2)
+    with place_of(making.path) as place:
+        assert not list(place.rglob("gone"))
+        assert len(list(place.rglob("*"))) == depth + width
 
 
 def test_dump_reads_it(making: Making) -> None:
