@@ -45,8 +45,8 @@ def remove(read: Read, paths: Iterable[bytes]) -> list[tuple[int, bytes]]:
     while todo:
         path, address = todo.pop()
         directory = _directory(read, address)
-        bases = doomed.get(path, frozenset())
-        names = below.get(path, frozenset())
+        bases = doomed.get(path, set())
+        names = below.get(path, set())
         inner = [(_join(path, name), node[0] * SLOT) for name, node in directory.names if name in names]
         left = [item for item in directory.names if item[0] not in bases]
         if len(left) + len(bases) != len(directory.names) or len(inner) != len(names):
