@@ -20,6 +20,7 @@ Whoever calls this has one thread: setns(2) takes no other into a mount namespac
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -152,11 +153,37 @@ def _inside(place: str, directory: str) -> Iterator[None]:
 
 
 def _make(place: str, directory: str, before: int) -> None:
-    """Puts the namespace together, and pins it."""
+    """Puts the namespace together, and pins it.
+
+    The kernel lets a mount namespace be pinned in an older one alone, by their numbers, and hands these out in batches for
+    each processor (Linux 6.18): one that is made on another processor than the present one can seem to be older, and is
+    refused. On the processor of the present one, it is not; nobody tells which that was.
+    """
     mounts.ensure_private_mount(place)
     root, pinned = os.path.join(place, _ROOT), os.path.join(place, _NAMESPACE)
     os.makedirs(root, mode=0o700, exist_ok=True)
     namespaces.unpin(pinned)  # an empty file, if whoever came before was killed
+    processors = os.sched_getaffinity(0)
+    try:
+        for left in (None, *sorted(processors, reverse=True)):
+            if left is not None:
+                os.sched_setaffinity(0, {left})
+            made = _put_together(root, directory, before)
+            try:
+                namespaces.pin_open(pinned, made)
+            except OSError as error:
+                if error.errno != errno.EINVAL or left == min(processors):
+                    raise
+            else:
+                return
+            finally:
+                os.close(made)
+    finally:
+        os.sched_setaffinity(0, processors)
+
+
+def _put_together(root: str, directory: str, before: int) -> int:
+    """A new namespace with the layers' directory in it, open."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
     made = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -170,6 +197,7 @@ def _make(place: str, directory: str, before: int) -> None:
             syscalls.umount2(".", syscalls.MNT_DETACH)
         finally:
             syscalls.setns(before, syscalls.CLONE_NEWNS)
-        namespaces.pin_open(pinned, made)
-    finally:
+    except BaseException:
         os.close(made)
+        raise
+    return made

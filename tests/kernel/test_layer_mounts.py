@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import functools
+import itertools
 import json
 import os
 import subprocess
@@ -229,3 +232,41 @@ def test_a_file_that_is_no_image(lab: Lab) -> None:
     with pytest.raises(RuntimeError, match=r"erofs: .*Invalid argument"):
         lab.container(str(layer))
     assert lab.container(good := lab.layer("good", file="x"), then=lambda places: os.listdir(places[good])) == ["file"]
+
+
+def test_a_namespace_that_seems_older_than_the_present_one_is_made_elsewhere(lab: Lab) -> None:
+    """Whichever processor the present namespace was made on, and whichever this is: Linux 6.18 numbers them in batches."""
+    layer = lab.layer("a", greeting="hello")
+    processors = sorted(os.sched_getaffinity(0))
+
+    def call(place: str, before: int, now: int) -> bool:
+        os.sched_setaffinity(0, {before})
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        mounts.make_private("/", recursive=True)
+        os.sched_setaffinity(0, {now})
+        os.sched_setaffinity(0, processors)  # whereupon it stays where it is
+        for mount in layer_mounts.clones(place, [layer]).values():
+            os.close(mount)
+        return sorted(os.sched_getaffinity(0)) == processors
+
+    for before, now in itertools.product(processors, repeat=2):
+        place = str(lab.base / f"mounts-{before}-{now}")
+        assert lab.run(functools.partial(call, place, before, now))
+
+
+def test_a_namespace_that_is_refused_everywhere_is_an_error(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = lab.layer("a", greeting="hello")
+    tried: list[set[int]] = []
+
+    def refuse(_path: str, _fd: int) -> None:
+        tried.append(os.sched_getaffinity(0))
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    def call() -> list[bool]:
+        mine = os.sched_getaffinity(0)
+        monkeypatch.setattr(namespaces, "pin_open", refuse)
+        with pytest.raises(OSError, match="Invalid argument"):
+            layer_mounts.clones(lab.place, [layer])
+        return [tried == [mine, *({processor} for processor in sorted(mine, reverse=True))], os.sched_getaffinity(0) == mine]
+
+    assert lab.run(call) == [True, True]
