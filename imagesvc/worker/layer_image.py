@@ -81,7 +81,8 @@ class LayerImage:
         parent, _, base = path.rpartition(b"/")
         node = self._directory(parent).children.get(base) if base else self.root
         if node is None:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            number = errno.ENOENT if len(base) <= ondisk.NAME_MAX and len(path) <= _PATH_MAX else errno.ENAMETOOLONG
+            raise OSError(number, os.strerror(number), path)
         if isinstance(node, Directory):
             return _Status(stat.S_IFDIR, 0, 0, id(node))
         kind = kind_of(node)
