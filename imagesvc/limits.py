@@ -36,6 +36,9 @@ MAX_TAR_METADATA_BYTES = 4 * MIB
 MAX_NAME_BYTES = 4096
 """Bytes of a path inside a layer (PATH_MAX)."""
 
+MAX_TREE_BYTES = 512 * MIB
+"""Bytes of the names, link targets and directories' attributes of one layer: they are in memory while it is unpacked."""
+
 MAX_SPARSE_SEGMENTS = 65536
 """Data segments of one sparse file."""
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 import os
 import stat
 
-from imagesvc.limits import MAX_SYMLINKS, Limits
+from imagesvc.limits import MAX_SYMLINKS, MAX_TREE_BYTES, MIB, Limits
 from imagesvc.tar import tar_stream
 from imagesvc.tar.header import TarError
 from imagesvc.tar.skeleton import SkeletonWriter
@@ -79,6 +79,8 @@ class LayerWriter:
         """Paths of whiteouts of which it is not known whether they hide anything."""
         self._has_file = False
         """Whether what comes through `data` is a file's content; else it stays in the skeleton."""
+        self._kept = self._copied = 0
+        """Bytes of the tree that are in memory, and of files that were copied from lower layers."""
         self.inodes = 1
         self.bytes = _PAGE
         self.entries = 0
@@ -92,6 +94,11 @@ class LayerWriter:
         if self.entries > self._limits.layer_entries:
             raise TarError(f"the layer has more than {self._limits.layer_entries} entries")
         self._skeleton.raw(entry.raw)
+        self._kept += len(entry.name) + len(entry.link)
+        if entry.xattrs and entry.type == tar_stream.DIRECTORY:
+            self._kept += sum(map(len, entry.xattrs.values()))
+        if self._kept > MAX_TREE_BYTES:
+            raise TarError(f"the names and links of the layer take more than {MAX_TREE_BYTES // MIB} MiB")
         self._has_file = False
         name = normalise(entry.name)
         if not name:
@@ -367,7 +374,14 @@ class LayerWriter:
         return False
 
     def _copy_up(self, found: Found, path: bytes) -> None:
-        """Makes an object of a lower layer one of this layer, as overlayfs does before it changes one."""
+        """Makes an object of a lower layer one of this layer, as overlayfs does before it changes one.
+
+        The holes of a file are written: they could be as large as the layer's author likes.
+        """
+        if stat.S_ISREG(found.status.st_mode):
+            self._copied += found.status.st_size
+            if self._copied > self._limits.layer_bytes:
+                raise TarError(f"its hard links copy more than this node's limit of {self._limits.layer_bytes} bytes")
         self._target.copy_up(found, path)
         self.inodes += 1
         if found.is_directory:

@@ -17,6 +17,7 @@ import pytest
 from imagesvc.erofs import layer_file, sample
 from imagesvc.store.layers import LayerInfo, LayerStore
 from imagesvc.transfer.unpacking import layer_error
+from imagesvc.worker import jobs
 from imagesvc.worker.pool import JobFailed
 from kernel import verity
 from proto.errors import Code, CrispError
@@ -187,3 +188,18 @@ async def test_fs_verity_where_there_is_one(
     job = {"job": "protect", "paths": [str(disk.layers / f"{'0' * 64}.erofs")]}
     assert disk.workers.run.await_args_list == [call(job)] * protected
     store.close()
+
+
+def test_what_is_mostly_holes_is_not_protected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel would hash every block of it, and keep the digests on the disk."""
+    dense, sparse = tmp_path / "dense", tmp_path / "sparse"
+    dense.write_bytes(b"x" * 100_000)
+    with sparse.open("wb") as file:
+        file.write(b"x" * 100_000)
+        file.truncate(1 << 40)
+    protected: list[str] = []
+    monkeypatch.setattr(verity, "enable", protected.append)
+    assert jobs.run({"job": "protect", "paths": [str(dense), str(sparse), str(tmp_path / "gone")]}, cast("Any", None)) == {
+        "ok": {}
+    }
+    assert protected == [str(dense)]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from imagesvc.limits import Limits
+from imagesvc.worker import unpack
 from tests.images.image_builder import Member, directory, hardlink, symlink, tar
 from tests.images.layer_stack import run_job, run_unpack, unpack_stack
 
@@ -46,6 +48,32 @@ def test_an_attribute_for_which_the_file_system_has_no_room(tmp_path: Path) -> N
     answer = run_unpack(layer, tmp_path / "layer", None)
     if "error" in answer:  # xfs takes it
         assert (answer["error"], "no room" in answer["message"]) == ("bad", True)
+
+
+@forms
+@pytest.mark.parametrize("what", ["names", "targets", "attributes"])
+def test_what_is_kept_in_memory_has_a_bound(tmp_path: Path, form: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "MAX_TREE_BYTES", 50_000)
+    members = {
+        "names": [Member("n" * 90 + f"/{i}") for i in range(1000)],
+        "targets": [symlink(f"{i}", "x" * 4000) for i in range(20)],
+        "attributes": [directory(f"{i}", xattrs={"user.a": b"x" * 3000}) for i in range(30)],
+    }[what]
+    answer = run_unpack(tar(members), tmp_path / "layer.erofs", [], form=form)
+    assert (answer["error"], "the names and links of the layer" in answer["message"]) == ("bad", True)
+
+
+@forms
+def test_a_hard_link_to_a_file_of_holes_fills_no_disk(tmp_path: Path, form: str) -> None:
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    for name in ("a", "b"):
+        with (lower / name).open("wb") as file:
+            file.truncate(6 << 20)
+    layer = tar([hardlink("one", "a"), hardlink("two", "b")])
+    answer = run_unpack(layer, tmp_path / "layer.erofs", [lower], Limits(layer_bytes=10 << 20), form)
+    assert (answer["error"], "its hard links copy more" in answer["message"]) == ("bad", True)
+    assert "ok" in run_unpack(layer, tmp_path / "other.erofs", [lower], Limits(layer_bytes=12 << 20), form)
 
 
 LONG = {
