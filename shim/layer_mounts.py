@@ -134,11 +134,8 @@ def _inside(place: str, directory: str) -> Iterator[None]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         pinned = os.path.join(place, _NAMESPACE)
         wanted = os.stat(directory)
-        if not namespaces.is_pinned(pinned):
-            _make(place, directory, before)
-        namespaces.join(pinned, "mnt")
         try:
-            if not os.path.samestat(wanted, os.stat(f"/{_FILES}")):
+            if not _join(pinned, wanted):
                 syscalls.setns(before, syscalls.CLONE_NEWNS)
                 namespaces.unpin(pinned)
                 _make(place, directory, before)
@@ -150,6 +147,19 @@ def _inside(place: str, directory: str) -> Iterator[None]:
     finally:
         for descriptor in (lock, before, home):
             os.close(descriptor)
+
+
+def _join(pinned: str, wanted: os.stat_result) -> bool:
+    """Goes there; whether what is pinned is a namespace for the directory `wanted`, and not another, or none."""
+    if not namespaces.is_pinned(pinned):
+        return False
+    try:
+        namespaces.join(pinned, "mnt")
+        return os.path.samestat(wanted, os.stat(f"/{_FILES}"))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
+        return False
 
 
 def _make(place: str, directory: str, before: int) -> None:

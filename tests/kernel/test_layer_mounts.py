@@ -195,6 +195,26 @@ def test_another_disk_in_the_directorys_place(lab: Lab) -> None:
     assert lab.mounted() == [os.stat(layer).st_ino]
 
 
+@pytest.mark.parametrize("kind", ["uts", "mnt"])
+def test_another_namespace_in_its_place(lab: Lab, kind: str) -> None:
+    """It is made anew."""
+    layer = lab.layer("layer", file="text")
+    lab.container(layer)
+    pinned = os.path.join(lab.place, "namespace")
+    namespaces.unpin(pinned)
+
+    def other() -> None:
+        syscalls.unshare(namespaces.FLAGS[kind])
+        before = os.open(f"/proc/{os.getppid()}/ns/mnt", os.O_RDONLY)
+        made = os.open(f"/proc/self/ns/{kind}", os.O_RDONLY)
+        syscalls.setns(before, syscalls.CLONE_NEWNS)
+        namespaces.pin_open(pinned, made)
+
+    lab.run(other)
+    assert lab.container(layer, then=lambda places: os.listdir(places[layer])) == ["file"]
+    assert lab.mounted() == [os.stat(layer).st_ino]
+
+
 def test_killed_between_its_steps(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever whoever was killed has left, the next one goes on."""
     layer = lab.layer("layer", file="text")
