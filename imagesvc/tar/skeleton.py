@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _DeflateError = cast(type[Exception], igzip_lib.error)
 _HEAD = struct.Struct("<cI")
+_pack_head = _HEAD.pack
 _SIZE = struct.Struct("<QI")
 Record = tuple[bytes, bytes, int, list[tuple[int, int]]]
 """Kind, bytes or path, size, segments."""
@@ -53,7 +54,7 @@ class SkeletonWriter:
 
     def raw(self, data: bytes) -> None:
         """Bytes of the archive that are no file content."""
-        self._add(_HEAD.pack(b"R", len(data)) + data)
+        self._add(_pack_head(b"R", len(data)) + data)
 
     def file(self, entry: Entry, path: bytes) -> None:
         """The content of a file, which lies at `path` below the layer's directory."""

@@ -30,7 +30,7 @@ from contextlib import suppress
 from typing import Any
 
 from imagesvc.erofs import layer_file
-from imagesvc.limits import MIB, Limits
+from imagesvc.limits import KIB, MIB, Limits
 from imagesvc.tar import inflate, skeleton, tar_writer
 from imagesvc.tar.header import TarError
 from imagesvc.tar.tar_stream import Data, Entry, Tail, TarReader
@@ -46,7 +46,7 @@ AVAILABLE = struct.Struct("<QQ")
 """Daemon to child: bytes of the file that may be read, and its whole size."""
 PROGRESS = struct.Struct("<Q")
 """Child to daemon: compressed bytes worked on so far. Told from an answer by its length."""
-_READ = 512 * 1024
+_READ = 128 * KIB
 _WHITEOUTS = "whiteouts"
 """File beside `fs`: the paths of a layer's whiteouts that are still to be looked at, NUL between them."""
 _TEXT, _TRACE = 8192, 16384
