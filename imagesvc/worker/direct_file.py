@@ -76,6 +76,13 @@ class DirectFile:
             self._send()
         self._wait()
 
+    def close(self) -> None:
+        """Ends the thread. What has not been flushed is lost."""
+        self._thread.shutdown()
+        if self._direct >= 0:
+            os.close(self._direct)
+            self._direct = -1
+
     def _wait(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:

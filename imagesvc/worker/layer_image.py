@@ -71,6 +71,10 @@ class LayerImage:
         """Where it has metadata, once `finish` has been called."""
         return self._writer.metadata
 
+    def close(self) -> None:
+        """Nothing more is written. A job that ends without it loses nothing."""
+        self._out.close()
+
     def drain(self) -> None:
         """Writes what is there. Raises OSError."""
         for address, buffers in self._writer.take():

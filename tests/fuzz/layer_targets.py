@@ -91,9 +91,9 @@ def make(data: bytes, path: str) -> bool:
     """Makes the image that these bytes tell; whether there is one."""
     script = Script(data)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    skeleton = NoSkeleton()
+    image = LayerImage(path, descriptor, skeleton)
     try:
-        skeleton = NoSkeleton()
-        image = LayerImage(path, descriptor, skeleton)
         writer = PatientWriter(image, skeleton, LIMITS)
         while not script.is_over:
             entry = entry_of(script)
@@ -113,6 +113,7 @@ def make(data: bytes, path: str) -> bool:
         assert error.filename is not None, error
         return False
     finally:
+        image.close()
         os.close(descriptor)
     return True
 

@@ -59,6 +59,7 @@ def test_pieces_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, r
         written += len(data)
         assert file.write(address, pieces) == len(data)
     file.flush()
+    file.close()
     os.ftruncate(descriptor, len(wanted))
     assert Path(path).read_bytes() == wanted
 
@@ -73,3 +74,4 @@ def test_what_the_disk_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file.write(0, [bytes(3 << 20)[: 1 << 20]])
     with pytest.raises(OSError, match="full"):
         file.flush()
+    file.close()
