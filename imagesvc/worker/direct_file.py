@@ -5,7 +5,8 @@ what they hold.
 
 What is written in one go and begins at a block's boundary is gathered and goes to the disk itself (O_DIRECT); the rest,
 small corrections, goes the usual way. The kernel keeps the two apart as long as no block gets both at once: what has been
-gathered is written before anything else is. While one buffer is on its way to the disk, by a thread, the other is filled.
+gathered is written before anything else is. While one buffer is on its way to the disk, by a thread, the other is filled. A
+buffer of zeros is left out: a hole of a new file reads so.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kernel.descriptors import pwrite_all
 _BLOCK = 4096
 _SIZE = 1 * MIB
 _IOV_MAX = 1024
+_ZEROS = bytes(_SIZE)
 
 
 class DirectFile:
@@ -100,6 +102,8 @@ class DirectFile:
         self._buffer, self._other = self._other, self._buffer
 
     def _put(self, data: memoryview, start: int) -> None:
+        if data[:_BLOCK] == _ZEROS[:_BLOCK] and bytes(data) == _ZEROS[: len(data)]:
+            return
         written = 0
         if self._direct >= 0:
             try:

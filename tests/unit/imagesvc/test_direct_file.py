@@ -71,7 +71,20 @@ def test_what_the_disk_says_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = str(tmp_path / "file")
     file = DirectFile(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL))
     monkeypatch.setattr(direct_file.os, "pwrite", full)
-    file.write(0, [bytes(3 << 20)[: 1 << 20]])
+    file.write(0, [b"x" * (1 << 20)])
     with pytest.raises(OSError, match="full"):
         file.flush()
     file.close()
+
+
+def test_zeros_take_no_room(tmp_path: Path) -> None:
+    path = str(tmp_path / "file")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    file = DirectFile(path, descriptor)
+    for i in range(8):
+        file.write(i << 20, [bytes(1 << 20)])
+    file.write(8 << 20, [bytes(5000), b"end"])
+    file.flush()
+    file.close()
+    assert Path(path).read_bytes().rstrip(b"\0") == bytes((8 << 20) + 5000) + b"end"
+    assert os.fstat(descriptor).st_blocks * 512 <= 64 << 10
