@@ -359,6 +359,8 @@ class ImageService:
         await self._blocking(check_blobs, self._store, sorted(self._store.digests()), report)
         for layer in self._layers.all():
             await check_layer(self._workers, layer, report)
+        for ref in [ref for image in self._index.all() for ref in image.layers if self._layers.get(ref.key) is None]:
+            report.bad_layers[ref.key] = "it is not there"
         if repair and not report.good:
             await self._repair(report)
         return report

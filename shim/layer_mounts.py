@@ -24,7 +24,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from kernel import modes, mounts, namespaces, syscalls
 
@@ -101,7 +101,8 @@ def unmount(place: str, layers: Sequence[str]) -> None:
     if place and files and namespaces.is_pinned(os.path.join(place, _NAMESPACE)):
         with _inside(place, os.path.dirname(files[0])):
             for path in files:
-                _unmount(os.stat(f"/{_FILES}/{os.path.basename(path)}").st_ino)
+                with suppress(FileNotFoundError):  # somebody has removed it meanwhile
+                    _unmount(os.stat(f"/{_FILES}/{os.path.basename(path)}").st_ino)
 
 
 def _unmount(number: int) -> None:

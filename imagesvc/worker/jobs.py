@@ -49,6 +49,8 @@ PROGRESS = struct.Struct("<Q")
 _READ = 128 * KIB
 _WHITEOUTS = "whiteouts"
 """File beside `fs`: the paths of a layer's whiteouts that are still to be looked at, NUL between them."""
+_SCRATCH, _EMPTY = ".skeleton", ".root"
+"""Beside a layer's file while a job makes it, each for a moment."""
 _TEXT, _TRACE = 8192, 16384
 """Bytes that an answer tells of a failure, and of its trace: it has to fit into one message."""
 _REPORT_EVERY = 8 * MIB
@@ -129,7 +131,7 @@ def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[st
     source = _GrowingFile(request["file"], request["offset"], channel)
     lower = None if request["lower"] is None else _open_lower(request["lower"])
     descriptor = os.open(request["target"], _NEW_FILE, 0o600)
-    scratch = request["target"] + ".skeleton"
+    scratch = request["target"] + _SCRATCH
     with open(scratch, "x+b") as bones_file:
         os.unlink(scratch)
         bones = skeleton.SkeletonWriter(bones_file)
@@ -138,7 +140,7 @@ def _unpack_image(request: Mapping[str, Any], channel: socket.socket) -> dict[st
         image = LayerImage(request["target"], descriptor, bones)
         patient = waiting.PatientWriter(image, bones, limits) if request.get("patient") else None
         writer = unpack.LayerWriter(image, lower, bones, limits) if patient is None else patient.tree
-        _see_nothing(request["target"] + ".root")
+        _see_nothing(request["target"] + _EMPTY)
         capabilities.keep(_READING if lower is not None else frozenset())
 
         def read() -> bytes:
@@ -167,12 +169,12 @@ def _complete(request: Mapping[str, Any], channel: socket.socket) -> dict[str, A
     lower = _open_lower(request["lower"])
     descriptor = os.open(request["target"], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     trailer = layer_file.read_from(descriptor)
-    scratch = request["target"] + ".skeleton"
+    scratch = request["target"] + _SCRATCH
     with open(scratch, "x+b") as bones_file:
         os.unlink(scratch)
         bones = bones_file.fileno()
         image = waiting.KnownFiles(request["target"], descriptor, trailer, bones)
-        _see_nothing(request["target"] + ".root")
+        _see_nothing(request["target"] + _EMPTY)
         capabilities.keep(_READING)
         _append(bones, 0, descriptor, trailer.skeleton_offset, trailer.skeleton_bytes)
         os.ftruncate(descriptor, trailer.image_bytes)
@@ -265,7 +267,7 @@ def _settle(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any
     lower = _open_lower(request["lower"])
     if request["target"].endswith(layer_file.SUFFIX):
         descriptor = os.open(request["target"], os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        _see_nothing(request["target"] + ".root")
+        _see_nothing(request["target"] + _EMPTY)
         capabilities.keep(_READING)
         whiteouts.settle_file(lower, descriptor)
         return {}
@@ -355,15 +357,27 @@ class _Meter:
 
 
 def _remove(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
-    files = [path for path in request["paths"] if layer_mounts.is_file(path)]
-    layer_mounts.unmount(request.get("mounts", ""), files)
-    for path in files:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
+    """Each as if it were the only one: what cannot go must not keep the others here. Raises the last failure."""
+    failure: OSError | None = None
+    layer_mounts.unmount(request.get("mounts", ""), request["paths"])
     for path in request["paths"]:
-        if path not in files:
-            removal.remove_tree(path)
+        try:
+            _remove_one(path)
+        except OSError as error:
+            failure = error
+    if failure is not None:
+        raise failure
     return {}
+
+
+def _remove_one(path: str) -> None:
+    for place in (path, path + _SCRATCH, path + _EMPTY):  # of a job that was killed in the middle
+        try:
+            os.unlink(place)
+        except IsADirectoryError:
+            removal.remove_tree(place)
+        except FileNotFoundError:
+            continue
 
 
 def _reconcile(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:

@@ -173,3 +173,25 @@ async def test_what_is_damaged_is_found_and_fetched_again(
     assert service.resolve(f"{registry.host}/files/hurt:v1") is None
     await service.pull(f"{registry.host}/files/hurt:v1")
     assert (await service.verify()).good
+
+
+async def test_a_layer_that_is_not_there_is_found_and_fetched_again(
+    layout: Layout, registry: Registry, node: Node, start: StartService
+) -> None:
+    """A file that was cut off is no layer at the next start; the image that needs it is as if it were whole until then."""
+    image = f"{registry.host}/files/lost:v1"
+    layout.image("lost", [BELOW, upon("lost")])
+    layout.push("lost", image)
+    service = await start()
+    await service.pull(image)
+    path = service.lower_dirs(service.resolve(image))[-1]
+    os.truncate(path, 5000)
+    await service.close()
+    service = await start()
+    report = await service.verify(repair=False)
+    assert list(report.bad_layers.values()) == ["it is not there"]
+    assert service.resolve(image) is not None
+    assert not (await service.verify()).good
+    assert service.resolve(image) is None
+    await service.pull(image)
+    assert (await service.verify()).good

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tarfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 from imagesvc.limits import Limits
 from imagesvc.worker import unpack
+from kernel import mounts
 from tests.images.image_builder import Member, directory, hardlink, symlink, tar
 from tests.images.layer_stack import run_job, run_unpack, unpack_stack
 
@@ -107,3 +110,21 @@ def test_deep_whiteouts(tmp_path: Path, form: str) -> None:
     assert len(roots) == 2
     for root in roots:
         assert run_job({"job": "remove", "paths": [str(root)]}) == {"ok": {}}
+
+
+def test_what_cannot_be_removed_keeps_nothing_else_here(tmp_path: Path) -> None:
+    """Nor does what a job has left that was killed: a file or a directory beside its own, for a moment."""
+    paths = [tmp_path / name for name in ("new-1.erofs.skeleton", "stuck", "new-2.erofs", "tree", "gone", "last")]
+    for path in (paths[0], paths[2], paths[5]):
+        path.write_bytes(b"x")
+    (tmp_path / "new-2.erofs.skeleton").write_bytes(b"x")
+    (tmp_path / "new-2.erofs.root").mkdir()
+    (tmp_path / "tree" / "below").mkdir(parents=True)
+    (tmp_path / "stuck" / "mount").mkdir(parents=True)
+    mounts.bind(str(tmp_path / "tree"), str(tmp_path / "stuck" / "mount"))
+    try:
+        answer = run_job({"job": "remove", "paths": list(map(str, paths))})
+        assert (answer["error"], answer["errno"]) == ("os", errno.EBUSY)
+        assert os.listdir(tmp_path) == ["stuck"]
+    finally:
+        mounts.detach(str(tmp_path / "stuck" / "mount"))
