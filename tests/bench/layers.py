@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -246,8 +247,17 @@ def runtimes(only: list[str], containerd: str, reference: str) -> Iterator[tuple
     return ((name, made[name]) for name in only or made)
 
 
-def mount_new(target: Path, image: Path, megabytes: int) -> str:
-    """An empty ext4 in a sparse file that is read and written past the page cache; its loop device."""
+@contextmanager
+def plain(target: Path) -> Iterator[None]:
+    """A directory where temporary files are."""
+    target.mkdir()
+    yield
+    shutil.rmtree(target, ignore_errors=True)
+
+
+@contextmanager
+def new_disk(target: Path, image: Path, megabytes: int) -> Iterator[None]:
+    """An empty ext4 in a sparse file that is read and written past the page cache."""
     target.mkdir()
     with image.open("wb") as out:
         out.truncate(megabytes * MIB)
@@ -256,7 +266,13 @@ def mount_new(target: Path, image: Path, megabytes: int) -> str:
     device = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     subprocess.run(["mount", device, target], check=True)
     settle(target)
-    return device
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", target], check=True)
+        subprocess.run(["losetup", "--detach", device], check=True)
+        image.unlink()
+        target.rmdir()
 
 
 def rounds(options: argparse.Namespace, reference: str, base: Path) -> dict[str, list[dict[str, float]]]:
@@ -264,14 +280,8 @@ def rounds(options: argparse.Namespace, reference: str, base: Path) -> dict[str,
     for number in range(options.rounds):
         for name, make in runtimes(options.only, options.containerd, reference):
             disk = base / f"disk{number}"
-            device = mount_new(disk, base / "image.ext4", 24 * 1024)
-            try:
+            with plain(disk) if options.here else new_disk(disk, base / "image.ext4", 24 * 1024):
                 results.setdefault(name, []).append(measure(make(disk / "runtime"), reference, disk))
-            finally:
-                subprocess.run(["umount", "-l", disk], check=True)
-                subprocess.run(["losetup", "--detach", device], check=True)
-                (base / "image.ext4").unlink()
-                disk.rmdir()
             print(name, {k: round(v, 3) for k, v in results[name][-1].items()}, file=sys.stderr, flush=True)
     return results
 
@@ -296,6 +306,7 @@ def main() -> None:
     parser.add_argument("--image", choices=["usual", "large", "tiny"], default="usual")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, default=None, help="keep the image here for further runs")
+    parser.add_argument("--here", action="store_true", help="no loop device: for reads; pulls meet what was deleted before")
     parser.add_argument("--containerd", default="", help="a containerd of version 2; else Debian's is taken")
     parser.add_argument("--only", action="append", help="containerd; crisp, directories; crisp, files")
     options = parser.parse_args()
