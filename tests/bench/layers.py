@@ -12,6 +12,7 @@ the container's root (/proc/PID/root), so that no program's start is in them; "c
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -140,7 +141,8 @@ def reads(root: Path) -> dict[str, float]:
     found: dict[str, float] = {}
     tops = sorted(root.glob("srv*"))
     large = [path for top in tops for path in sorted(top.glob("large*"))][:40]
-    small = sorted(tops[0].glob("d*/file*"))[:SMALL_FILES]
+    folders = sorted(tops[0].glob("d*"))
+    small = [*itertools.islice((path for folder in folders for path in sorted(folder.iterdir())), SMALL_FILES)]
     if large:
         drop_caches()
         before, begin = cached(), time.monotonic()
