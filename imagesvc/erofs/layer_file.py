@@ -30,8 +30,10 @@ _CHECKSUM = struct.Struct("<I")
 _MAGIC = b"crisplyr"
 _VERSION = 1
 _EXTENT = struct.Struct("<QQ")
-_MAX_END = 256 * MIB
-"""Bytes of map, whiteouts and document: of the largest layers the first two have some."""
+MAX_WHITEOUTS = 16 * MIB
+"""Bytes of their paths."""
+_MAX_END = 2 * MAX_WHITEOUTS
+"""Bytes of map, whiteouts and document, all of which the daemon has in memory when it takes a layer in."""
 _READ = 1 * MIB
 
 

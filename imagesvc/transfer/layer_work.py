@@ -181,6 +181,8 @@ class LayerWork:
             if failure.kind != "needs_lower":
                 raise layer_error(failure, blob.digest, self._layers.root) from None
         part = made if isinstance(made, Part) else None
+        if part is not None:
+            self._parts.append(part)  # also if another pull had begun it, and has left since
         layer = made if isinstance(made, Layer) else None
         if layer is None or await _lacks(layer, below):
             lower = [await task for task in below][::-1]

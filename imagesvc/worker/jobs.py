@@ -189,6 +189,8 @@ def _end_file(descriptor: int, bones: int, image: LayerImage, writer: unpack.Lay
     _append(descriptor, image.size, bones, 0, size)
     digest = layer_file.digest_of(descriptor, image.metadata)
     pending = b"\0".join(writer.whiteouts)
+    if len(pending) > layer_file.MAX_WHITEOUTS:
+        raise TarError(f"the paths of its whiteouts take more than {layer_file.MAX_WHITEOUTS // MIB} MiB")
     layer_file.write(descriptor, layer_file.Trailer(image.size, size, image.metadata, pending, b"", digest))
     root = image.root
     return {"bytes": image.disk_bytes, "inodes": 1, "skeleton": True, "skeleton_bytes": size} | {

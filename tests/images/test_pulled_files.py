@@ -117,6 +117,48 @@ async def test_what_waits_in_vain_goes(
     assert [name for name in node.leftovers() if name.startswith("new-")] == []
 
 
+async def test_what_another_pull_began_and_left_goes_too(
+    layout: Layout, registry: Registry, node: Node, start: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pulls with one layer: who has begun it leaves before it is there, and the other one while it waits."""
+    layout.image("two", [BELOW, upon("two")])
+    for tag in ("one", "other"):
+        layout.push("two", f"{registry.host}/files/two:{tag}")
+    unpacked, go, waits = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hold(self: Unpacker, *args: Any) -> Layer | Part:
+        made = await unpack(self, *args)
+        if isinstance(made, Part):
+            unpacked.set()
+            await go.wait()
+            asyncio.get_running_loop().call_soon(waits.set)
+        return made
+
+    unpack = Unpacker.unpack
+    monkeypatch.setattr(Unpacker, "unpack", hold)
+    async with FaultProxy(registry.host) as proxy:
+        held = asyncio.Event()
+        proxy.rules.append(Rule(f"/blobs/{layout.layer(BELOW)['digest']}", stall=held))
+        service = await start()
+        pulls = [asyncio.create_task(service.pull(f"{proxy.host}/files/two:one"))]
+        await asyncio.wait_for(unpacked.wait(), 60)
+        pulls.append(asyncio.create_task(service.pull(f"{proxy.host}/files/two:other")))
+        manifests = "GET .*/manifests/other"
+        while proxy.count(manifests) < 1 or len(service.running_pulls()) < 2 or not service.running_pulls()[1].layers:
+            await asyncio.sleep(0.01)
+        for pull in pulls:
+            pull.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await pull
+            if not go.is_set():
+                go.set()
+                await asyncio.wait_for(waits.wait(), 60)
+                await asyncio.sleep(0)
+        held.set()
+        await service.settle()
+    assert [name for name in node.leftovers() if name.startswith("new-")] == []
+
+
 async def test_what_waits_may_have_replaced_its_files(
     layout: Layout, registry: Registry, start: StartService, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from imagesvc.erofs import layer_file
 from imagesvc.limits import Limits
 from imagesvc.worker import unpack
 from kernel import mounts
@@ -64,6 +65,14 @@ def test_what_is_kept_in_memory_has_a_bound(tmp_path: Path, form: str, what: str
     }[what]
     answer = run_unpack(tar(members), tmp_path / "layer.erofs", [], form=form)
     assert (answer["error"], "the names and links of the layer" in answer["message"]) == ("bad", True)
+
+
+def test_whiteouts_that_are_kept_for_later_have_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon reads them when it takes the layer in."""
+    monkeypatch.setattr(layer_file, "MAX_WHITEOUTS", 10_000)
+    layer = tar([directory("d"), *(Member(f"d/.wh.{i:03d}" + "w" * 97) for i in range(100))])
+    answer = run_unpack(layer, tmp_path / "many.erofs", None, form="erofs")
+    assert (answer["error"], "whiteouts take more than" in answer["message"]) == ("bad", True)
 
 
 @forms
