@@ -45,12 +45,20 @@ def probe(directory: str, image: bytes) -> str:
     try:
         with open(path, "xb") as file:
             write_all(file.fileno(), image)
-        return _try(path)
+        return _try(path, NAME)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and (layer := _a_layer(directory)):
+            return _try(layer)
         return f"cannot write to {directory}: {error.strerror}"
     finally:
         with suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def _a_layer(directory: str) -> str:
+    """One that is there, for a disk that is full: it is not to decide what layers are made as once there is room."""
+    names = (name for name in os.listdir(directory) if name.endswith(".erofs") and not name.startswith(("new-", "old-")))
+    return os.path.join(directory, name) if (name := min(names, default="")) else ""
 
 
 def release() -> tuple[int, ...]:
@@ -58,7 +66,8 @@ def release() -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
 
 
-def _try(path: str) -> str:
+def _try(path: str, file: str = "") -> str:
+    """`file` has to be in it, with that text; of a layer of somebody's the root has to be there."""
     try:
         os.close(os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC))
     except OSError as error:
@@ -68,17 +77,21 @@ def _try(path: str) -> str:
     except OSError as error:
         return _WHY.get(error.errno or 0, f"cannot mount one from its file system: {error.strerror}")
     try:
-        file = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC, dir_fd=mount)
-        try:
-            if os.read(file, 2 * len(TEXT)) != TEXT:
-                return "what was read of it is not what was written"
-        finally:
-            os.close(file)
+        if file and _read(mount, file) != TEXT:
+            return "what was read of it is not what was written"
         return _map(mount)
     except OSError as error:
         return f"cannot read one: {error.strerror}"
     finally:
         os.close(mount)
+
+
+def _read(mount: int, file: str) -> bytes:
+    descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC, dir_fd=mount)
+    try:
+        return os.read(descriptor, 2 * len(TEXT))
+    finally:
+        os.close(descriptor)
 
 
 def _map(mount: int) -> str:

@@ -16,6 +16,7 @@ from imagesvc.erofs import sample
 from kernel import lsm, mounts, syscalls
 from shim import layer_probe
 from tests.harness import layer_files
+from tests.harness.small_disk import FILLER, SmallDisk
 
 pytestmark = pytest.mark.root
 
@@ -129,3 +130,18 @@ def test_debians_tools_agree(tmp_path: Path) -> None:
     path.write_bytes(IMAGE)
     done = subprocess.run(["fsck.erofs", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_full_disk_decides_nothing(tmp_path: Path) -> None:
+    """Where there are such layers they are tried: a daemon that starts now must make them as before once there is room."""
+    with SmallDisk(tmp_path / "disk", 8) as disk:
+        layer = disk.path / "layer.erofs"
+        layer.write_bytes(IMAGE)
+        disk.fill()
+        assert layer_probe.probe(str(disk.path), IMAGE) == ""
+        layer.write_bytes(bytes(len(IMAGE)))
+        assert "cannot mount one" in layer_probe.probe(str(disk.path), IMAGE)
+        layer.unlink()
+        disk.fill()
+        assert "No space left" in layer_probe.probe(str(disk.path), IMAGE)
+        assert sorted(os.listdir(disk.path)) == [FILLER, "lost+found"]
