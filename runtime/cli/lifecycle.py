@@ -16,7 +16,7 @@ import grpc
 
 from runtime.cli import completion
 from runtime.cli.lookup import Node
-from runtime.cli.output import errors, fail
+from runtime.cli.output import clean, errors, fail
 from runtime.client import Client
 
 if TYPE_CHECKING:
@@ -56,7 +56,15 @@ def start(socket_path: str, containers: tuple[str, ...]) -> None:
 
 @click.command("stop")
 @click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
-@click.option("--time", "-t", "seconds", default=STOP_SECONDS, show_default=True, help="Seconds until it is killed.")
+@click.option(
+    "--time",
+    "-t",
+    "seconds",
+    type=click.IntRange(0, 1 << 31),
+    default=STOP_SECONDS,
+    show_default=True,
+    help="Seconds until it is killed.",
+)
 @click.pass_obj
 def stop(socket_path: str, containers: tuple[str, ...], seconds: int) -> None:
     """End containers: their stop signal, some time, then SIGKILL."""
@@ -184,7 +192,10 @@ def _each(socket_path: str, words: Sequence[str], work: Callable[[Client, cri.Co
             except SystemExit:
                 failed = True
             except grpc.RpcError as error:
-                click.echo(f"crisp: {word}: {error.details() or error.code().name}", err=True)
+                click.echo(clean(f"crisp: {word}: {error.details() or error.code().name}"), err=True)
+                failed = True
+            except OSError as error:  # of a signal: it has ended, or there is no such
+                click.echo(f"crisp: {word}: {error.strerror}", err=True)
                 failed = True
     if failed:
         raise SystemExit(1)

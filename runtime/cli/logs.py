@@ -8,12 +8,14 @@ import gzip
 import os
 import re
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
+import grpc
 
 from kernel.descriptors import write_all
 from runtime.cli import completion
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from proto import api_pb2 as cri
 
 LOOK_SECONDS: Final = 0.1
+_ROTATED: Final = re.compile(r"\.\d{8}-\d{6}(\.gz)?")
+"""What a kubelet adds to a name; another ending is of a file that it has not packed to its end."""
+_DAMAGED: Final = (EOFError, zlib.error, gzip.BadGzipFile)
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -48,7 +53,7 @@ def command(socket_path: str, container: str, follow: bool, tail: str, since: st
     """Show a container's output; its standard error goes to ours."""
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
-    if tail != "all" and not tail.isdecimal():
+    if tail != "all" and not re.fullmatch(r"\d{1,9}", tail, re.ASCII):
         fail(f"--tail {tail}: neither a number nor all", 2)
     first = moment(since) if since else b""
     with errors(), Client(socket_path) as client:
@@ -59,7 +64,12 @@ def command(socket_path: str, container: str, follow: bool, tail: str, since: st
             fail(f"{container} has no log: its pod was made without a directory for logs")
 
         def running() -> bool:
-            state: cri.ContainerState = client.runtime.ContainerStatus(request).status.state
+            try:
+                state: cri.ContainerState = client.runtime.ContainerStatus(request).status.state
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.NOT_FOUND:
+                    return False  # it has ended, and was removed
+                raise
             return state in (cri.CONTAINER_CREATED, cri.CONTAINER_RUNNING)
 
         with _Log(path) as log:
@@ -90,8 +100,14 @@ class _Log:
 
     def past(self) -> Iterator[Line]:
         """All lines until now."""
-        for name in sorted(glob.glob(glob.escape(self._path) + ".*")):
-            with suppress(FileNotFoundError), gzip.open(name) if name.endswith(".gz") else open(name, "rb") as old:
+        names = set(glob.glob(glob.escape(self._path) + ".*"))
+        for name in sorted(filter(lambda name: _ROTATED.fullmatch(name, len(self._path)), names)):
+            if f"{name}.gz" in names:
+                continue  # packed already, and about to go
+            with (
+                suppress(FileNotFoundError, *_DAMAGED),
+                gzip.open(name) if name.endswith(".gz") else open(name, "rb") as old,
+            ):
                 yield from filter(None, map(_line, old))
         yield from self.more()
 
@@ -154,16 +170,19 @@ class _Printer:
 
 def moment(text: str) -> bytes:
     """A duration before now or a time in UTC, as the log writes it. Ends the command if it is neither."""
+    try:
+        return _moment(text)
+    except (ValueError, OverflowError):
+        fail(f"--since {text}: neither a duration such as 1h30m nor a time such as 2026-01-31T12:00:00Z", 2)
+
+
+def _moment(text: str) -> bytes:
     if re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
         ago = sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", text))
         return _stamp(time.time() - ago)
     if re.fullmatch(r"\d{9,}(\.\d+)?", text):
         return _stamp(float(text))
-    try:
-        found = datetime.fromisoformat(text)
-    except ValueError:
-        fail(f"--since {text}: neither a duration such as 1h30m nor a time such as 2026-01-31T12:00:00Z", 2)
-    return _stamp(found.timestamp())  # without a zone it is this node's
+    return _stamp(datetime.fromisoformat(text).timestamp())  # without a zone it is this node's
 
 
 def _stamp(seconds: float) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -69,6 +69,18 @@ class _Commands(click.Group):
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         return load(name) if name in COMMANDS else None
+
+    def invoke(self, context: click.Context) -> Any:
+        """What cannot be read or written is said in one line, wherever a command meets it; of a daemon's one wants all."""
+        try:
+            return super().invoke(context)
+        except (OSError, UnicodeEncodeError):
+            if context.invoked_subcommand == "serve":
+                raise
+            from runtime.cli.output import errors  # noqa: PLC0415  --help needs no gRPC
+
+            with errors():
+                raise
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 import grpc
@@ -18,9 +19,23 @@ if TYPE_CHECKING:
     from proto import admin_pb2 as admin
 
 
+_CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160), *range(0xD800, 0xE000)), "?")
+_CONTROLS_OF_LINES: Final = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"}
+
+
+def clean(text: str, *, lines: bool = True) -> str:
+    """Without what a terminal would obey: names and messages may be a container's. `lines`: it may have several."""
+    return text.translate(_CONTROLS_OF_LINES if lines else _CONTROLS)
+
+
+def say_name(text: str) -> None:
+    """A line that has a container's file name in it: byte for byte, but not on a terminal."""
+    click.echo(clean(text, lines=False) if sys.stdout.isatty() else os.fsencode(text))
+
+
 def fail(message: str, code: int = 1) -> NoReturn:
     """End the command with an error."""
-    click.echo(f"crisp: {message}", err=True)
+    click.echo(clean(f"crisp: {message}"), err=True)
     raise SystemExit(code)
 
 
@@ -35,8 +50,24 @@ def errors(code: int = 1) -> Iterator[None]:
         fail(error.details() or error.code().name, code)
     except BrokenPipeError:
         raise SystemExit(128 + signal.SIGPIPE) from None  # nobody reads any more, and nobody needs to be told
+    except UnicodeEncodeError as error:
+        fail(f"{ascii(error.object)[:100]} is not text in UTF-8", 2)
     except OSError as error:
         fail(f"{error.strerror}: {error.filename}" if error.filename else f"cannot read or write: {error.strerror}")
+
+
+@contextmanager
+def commands_failure() -> Iterator[None]:
+    """What keeps a container's command from running has exit codes of its own, as in shells and in docker."""
+    try:
+        yield
+    except (grpc.RpcError, CrispError) as error:
+        details = error.message if isinstance(error, CrispError) else error.details() or ""
+        if "permission denied" in details.lower() or "is a directory" in details.lower():
+            fail(details, 126)
+        if "executable file" in details or "no such file or directory" in details.lower():
+            fail(details, 127)
+        raise
 
 
 def without_dashes(words: tuple[str, ...]) -> tuple[str, ...]:
@@ -103,6 +134,7 @@ def short(text: str) -> str:
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Columns as wide as their widest cell."""
+    rows = [tuple(clean(cell, lines=False) for cell in row) for row in rows]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     for row in (header, *rows):
         click.echo("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

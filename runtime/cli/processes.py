@@ -69,11 +69,7 @@ def _process(pid: int) -> tuple[str, ...] | None:
     seconds = (int(fields[11]) + int(fields[12])) // os.sysconf("SC_CLK_TCK")
     command = b" ".join(words).decode(errors="replace") if words != [b""] else f"[{name}]"
     spent = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    return (_user(owner), str(pid), fields[1], fields[0], spent, command.translate(_CONTROLS))
-
-
-_CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "?")
-"""What a container has in its command lines is not to reach a terminal as it is."""
+    return (_user(owner), str(pid), fields[1], fields[0], spent, command)
 
 
 def _user(uid: int) -> str:

@@ -31,6 +31,8 @@ MASKED: Final = [
 ]
 READONLY: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
+MAX_ID: Final = (1 << 32) - 2
+MAX_BYTES: Final = (1 << 63) - 1
 CPU_PERIOD: Final = 100_000  # µs, as docker and the kubelet
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
@@ -94,7 +96,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         several("-p", "--publish", metavar="[ADDRESS:]PORT:PORT[/udp]", help="A port of this node that leads there."),
         text("-w", "--workdir", default="", help="Working directory."),
         text("-u", "--user", default="", metavar="USER[:GROUP]", help="Names, or numbers."),
-        several("--group-add", type=int, help="One more group, by its number."),
+        several("--group-add", type=click.IntRange(0, MAX_ID), help="One more group, by its number."),
         text("--entrypoint", default=None, help="The program in place of the image's."),
         text("-h", "--hostname", default="", help="The pod's; its name if absent."),
         several("--dns", metavar="ADDRESS", help="Name server in place of the node's."),
@@ -103,11 +105,19 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         text("--pid", type=click.Choice(["", "host"]), default="", help="The node's processes."),
         text("--ipc", type=click.Choice(["", "host"]), default="", help="The node's IPC."),
         text("--cpus", type=float, default=0, metavar="NUMBER", help="Processors that it may use, such as 0.5."),
-        text("--cpu-shares", "-c", type=int, default=0, help="Its weight beside others; 1024 is one processor's."),
+        text(
+            "--cpu-shares",
+            "-c",
+            type=click.IntRange(0, 1 << 18),
+            default=0,
+            help="Its weight beside others; 1024 is one processor's.",
+        ),
         text("--cpuset-cpus", default="", metavar="0-2,7", help="Processors that it may run on."),
         text("-m", "--memory", default="", metavar="SIZE", help="Limit, such as 64M."),
         text("--pids-limit", type=int, default=0, help="Processes that there may be."),
-        text("--oom-score-adj", type=int, default=0, help="Who the kernel kills first: -1000 to 1000."),
+        text(
+            "--oom-score-adj", type=click.IntRange(-1000, 1000), default=0, help="Who the kernel kills first: -1000 to 1000."
+        ),
         several("--cap-add", metavar="NAME", help="A capability more, or ALL."),
         several("--cap-drop", metavar="NAME", help="A capability less, or ALL."),
         text("--privileged", is_flag=True, help="All capabilities and devices, no protection."),
@@ -288,7 +298,7 @@ def _fill_resources(resources: cri.LinuxContainerResources, options: Options) ->
     resources.memory_limit_in_bytes = amount("--memory", options.memory) if options.memory else 0
     resources.cpu_shares, resources.cpuset_cpus = options.cpu_shares, options.cpuset_cpus
     resources.oom_score_adj = options.oom_score_adj
-    if options.cpus < 0 or options.cpus > 1 << 20:
+    if not 0 <= options.cpus <= 1 << 20:  # nor what is no number
         fail(f"--cpus {options.cpus}: not a number of processors", 2)
     if options.cpus:
         resources.cpu_period, resources.cpu_quota = CPU_PERIOD, max(1000, round(options.cpus * CPU_PERIOD))
@@ -310,15 +320,21 @@ def _fill_security(context: cri.LinuxContainerSecurityContext, options: Options)
         context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
     user, colon, group = options.user.partition(":")
     if user.isdecimal():
-        context.run_as_user.value = int(user)
+        context.run_as_user.value = _id(options.user, user)
     elif user:
         context.run_as_username = user
     if colon:
         if not group.isdecimal():
             fail(f"--user {options.user}: the CRI knows groups by their numbers only", 2)
-        context.run_as_group.value = int(group)
+        context.run_as_group.value = _id(options.user, group)
     for text in options.security:
         _secure(context, text)
+
+
+def _id(user: str, digits: str) -> int:
+    if len(digits) > len(str(MAX_ID)) or int(digits) > MAX_ID:
+        fail(f"--user {user}: {digits} is not a user or group id", 2)
+    return int(digits)
 
 
 def _secure(context: cri.LinuxContainerSecurityContext, text: str) -> None:
@@ -348,7 +364,10 @@ def amount(option: str, text: str) -> int:
     form = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([bkmgt]?)(?:i?b)?", text.lower())
     if form is None:
         fail(f"{option} {text}: not a size such as 64M", 2)
-    return int(float(form[1]) * _UNITS[form[2]])
+    bytes_ = float(form[1]) * _UNITS[form[2]]
+    if bytes_ >= MAX_BYTES:
+        fail(f"{option} {text}: more than there can be", 2)
+    return int(bytes_)
 
 
 def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
