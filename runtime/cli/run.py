@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,7 +19,8 @@ from kernel.descriptors import write_all
 from runtime.cli import completion, run_options
 from runtime.cli.lifecycle import STOP_SECONDS, run_logs
 from runtime.cli.lookup import Node
-from runtime.cli.output import errors, fail, show, without_dashes
+from runtime.cli.output import clean, commands_failure, errors, fail, show, without_dashes
+from runtime.cli.signals import Signalled, Signals
 from runtime.client import Client
 
 if TYPE_CHECKING:
@@ -33,8 +33,6 @@ FAILED: Final = 125
 
 LOG_BYTES: Final = 16 << 20
 """Size of a log from which on another is begun: what was shown is not kept."""
-
-ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @click.command("run", context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
@@ -87,11 +85,11 @@ def command(
     container = run_options.container(options, name, command)
     uid, keep = secrets.token_hex(8), keep or detach
     with (
-        _Signals().told() as signals,
+        Signals().told() as signals,
         errors(FAILED),
         Client(socket_path) as client,
         _image(client, image, rootfs, when) as image_id,
-        _logs(uid, keep) as logs,
+        _logs(uid, keep or inside is not None) as logs,
     ):
         container.image.image = image_id
         container.image.user_specified_image = image or f"{rootfs}"
@@ -102,54 +100,6 @@ def command(
             run.in_pod(inside)
         code = run.detached() if detach else run.to_its_end()
     raise SystemExit(code)
-
-
-class _Signalled(BaseException):
-    """Somebody wants the command to end."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-class _Signals:
-    """Signals that end programs end the pod as well, whatever is being done: nothing of it may stay behind."""
-
-    def __init__(self) -> None:
-        self._held = False
-        self._first = 0
-
-    def _tell(self, number: int, _frame: object) -> None:
-        if not self._held:
-            raise _Signalled(number)
-        self._first = self._first or number
-
-    @contextmanager
-    def told(self) -> Iterator[_Signals]:
-        """Raise _Signalled where one comes; the command then ends as one does that a signal has killed."""
-        before = {number: signal.signal(number, self._tell) for number in ENDING}
-        try:
-            yield self
-        except _Signalled as signalled:
-            raise SystemExit(128 + signalled.number) from None
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Tell of them at the end: meanwhile something is made that has to be known first."""
-        self._held = True
-        try:
-            yield
-        finally:
-            self._held = False
-        if self._first:
-            raise _Signalled(self._first)
-
-    def ignore(self) -> None:
-        """The pod is being removed already, and that takes as long as it takes."""
-        self._held = True
 
 
 @contextmanager
@@ -178,23 +128,21 @@ def _image(client: Client, image: str | None, rootfs: str | None, when: str) -> 
 
 @contextmanager
 def _logs(uid: str, keep: bool) -> Iterator[str]:
-    """The directory for the logs of a pod; one that stays has them where `crisp rm` looks for them."""
-    if not keep:
-        directory = tempfile.mkdtemp(prefix="crisp-run-")
-        try:
-            yield directory
-        finally:
-            shutil.rmtree(directory, ignore_errors=True)
+    """The directory for the logs of a new pod; one that stays has them where `crisp rm` looks for them."""
+    if keep:
+        yield str(run_logs(uid))
         return
-    place = run_logs(uid)
-    place.mkdir(mode=0o700, parents=True)
-    yield str(place)
+    directory = tempfile.mkdtemp(prefix="crisp-run-")
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 class _Run:
     """One container from its creation to its end, and the pod that was made for it."""
 
-    def __init__(self, client: Client, signals: _Signals, container: cri.ContainerConfig, keep: bool) -> None:
+    def __init__(self, client: Client, signals: Signals, container: cri.ContainerConfig, keep: bool) -> None:
         self._client = client
         self._runtime = client.runtime
         self._signals = signals
@@ -203,20 +151,21 @@ class _Run:
         self._id = ""
         self._pod = ""
         """The one that was made; empty for a container in another's."""
+        self._logs = ""
+        """The directory that was made for that pod's logs."""
+        self._logged = True
 
     def in_new_pod(self, sandbox: cri.PodSandboxConfig, handler: str) -> None:
         """Make the pod and the container."""
         from proto import api_pb2 as cri  # noqa: PLC0415
 
-        try:
+        with self._or_nothing():
+            self._logs = sandbox.log_directory
+            os.makedirs(self._logs, mode=0o700, exist_ok=True)
             with self._signals.held():
                 request = cri.RunPodSandboxRequest(config=sandbox, runtime_handler=handler)
                 self._pod = self._runtime.RunPodSandbox(request).pod_sandbox_id
             self._create(self._pod, sandbox)
-        except BaseException:
-            self._keep = False
-            self.end()
-            raise
 
     def in_pod(self, word: str) -> None:
         """Make the container in a pod that is there."""
@@ -230,30 +179,37 @@ class _Run:
         shared = sandbox.linux.security_context.namespace_options
         options = self._container.linux.security_context.namespace_options
         options.network, options.ipc = shared.network, shared.ipc
-        with self._signals.held():
+        with self._or_nothing(), self._signals.held():
             self._create(pod, sandbox)
+
+    @contextmanager
+    def _or_nothing(self) -> Iterator[None]:
+        """What cannot be done to its end leaves nothing, not even what would have been kept."""
+        try:
+            yield
+        except BaseException:
+            self._keep = False
+            self.end()
+            raise
 
     def _create(self, pod: str, sandbox: cri.PodSandboxConfig) -> None:
         from proto import api_pb2 as cri  # noqa: PLC0415
 
+        self._logged = bool(sandbox.log_directory)
         request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=self._container, sandbox_config=sandbox)
-        with _commands_failure():
+        with commands_failure():
             self._id = self._runtime.CreateContainer(request).container_id
 
     def _start(self) -> None:
         from proto import api_pb2 as cri  # noqa: PLC0415
 
-        with _commands_failure():
+        with commands_failure():
             self._runtime.StartContainer(cri.StartContainerRequest(container_id=self._id))
 
     def detached(self) -> int:
         """Start it, and say which it is."""
-        try:
+        with self._or_nothing():
             self._start()
-        except BaseException:
-            self._keep = False
-            self.end()
-            raise
         click.echo(self._id)
         return 0
 
@@ -262,11 +218,11 @@ class _Run:
         from proto import api_pb2 as cri  # noqa: PLC0415
 
         try:
-            if self._container.stdin or self._container.tty:
+            if self._container.stdin or self._container.tty or not self._logged:
                 return self._attached()
             self._start()
             return _follow(self._client, self._id)
-        except _Signalled:
+        except Signalled:
             self._signals.ignore()
             self._runtime.StopContainer(cri.StopContainerRequest(container_id=self._id, timeout=STOP_SECONDS))
             raise
@@ -296,20 +252,8 @@ class _Run:
             self._runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=self._pod))
         elif self._id:
             self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self._id))
-
-
-@contextmanager
-def _commands_failure() -> Iterator[None]:
-    """What keeps the container's command from running has exit codes of its own, as in shells and in docker."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        details = error.details() or ""
-        if "permission denied" in details.lower() or "is a directory" in details.lower():
-            fail(details, 126)
-        if "executable file" in details or "no such file or directory" in details.lower():
-            fail(details, 127)
-        raise
+        if self._logs:
+            shutil.rmtree(self._logs, ignore_errors=True)
 
 
 def _follow(client: Client, container_id: str) -> int:
@@ -334,7 +278,7 @@ def _follow(client: Client, container_id: str) -> int:
     finally:
         log.close()
     if status.reason not in ("Completed", "Error") or status.message:
-        click.echo(f"crisp: {status.reason} {status.message}".rstrip(), err=True)
+        click.echo(clean(f"crisp: {status.reason} {status.message}".rstrip()), err=True)
     return int(status.exit_code)
 
 

@@ -12,7 +12,8 @@ import click
 from runtime.cli import completion
 from runtime.cli.lifecycle import first_process
 from runtime.cli.lookup import Node
-from runtime.cli.output import errors, fail, without_dashes
+from runtime.cli.output import commands_failure, errors, fail, without_dashes
+from runtime.cli.signals import Signals
 from runtime.client import Client
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def exec_(
     workdir: str,
     user: str,
 ) -> None:
-    """Run a command in a running container; ends with its exit code."""
+    """Run a command in a running container; ends with its exit code: 126 if it cannot be run, 127 if it is not there."""
     from proto import admin_pb2 as admin  # noqa: PLC0415  --help needs no protobuf
     from runtime.streaming.client import run_command  # noqa: PLC0415
     from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
@@ -51,7 +52,7 @@ def exec_(
     command = without_dashes(command)
     if not command:
         fail("name the command to run", 2)
-    with errors(), Client(socket_path) as client:
+    with Signals().told(), errors(), Client(socket_path) as client:
         found = Node(client).container(container).id
         request = admin.ExecRequest(
             container_id=found, cmd=command, tty=tty, stdin=stdin, env=environment, working_dir=workdir
@@ -59,9 +60,9 @@ def exec_(
         if user:
             request.user.CopyFrom(_user(client, found, user))
         url = client.admin.Exec(request).url
-        code = asyncio.run(
-            run_command(url, StreamOptions(tty, stdin, True, not tty), certificate=_certificate(client), **OURS)
-        )
+        trusted, options = _certificate(client), StreamOptions(tty, stdin, True, not tty)
+        with commands_failure():
+            code = asyncio.run(run_command(url, options, certificate=trusted, **OURS))
     raise SystemExit(code)
 
 
@@ -84,7 +85,7 @@ def _user(client: Client, container: str, name: str) -> admin.User:
 @click.pass_obj
 def attach(socket_path: str, container: str, stdin: bool) -> None:
     """Show a running container's output from now on, until it ends."""
-    with errors(), Client(socket_path) as client:
+    with Signals().told(), errors(), Client(socket_path) as client:
         found = Node(client).container(container).id
         code = join(client, found, stdin=stdin, tty=_has_terminal(client, found))
     raise SystemExit(code)

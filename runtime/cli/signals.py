@@ -1,0 +1,58 @@
+"""Signals that end the command: what it has begun is put in order before it ends."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Signalled(KeyboardInterrupt):
+    """Somebody wants the command to end. An event loop lets no other exception out of whatever it is doing."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """Signals that end programs end the pod as well, whatever is being done: nothing of it may stay behind."""
+
+    def __init__(self) -> None:
+        self._held = False
+        self._first = 0
+
+    def _tell(self, number: int, _frame: object) -> None:
+        if not self._held:
+            raise Signalled(number)
+        self._first = self._first or number
+
+    @contextmanager
+    def told(self) -> Iterator[Signals]:
+        """Raise Signalled where one comes; the command then ends as one does that a signal has killed."""
+        before = {number: signal.signal(number, self._tell) for number in ENDING}
+        try:
+            yield self
+        except Signalled as signalled:
+            raise SystemExit(128 + signalled.number) from None
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Tell of them at the end: meanwhile something is made that has to be known first."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        if self._first:
+            raise Signalled(self._first)
+
+    def ignore(self) -> None:
+        """The pod is being removed already, and that takes as long as it takes."""
+        self._held = True
