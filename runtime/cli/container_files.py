@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import tarfile
 from collections.abc import Callable
 from typing import IO, Final, NoReturn
 
 from kernel import syscalls
-from runtime.cli.output import fail
+from runtime.cli.output import clean, fail
 
 _LOST: Final = 1
+
+_PERMISSIONS: Final = 0o1777
+"""Of a file that gets another owner: a program of a container must not have the rights of who copies it."""
 
 
 def copy_out(pid: int, source: str, target: str, *, archive: bool) -> None:
@@ -27,7 +31,7 @@ def copy_out(pid: int, source: str, target: str, *, archive: bool) -> None:
     """
     inside = _of_process(pid)
     if target == "-":
-        _run(inside, lambda: _pack(source, sys.stdout.buffer))
+        _run(inside, lambda: _pack(source, os.fdopen(1, "wb", closefd=False)))
         return
     place, name = (target, "/") if os.path.isdir(target) else os.path.split(target.rstrip("/"))
     try:
@@ -42,7 +46,7 @@ def copy_in(pid: int, source: str, target: str, *, archive: bool) -> None:
     inside = _of_process(pid)
     here = _Side(os.open("/", os.O_PATH | os.O_DIRECTORY), None)
     if source == "-":
-        _run(inside, lambda: _unpack(target, sys.stdin.buffer, archive, named=False))
+        _run(inside, lambda: _unpack(target, os.fdopen(0, "rb", closefd=False), archive, named=False))
     else:
         _joined(here, os.path.abspath(source) + _slash(source), inside, target, archive)
 
@@ -96,30 +100,38 @@ def _run(side: _Side, work: Callable[[], None]) -> None:
 def _started(side: _Side, work: Callable[[], None], *unwanted: int) -> int:
     """A process that does the work on its side; what goes wrong it says itself."""
     tarfile.grp = tarfile.pwd = None  # type: ignore[attr-defined]  # names of users are not asked for: that would load code
+    parent = os.getpid()
     pid = os.fork()
     if not pid:
-        _work(side, work, unwanted)
+        _work(side, work, unwanted, parent)
     return pid
 
 
-def _work(side: _Side, work: Callable[[], None], unwanted: tuple[int, ...]) -> NoReturn:
+def _work(side: _Side, work: Callable[[], None], unwanted: tuple[int, ...], parent: int) -> NoReturn:
     status = _LOST
     try:
         for descriptor in unwanted:
             os.close(descriptor)
         side.enter()
-        work()
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)  # after the ids, which undo it
+        if os.getppid() == parent:
+            work()
         status = 0
     except BrokenPipeError:
         pass  # the other one says why
     except SystemExit:
         pass
     except OSError as error:
-        os.write(2, f"crisp: {error.filename or 'cannot copy'}: {error.strerror}\n".encode(errors="replace"))
-    except (tarfile.TarError, ValueError) as error:
-        os.write(2, f"crisp: {error}\n".encode(errors="replace"))
+        _say(f"{error.filename or 'cannot copy'}: {error.strerror}")
+    except Exception as error:  # whatever it is: to end without a word helps nobody
+        _say(f"cannot copy: {error}")
     finally:
         os._exit(status)
+
+
+def _say(text: str) -> None:
+    """Names in it may be a container's."""
+    os.write(2, f"crisp: {clean(text, lines=False)}\n".encode(errors="replace"))
 
 
 def _failed(pid: int) -> bool:
@@ -144,9 +156,10 @@ def _unpack(target: str, archive: IO[bytes], owners: bool, *, named: bool) -> No
         place, rename = os.path.split(target)
     elif not os.path.isdir(target):
         raise NotADirectoryError(errno.ENOTDIR, "there is no such directory", target)
-    owner = os.stat(place)
+    owner, whole = os.stat(place), True
     with archive, tarfile.open(fileobj=archive, mode="r|") as tar:
         tar.errorlevel = 1
+        tar.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)  # newer ones leave out what is no harm here
         for member in tar:
             if rename:
                 _, slash, rest = member.name.partition("/")
@@ -156,4 +169,11 @@ def _unpack(target: str, archive: IO[bytes], owners: bool, *, named: bool) -> No
                     member.linkname = rename + slash + rest
             if not owners:
                 member.uid, member.gid = owner.st_uid, owner.st_gid
+                member.mode &= _PERMISSIONS
+                if member.ischr() or member.isblk():
+                    _say(f"{member.name}: a device is copied with --archive only")
+                    whole = False
+                    continue
             tar.extract(member, place, numeric_owner=True)
+    if not whole:
+        raise SystemExit(_LOST)

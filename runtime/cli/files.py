@@ -14,7 +14,7 @@ from runtime.cli import completion
 from runtime.cli.container_files import copy_in, copy_out
 from runtime.cli.lifecycle import first_process
 from runtime.cli.lookup import Node
-from runtime.cli.output import errors, fail
+from runtime.cli.output import errors, fail, say_name
 from runtime.client import Client
 
 if TYPE_CHECKING:
@@ -27,7 +27,12 @@ POD_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev", "proc", "sys
 @click.command("cp")
 @click.argument("source")
 @click.argument("target")
-@click.option("--archive", "-a", is_flag=True, help="Owners too; without, files get the owner of where they go.")
+@click.option(
+    "--archive",
+    "-a",
+    is_flag=True,
+    help="Owners, devices and set-id bits too; without, files get the owner of where they go.",
+)
 @click.pass_obj
 def cp(socket_path: str, source: str, target: str, archive: bool) -> None:
     """Copy files out of or into a running container.
@@ -70,7 +75,7 @@ def diff(socket_path: str, container: str) -> None:
         layer = os.path.join(info["writableLayer"], "upper")
         mounted = (mount.container_path.strip("/") for mount in reply.status.mounts)
         for kind, path in sorted(changes(layer, {*POD_FILES, *mounted}), key=lambda change: change[1]):
-            click.echo(f"{kind} /{path}")
+            say_name(f"{kind} /{path}")
 
 
 def changes(layer: str, excluded: Collection[str]) -> Iterator[tuple[str, str]]:
