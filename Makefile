@@ -33,7 +33,7 @@ types:
 ANY_MODE = $(wildcard tests/kernel/test_network_*.py) $(addprefix tests/kernel/test_,trees.py removal.py sockets.py modes.py spares.py \
 	streaming_vanished.py) $(addprefix tests/faults/test_,cni_leaks.py clock.py \
 	database.py image_failpoints.py nri_kills.py) $(addprefix tests/api/test_,images.py network.py daemon_security.py support_bundle.py \
-	command.py docker_names.py using.py nri_life.py nri_events.py)
+	command.py command_astray.py docker_names.py using.py nri_life.py nri_events.py)
 
 # Without a daemon: they run beside the second run, on the other processor.
 ALONE = tests/unit tests/images tests/fuzz
