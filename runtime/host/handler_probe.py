@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PROBE_SECONDS = 60.0
+ELF: Final = b"\x7fELF"
+"""How programs begin (elf(5))."""
 AGAIN_SECONDS = (5.0, 300.0)
 """Until a handler that did not work is tried again: first, and at most. Each time it is twice as long."""
 
@@ -85,9 +87,8 @@ async def _probe(name: str, handler: HandlerConfig, paths: Paths, host: Host, fo
         return str(tried["error"])
     known = known_fields(await _output(path, "features"))
     said = (await _output(path, "--version")).decode(errors="replace").partition("\n")[0]
-    features = Features(
-        said.rpartition(" ")[2], tried["recursive_read_only"], tried["user_namespaces"], known, said.partition(" ")[0]
-    )
+    called = said.partition(" ")[0] if await asyncio.to_thread(is_program, path) else ""
+    features = Features(said.rpartition(" ")[2], tried["recursive_read_only"], tried["user_namespaces"], known, called)
     return Handler(name, path, root, handler, features, hide_unified, host.systemd_cgroups)
 
 
@@ -110,6 +111,15 @@ async def ready_filters(handler: Handler, paths: Paths, host: Host, fork_server:
     arguments = _arguments(handler.name, handler.path, handler.root, paths, host, cgroup)
     found = await fork_server.run_job("shim.runtime_probe:ready_filters", arguments, timeout=PROBE_SECONDS)
     return str(found["error"])
+
+
+def is_program(path: str) -> bool:
+    """Whether this is a program itself, and no script around one."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(ELF)) == ELF
+    except OSError:
+        return False
 
 
 def known_fields(output: bytes) -> frozenset[str]:

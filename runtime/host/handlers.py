@@ -34,7 +34,7 @@ class Features:
     fields: frozenset[str] = frozenset()
     """Of `FIELDS`, those that it says it knows."""
     program: str = ""
-    """What it calls itself: crun, runc, …"""
+    """What it calls itself: crun, runc, …; empty for a script, which may say what it calls says, and do more than that."""
 
     @property
     def user_namespaces(self) -> bool:

@@ -10,8 +10,8 @@ So the filter is the runtime's own in any case; there is no second compiler that
 made of: the rules, whole and in their order, and the very file of the runtime's program. It lies in no file of crisp's. It
 is forgotten after MAX_AGE, for the libraries of the runtime can be replaced under it.
 
-What is out of the ordinary is left to the runtime: listeners, flags, hooks (one could change what is taken), and
-configurations that talk to crun about seccomp themselves.
+What is out of the ordinary is left to the runtime: scripts around crun, listeners, flags, hooks (one could change what is
+taken), and configurations that talk to crun about seccomp themselves.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ MAX_KNOWN: Final = 64
 """Filters that are kept."""
 MAX_BYTES: Final = 4096 * 8
 """Of a filter: BPF_MAXINSNS instructions of 8 bytes each (linux/bpf_common.h)."""
+RUNTIME: Final = "crun"
+"""That builds filters so, and obeys. What a script around it makes of a container's rules nobody knows."""
 TALK: Final = "run.oci.seccomp"
 """With this begin annotations by which crun is told about seccomp."""
 
@@ -78,7 +80,7 @@ class Programs:
     def use(self, document: dict[str, Any], handler: Handler) -> Use:
         """What is done for a container with this OCI configuration. Reads the file system."""
         rules = document["linux"].get("seccomp")
-        if rules is None or _out_of_the_ordinary(document, rules):
+        if rules is None or handler.features.program != RUNTIME or _out_of_the_ordinary(document, rules):
             return Use()
         program = _program_file(handler)
         key = hashlib.sha256(json.dumps([program, rules]).encode()).hexdigest()
@@ -89,20 +91,20 @@ class Programs:
         known.asked_again = True
         return Use(key, known.program if self._obeys.get(program) else b"")
 
-    def settle(self, use: Use, handler: Handler, container_id: str) -> None:
+    def settle(self, use: Use, handler: Handler, container_id: str, pid: int) -> None:
         """Look at the filter that the runtime keeps for a container that was just created. Reads the file system.
 
-        INTERNAL if it was given one and keeps another.
+        INTERNAL if it was given one and keeps another. Of one whose init `pid` is no more, which somebody has killed, the
+        state is being removed, file by file.
         """
         if not use.key:
             return
-        state = Path(handler.root) / container_id
         try:
-            kept = (state / oci_annotations.KEPT_FILTER).read_bytes()
+            kept = (Path(handler.root) / container_id / oci_annotations.KEPT_FILTER).read_bytes()
         except OSError:
             kept = b""
         if use.program:
-            if kept != use.program and state.exists():  # it is not there any more if somebody has killed the container
+            if kept != use.program and (kept or os.path.exists(f"/proc/{pid}")):
                 self._obeys[_program_file(handler)] = False
                 self._known.pop(use.key, None)
                 raise CrispError(Code.INTERNAL, f"{handler.name} did not take the seccomp filter that it was given")

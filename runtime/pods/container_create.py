@@ -234,7 +234,7 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
             await scope_limits.tell(node.host, node.blocking, record.cgroup, told)
         await container_adjust.settle(node, container, document)
         if made.pid and filtered.key:
-            await loop.run_in_executor(node.blocking, node.filters.settle, filtered, handler, record.id)
+            await loop.run_in_executor(node.blocking, node.filters.settle, filtered, handler, record.id, made.pid)
             node.filters.consider(filtered, handler, functools.partial(_obeys, node))
     failpoint("container.made")
 

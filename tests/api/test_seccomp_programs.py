@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from proto import api_pb2 as cri
 from proto import oci_annotations
 from tests.harness import seccomp_filters
+from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Container, Kubelet, Pod
 from tests.harness.waiting import wait_until
 
@@ -104,3 +106,49 @@ def test_others_build_their_filter_each_time(kubelet: Kubelet, tmp_path: Path, h
     containers = [pod.run(*SLEEP, config=wanted) for _ in range(4)]
     assert not any(map(given, containers))
     assert len(filters(containers[-1])) == 1
+
+
+SCRIPT = """#!/bin/sh
+# A runtime around crun: it changes the rules of containers that have an annotation.
+bundle=
+for argument; do
+    [ "$last" != --bundle ] || bundle=$argument
+    case $argument in create|start|delete) echo $argument >> "$0.verbs";; esac
+    last=$argument
+done
+if [ -n "$bundle" ] && grep -q org.example.relaxed "$bundle/config.json"; then
+    sed -i 's/"errnoRet": *28/"errnoRet": 0/g' "$bundle/config.json"
+fi
+exec crun "$@"
+"""
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, rootfs: Path) -> Iterator[tuple[Kubelet, Path]]:
+    """A daemon one of whose handlers is a script; the file with what it is asked for."""
+    program = tmp_path / "script"
+    program.write_text(SCRIPT)
+    program.chmod(0o755)
+    daemon = Daemon(f'[runtimes.script]\npath = "{program}"\ncontainer_annotations = ["org.example.*"]\n')
+    daemon.start()
+    kubelet = Kubelet.on(daemon, rootfs)
+    yield kubelet, Path(f"{program}.verbs")
+    daemon.remove_all()
+    assert daemon.leftovers() == []
+    daemon.destroy()
+
+
+def test_a_script_around_crun_is_asked_each_time(scripted: tuple[Kubelet, Path], tmp_path: Path) -> None:
+    """It says that it is crun. What it makes of one container's rules, or has to do at its end, is its own."""
+    kubelet, verbs = scripted
+    kubelet.need_handler("crun")
+    pod, wanted = kubelet.pod(handler="script"), localhost(tmp_path / "profile.json")
+    relaxed = localhost(tmp_path / "profile.json")
+    relaxed.annotations["org.example.relaxed"] = "yes"
+    pod.run(*SLEEP, config=relaxed).sh("mkdir /d || true")
+    for _ in range(4):
+        container = pod.run(*SLEEP, config=wanted)
+        assert b"No space left" in container.exec("/bin/mkdir", "/d").stderr
+        assert not given(container)
+        container.remove()
+    assert verbs.read_text().split().count("delete") >= 4

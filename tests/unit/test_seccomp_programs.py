@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class Lab:
     def __init__(self, directory: Path) -> None:
         (directory / "state").mkdir()
         (directory / "crun").write_text("a program")
-        features = Features("1", recursive_read_only=True)
+        features = Features("1", recursive_read_only=True, program="crun")
         self.handler = Handler(
             "crun", str(directory / "crun"), str(directory / "state"), HandlerConfig(), features, False, False
         )
@@ -45,16 +47,16 @@ class Lab:
         self.probed += 1
         return self.problem
 
-    async def create(self, document: dict[str, Any], keeps: bytes | None = FILTER, name: str = "c") -> Use:
-        """A container's creation, in which the runtime keeps this filter; None: it keeps none."""
+    async def create(self, document: dict[str, Any], keeps: bytes | None = FILTER, pid: int = os.getpid()) -> Use:
+        """A container's creation, in which the runtime keeps this filter; None: it keeps none. `pid` is that of its init."""
         use = self.programs.use(document, self.handler)
-        state = Path(self.handler.root) / name
+        state = Path(self.handler.root) / "c"
         state.mkdir(exist_ok=True)
         place = state / oci_annotations.KEPT_FILTER
         place.unlink(missing_ok=True)
         if keeps is not None:
             place.write_bytes(keeps)
-        self.programs.settle(use, self.handler, name)
+        self.programs.settle(use, self.handler, "c", pid)
         self.programs.consider(use, self.handler, self.probe)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -162,6 +164,30 @@ def test_a_create_that_does_not_take_its_filter_fails(lab: Lab, kept: bytes | No
         with pytest.raises(CrispError, match="did not take the seccomp filter"):
             await lab.create(spec(), kept)
         assert (await lab.ready(spec())).program == b"", "and none is given again"
+
+    asyncio.run(life())
+
+
+def test_a_container_that_was_killed_meanwhile_keeps_nothing(lab: Lab) -> None:
+    """Its state goes file by file: the directory can be there without the filter."""
+
+    async def life() -> None:
+        await lab.ready(spec())
+        killed = os.posix_spawn("/bin/true", ["true"], {})
+        os.waitpid(killed, 0)
+        assert (await lab.create(spec(), None, killed)).program == FILTER
+        assert (await lab.create(spec())).program == FILTER, "and the runtime is trusted as before"
+
+    asyncio.run(life())
+
+
+@pytest.mark.parametrize("program", ["", "runc"], ids=["script", "runc"])
+def test_what_is_not_crun_itself_builds_each_filter(lab: Lab, program: str) -> None:
+    """What a script around crun makes of one container's rules need not be what it makes of another's."""
+    lab.handler = dataclasses.replace(lab.handler, features=Features("1", recursive_read_only=True, program=program))
+
+    async def life() -> None:
+        assert await lab.ready(spec()) == Use()
 
     asyncio.run(life())
 
