@@ -27,7 +27,7 @@ from typing import Final
 import structlog
 
 from proto.errors import Code, CrispError, invalid
-from runtime.network import bridge, links, pod_sysctls
+from runtime.network import bridge, departures, links, pod_sysctls
 from runtime.network.bandwidth import Bandwidth, bandwidth_of
 from runtime.network.bridge import MAX_PORTS, gateway_of
 from runtime.network.config import NetworkConfig
@@ -103,13 +103,7 @@ class BuiltinNetwork:
             pools = [pool for pool in pools if pool.subnet.version == 4]
             if not pools:
                 raise invalid("the pod switches IPv6 off by its sysctls, and the pod network has no other subnet")
-        try:
-            lease, ports = self._lease(request, bandwidth, pools)
-        except CrispError as error:
-            if error.code is not Code.RESOURCE_EXHAUSTED or not self._departures:
-                raise
-            await self._departures.make_room()
-            lease, ports = self._lease(request, bandwidth, pools)
+        lease, ports = await self._lease_when_free(request, bandwidth, pools)
         try:
             await self._store.put(request.sandbox_id, lease.document())
             await self._thread.run(self._connect(request, lease, bandwidth, ports))
@@ -130,6 +124,18 @@ class BuiltinNetwork:
                 **lease.document(),
             },
         )
+
+    async def _lease_when_free(
+        self, request: NetworkRequest, bandwidth: Bandwidth, pools: Sequence[Pool]
+    ) -> tuple[Lease, list[HostPort]]:
+        """Reserve what the sandbox gets; while there is none to be had, pods that are going are waited for."""
+        deadline = asyncio.get_running_loop().time() + departures.ROOM_SECONDS
+        while True:
+            try:
+                return self._lease(request, bandwidth, pools)
+            except CrispError as error:
+                if error.code is not Code.RESOURCE_EXHAUSTED or not await self._departures.make_room(deadline):
+                    raise
 
     def _lease(self, request: NetworkRequest, bandwidth: Bandwidth, pools: Sequence[Pool]) -> tuple[Lease, list[HostPort]]:
         """Reserve what the sandbox gets, in memory. Raises FAILED_PRECONDITION if another sandbox has a host

@@ -48,9 +48,6 @@ class Departures:
     def __contains__(self, sandbox_id: str) -> bool:
         return sandbox_id in self._tasks
 
-    def __bool__(self) -> bool:
-        return bool(self._tasks)
-
     @property
     def full(self) -> bool:
         """Whether no more are taken."""
@@ -85,10 +82,16 @@ class Departures:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def make_room(self) -> None:
-        """Wait until those that are going now have gone, or for long enough."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks.values()), timeout=ROOM_SECONDS)
+    async def make_room(self, deadline: float) -> bool:
+        """Wait until one that is going has gone; False if none is, or does not before `deadline` (on the loop's clock).
+
+        One is enough, for there may be others that cannot go.
+        """
+        left = deadline - asyncio.get_running_loop().time()
+        if not self._tasks or left <= 0:
+            return False
+        gone, _ = await asyncio.wait(list(self._tasks.values()), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        return bool(gone)
 
     async def close(self) -> None:
         """Let go of them, but let those go on that are about to be through."""

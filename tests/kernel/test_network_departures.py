@@ -37,10 +37,15 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, refusals: int = 0) -> None:
         self.open = asyncio.Event()
         self.refusals = refusals
+        self.stuck = ""
+        """A link that waits until `freed` is set."""
+        self.freed = asyncio.Event()
         original = LinkRemover.remove
 
         async def remove(remover: LinkRemover, names: Sequence[str]) -> None:
             await self.open.wait()
+            if self.stuck in names:
+                await self.freed.wait()
             if self.refusals:
                 self.refusals -= 1
                 raise NetlinkError(errno.ENOMEM, "no memory")
@@ -99,6 +104,30 @@ def test_its_address_is_given_to_nobody_before(lab: Lab, monkeypatch: pytest.Mon
             assert (await waiting).ips == taken[2], "and whoever needs it waits for it"
             assert asked[2].sandbox_id not in lab.leases.documents
 
+    lab.run(body)
+
+
+def test_one_that_cannot_go_holds_nobody_up(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(departures, "ROOM_SECONDS", 3600.0)
+    pods = [lab.pod() for _ in range(7)]
+
+    async def body() -> None:
+        gate = Gate(monkeypatch)
+        gate.stuck = veth_name(asked[0].sandbox_id)
+        async with builtin(lab, SMALL) as network:
+            taken = [(await network.attach(one)).ips for one in asked[:5]]
+            for one in asked[:3]:
+                await network.detach(one)
+            waiting = asyncio.gather(*map(network.attach, asked[5:]))
+            await asyncio.sleep(0)
+            gate.open.set()
+            found = await asyncio.wait_for(waiting, 30)
+            assert {one.ips for one in found} == set(taken[1:3])
+            assert asked[0].sandbox_id in lab.leases.documents
+            gate.stuck = ""
+            gate.freed.set()
+
+    asked = [request(pod) for pod in pods]
     lab.run(body)
 
 
