@@ -85,7 +85,13 @@ def complete(image: KnownFiles, lower: MergedView, limits: Limits) -> unpack.Lay
         while (event := reader.next_event()) is not None:
             if type(event) is Entry:
                 image.used = False
-                writer.entry(event)
+                try:
+                    writer.entry(event)
+                except TarError:
+                    raise  # it names it itself
+                except Exception as error:
+                    error.add_note(f"at the entry {event.name[:200]!r}")
+                    raise
                 if image.used:
                     reader.skip_data()
             elif type(event) is Data:

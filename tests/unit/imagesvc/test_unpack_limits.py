@@ -14,7 +14,7 @@ from imagesvc.limits import Limits
 from imagesvc.worker import unpack
 from kernel import mounts
 from tests.images.image_builder import Member, directory, hardlink, symlink, tar
-from tests.images.layer_stack import run_job, run_unpack, unpack_stack
+from tests.images.layer_stack import UnpackFailed, run_job, run_unpack, unpack_stack
 
 pytestmark = pytest.mark.root
 
@@ -102,6 +102,15 @@ def test_what_is_too_long_is_refused_alike(tmp_path: Path, case: str) -> None:
     answers = [run_unpack(layer, tmp_path / form, [], form=form) for form in ("directory", "erofs")]
     told = [(answer["error"], answer.get("errno"), answer["message"]) for answer in answers]
     assert told[0] == told[1]
+
+
+def test_what_is_too_long_is_told_by_its_entry_also_where_it_has_to_wait(tmp_path: Path) -> None:
+    layers = [tar([directory("lower")]), tar([Member("lower/file", b"x"), Member("n" * 256, b"x")])]
+    for form in ("directory", "erofs"):
+        base = tmp_path / form
+        base.mkdir()
+        with pytest.raises(UnpackFailed, match=r"File name too long \(at the entry b'n+'\)"):
+            unpack_stack(layers, base, [form] * 2)
 
 
 @forms
