@@ -88,7 +88,7 @@ def command(
         Signals().told() as signals,
         errors(FAILED),
         Client(socket_path) as client,
-        _image(client, image, rootfs, when) as image_id,
+        _image(client, signals, image, rootfs, when) as image_id,
         _logs(uid, keep or inside is not None) as logs,
     ):
         container.image.image = image_id
@@ -103,15 +103,17 @@ def command(
 
 
 @contextmanager
-def _image(client: Client, image: str | None, rootfs: str | None, when: str) -> Iterator[str]:
+def _image(client: Client, signals: Signals, image: str | None, rootfs: str | None, when: str) -> Iterator[str]:
     """The id of the image to run: pulled if it is absent, made of the directory and removed afterwards if not."""
     from proto import admin_pb2 as admin  # noqa: PLC0415
     from proto import api_pb2 as cri  # noqa: PLC0415
 
     if rootfs is not None:
         name = f"localhost/rootfs-{secrets.token_hex(4)}:run"
-        made = client.admin.AddRootfs(admin.AddRootfsRequest(name=name, directory=os.path.realpath(rootfs))).image_id
+        request = admin.AddRootfsRequest(name=name, directory=os.path.realpath(rootfs))
         try:
+            with signals.held():  # a call that is given up may still make it, after its removal
+                made = client.admin.AddRootfs(request).image_id
             yield made
         finally:
             client.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)))
@@ -153,7 +155,6 @@ class _Run:
         """The one that was made; empty for a container in another's."""
         self._logs = ""
         """The directory that was made for that pod's logs."""
-        self._logged = True
 
     def in_new_pod(self, sandbox: cri.PodSandboxConfig, handler: str) -> None:
         """Make the pod and the container."""
@@ -195,7 +196,6 @@ class _Run:
     def _create(self, pod: str, sandbox: cri.PodSandboxConfig) -> None:
         from proto import api_pb2 as cri  # noqa: PLC0415
 
-        self._logged = bool(sandbox.log_directory)
         request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=self._container, sandbox_config=sandbox)
         with commands_failure():
             self._id = self._runtime.CreateContainer(request).container_id
@@ -218,7 +218,7 @@ class _Run:
         from proto import api_pb2 as cri  # noqa: PLC0415
 
         try:
-            if self._container.stdin or self._container.tty or not self._logged:
+            if self._container.stdin or self._container.tty:
                 return self._attached()
             self._start()
             return _follow(self._client, self._id)

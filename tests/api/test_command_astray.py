@@ -25,8 +25,13 @@ from tests.harness.waiting import WAIT_SECONDS, wait_until
 pytestmark = pytest.mark.root
 
 
-def kept_logs() -> set[str]:
-    return set(os.listdir(RUN_LOGS)) if RUN_LOGS.is_dir() else set()
+def with_logs_of_its_own(kubelet: Kubelet, *words: str) -> tuple[int, list[str]]:
+    """The exit code of a command that sees no other's logs, and the directories that it has left for some."""
+    script = 'mount -t tmpfs none "$0" && { "$@"; code=$?; ls "$0"; exit $code; }'
+    RUN_LOGS.mkdir(exist_ok=True)
+    told = ["unshare", "--mount", "/bin/sh", "-c", script, str(RUN_LOGS), *command(kubelet, *words)]
+    done = subprocess.run(told, check=False, stdout=subprocess.PIPE, timeout=300)
+    return done.returncode, done.stdout.decode().split()
 
 
 def test_names_that_a_container_has_given_reach_no_terminal_as_they_are(kubelet: Kubelet) -> None:
@@ -129,19 +134,19 @@ def test_options_that_mean_nothing(kubelet: Kubelet, words: list[Any]) -> None:
 
 
 def test_what_cannot_be_made_leaves_no_logs(kubelet: Kubelet) -> None:
-    before = kept_logs(), pods(kubelet)
+    before = pods(kubelet)
     for words in (["--handler", "nosuch"], ["--pod", "nosuch"], ["--sysctl", "no.such=1"]):
-        done = crisp(kubelet, "run", "-d", *words, IMAGE, "/bin/sleep", "1000")
-        assert done.returncode != 0, done
-    assert (kept_logs(), pods(kubelet)) == before
+        code, left = with_logs_of_its_own(kubelet, "run", "-d", *words, IMAGE, "/bin/sleep", "1000")
+        assert (code, left) == (1 if "--pod" in words else 125, []), words
+    assert pods(kubelet) == before
 
 
 def test_what_runs_in_a_pod_that_is_there_leaves_no_logs(kubelet: Kubelet) -> None:
-    before = kept_logs()
     pod = kubelet.pod()
-    said(kubelet, "run", "-d", "--pod", pod.id, "--name", "beside", IMAGE, "/bin/sleep", "1000")
-    said(kubelet, "rm", "-f", "beside")
-    assert kept_logs() == before
+    words = ["run", "-d", "--pod", pod.id, "--name", "beside", IMAGE, "/bin/sleep", "1000"]
+    code, said = with_logs_of_its_own(kubelet, *words)
+    assert code == 0
+    assert len(said) == 1, "its id, and no directory"
 
 
 def test_a_pod_without_logs(kubelet: Kubelet) -> None:
