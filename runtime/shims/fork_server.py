@@ -214,13 +214,16 @@ class ShimOptions:
 
 
 async def _become(spare: Spare, arguments: Message) -> bool:
-    """Have a spare be the shim that is wanted; False if it had ended. Its failure is raised, as a job's."""
+    """Have a spare be the shim that is wanted; False if it has ended, or does. Its failure is raised, as a job's."""
     try:
         if not spare.begin(arguments):
             return False
         try:
             async with asyncio.timeout(SHIM_SECONDS):
                 report = await _read_report(spare.report)
+                if not report:  # killed: another one can have its bundle once it has let go of the lock
+                    await spare.gone()
+                    return False
         except TimeoutError:
             raise CrispError(Code.DEADLINE_EXCEEDED, f"a shim took more than {SHIM_SECONDS:g} s and was killed") from None
         _result(SHIM, report)

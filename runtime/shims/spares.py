@@ -62,6 +62,17 @@ class Spare:
             os.close(self.pidfd)
             self.pidfd = -1
 
+    async def gone(self) -> None:
+        """Wait until it has ended."""
+        if self.pidfd < 0:
+            return
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(self.pidfd, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(self.pidfd)
+
     def kill(self) -> None:
         """SIGKILL it, whatever it has become."""
         if self.pidfd >= 0:
@@ -103,6 +114,9 @@ class Spares:
         try:
             while len(self._waiting) < MAX_SPARES:
                 self._waiting.append(await self._make(common))
+                if self._idle is None:  # it took so long that nobody wants any
+                    self.let_go()
+                    return
         except (CrispError, OSError) as error:  # whoever needs a shim asks for one, and is told
             log.debug("no spare shim", error=str(error))
         finally:
@@ -132,6 +146,7 @@ class Spares:
 
     async def close(self) -> None:
         """The daemon ends."""
+        self._common = None  # what is under way still prepares no more
         if self._idle is not None:
             self._idle.cancel()
         if self._task is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from proto.errors import Code, CrispError
+from proto.shim_protocol import Message
 from runtime.shims import fork_server, spares
 from runtime.shims.client import ShimClient
 from tests.harness.shims import pids_called
@@ -61,6 +62,46 @@ async def test_one_that_was_killed_is_not_missed(lab: ShimLab, ready: list[int])
     await until(lambda: not set(waiting(lab)).intersection(ready))
     bundle, _, _ = await lab.shim()
     assert shim_pid(bundle) not in ready
+
+
+async def test_one_that_is_killed_when_it_has_its_container_is_not_missed(
+    lab: ShimLab, ready: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, ended = spares.Spare.begin, []
+
+    def begin(spare: spares.Spare, arguments: Message) -> bool:
+        signal.pidfd_send_signal(spare.pidfd, signal.SIGSTOP)
+        told = original(spare, arguments)
+        spare.kill()
+        ended.append(told)
+        return told
+
+    monkeypatch.setattr(spares.Spare, "begin", begin)
+    bundle, _, _ = await lab.shim()
+    assert ended == [True]
+    assert shim_pid(bundle) not in ready
+
+
+async def test_those_that_come_too_late_are_let_go(lab: ShimLab) -> None:
+    """The fork server was slow, and nobody has wanted one since."""
+    bundle = lab.bundle()
+    late = asyncio.Event()
+
+    async def fork(_request: bytes, _descriptors: list[int]) -> int:
+        await late.wait()
+        return -1
+
+    kept = spares.Spares(fork)
+    assert kept.take(lab.options(bundle).arguments()) is None
+    kept.prepare()
+    await asyncio.sleep(0)
+    kept.let_go()  # as it does after IDLE_SECONDS
+    late.set()
+    await until(lambda: kept._task is None)
+    assert kept._waiting == []
+    await kept.close()
+    kept.prepare()
+    assert kept._task is None, "nor after the end"
 
 
 async def test_one_that_hangs_is_ended(lab: ShimLab, ready: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
