@@ -80,14 +80,21 @@ async def recover(node: Node) -> None:
     node.images.drop_unused()  # every container holds its image by now
     for sandbox in list(node.sandboxes.values()):
         await _apart(_sandbox(node, sandbox), sandbox=sandbox.record.id)
-    # Of a stopped sandbox the links may be there still: they go behind its stop.
-    connected = {sandbox_id for sandbox_id, sandbox in node.sandboxes.items() if not sandbox.record.stopped_at}
+    connected = {sandbox_id for sandbox_id, sandbox in node.sandboxes.items() if _connected(sandbox.record)}
     await _apart(node.network.sweep(connected | unreadable), network="sweep")
     spared = unreadable | await _end_unknown(node, unreadable)
     await asyncio.get_running_loop().run_in_executor(node.blocking, _sweep, node, spared)
     await notes.sweep(node.paths.checkpoint_notes, node.blocking)
     running = sum(c.record.state is ContainerState.RUNNING for c in node.containers.values())
     log.info("recovered", sandboxes=len(node.sandboxes), containers=len(node.containers), running=running)
+
+
+def _connected(record: SandboxRecord) -> bool:
+    """Whether a sandbox has its network yet: one that has been disconnected may have links still, which go behind its stop.
+
+    One that is not ready any more, since somebody has killed its init, is disconnected when it is stopped and not before.
+    """
+    return not record.stopped_at or bool(record.network)
 
 
 def _say_what_a_reboot_ended(node: Node, since: int) -> None:

@@ -335,3 +335,24 @@ def test_cni_plugin_killed(cni: tuple[Kubelet, Path], verb: str, when: str) -> N
     pod.remove()
     assert not control.exists(), "it was killed"
     wait_until(lambda: len([name for name in os.listdir(addresses) if name[0].isdigit()]) == 1)
+
+
+def test_a_pod_whose_init_was_killed_keeps_its_network_until_it_is_stopped(kubelet: Kubelet) -> None:
+    """It must be replaced, but containers with PID namespaces of their own go on, over a restart of the daemon too."""
+    pod = kubelet.pod(pid=cri.POD)
+    ends = pod.run("/bin/sleep", "1000")
+    pod.config.linux.security_context.namespace_options.pid = cri.CONTAINER
+    stays = pod.run("/bin/sleep", "1000")
+    os.kill(kubelet.daemon.pause_pid(pod.id), signal.SIGKILL)
+    ends.wait()
+    wait_until(lambda: pod.status().state == cri.SANDBOX_NOTREADY)
+    address, lease = pod.status().network.ip, kubelet.daemon.state / "sandboxes" / pod.id / "lease.json"
+    assert address
+    kubelet.daemon.stop()
+    kubelet.daemon.start()
+    assert stays.status().state == cri.CONTAINER_RUNNING
+    assert lease.exists()
+    assert "LOWER_UP" in stays.sh("ip link show eth0")
+    assert pod.status().network.ip == address
+    pod.stop()
+    wait_until(lambda: not lease.exists())
