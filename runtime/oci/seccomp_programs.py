@@ -41,6 +41,8 @@ log = structlog.get_logger(__name__)
 
 MAX_AGE: Final = 600.0
 """Seconds after which a filter is built anew."""
+AGAIN: Final = 600.0
+"""Seconds until a runtime that has failed its probe is probed again: the host may have been too busy for it."""
 MAX_KNOWN: Final = 64
 """Filters that are kept."""
 MAX_BYTES: Final = 4096 * 8
@@ -75,6 +77,8 @@ class Programs:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._obeys: dict[str, bool] = {}
         """By the file of a runtime's program."""
+        self._failed_at: dict[str, float] = {}
+        """When runtimes failed their probe."""
         self._probes: dict[str, asyncio.Task[None]] = {}
 
     def use(self, document: dict[str, Any], handler: Handler) -> Use:
@@ -119,7 +123,9 @@ class Programs:
         if known is None or not known.asked_again or use.program:
             return
         program = _program_file(handler)
-        if program not in self._obeys and program not in self._probes:
+        failed_at = self._failed_at.get(program)
+        unknown = program not in self._obeys or (failed_at is not None and time.monotonic() - failed_at > AGAIN)
+        if unknown and program not in self._probes:
             self._probes[program] = asyncio.create_task(self._probe(program, handler, probe))
 
     async def _probe(self, program: str, handler: Handler, probe: Callable[[Handler], Awaitable[str]]) -> None:
@@ -130,6 +136,9 @@ class Programs:
         finally:
             self._probes.pop(program, None)
         self._obeys[program] = not problem
+        self._failed_at.pop(program, None)
+        if problem:
+            self._failed_at[program] = time.monotonic()
         log.debug("seccomp filters for an OCI runtime", handler=handler.name, problem=problem)
 
     async def close(self) -> None:

@@ -100,6 +100,25 @@ def test_a_runtime_that_does_not_obey_is_given_none(lab: Lab) -> None:
     asyncio.run(life())
 
 
+def test_a_probe_that_failed_is_made_again_later(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def life() -> None:
+        lab.problem = "the host is busy"
+        await lab.ready(spec())
+        lab.problem = ""
+        assert (await lab.ready(spec())).program == b""
+        assert lab.probed == 1, "not at once"
+        monkeypatch.setattr(seccomp_programs, "AGAIN", -1.0)
+        await lab.create(spec())
+        assert lab.probed == 2
+        assert (await lab.create(spec())).program == FILTER
+        with pytest.raises(CrispError):
+            await lab.create(spec(), b"another..")
+        await lab.ready(spec())
+        assert lab.probed == 2, "one that has not obeyed is not believed again"
+
+    asyncio.run(life())
+
+
 @pytest.mark.parametrize(
     "document",
     [
