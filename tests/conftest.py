@@ -22,6 +22,9 @@ from tests.harness import pure_v2
 hypothesis.settings.register_profile("crisp", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("crisp")
 
+# Read when gRPC is loaded: it would start threads in children that tests fork, and mount namespaces take processes with one.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 REPORTED = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2)
 """Signals whose disposition a parent may have changed; what Python itself sets (SIGPIPE ignored) stays."""
 OPEN_FILES = 1024

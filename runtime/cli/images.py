@@ -64,9 +64,12 @@ def ls(socket_path: str, quiet: bool, form: str, no_trunc: bool, wanted: tuple[s
     columns = {
         "IMAGE ID": lambda row: row["ID"] if no_trunc else short(row["ID"]),
         "SIZE": lambda row: size(row["Size"]),
-        "NAME": lambda row: ", ".join(row["Names"] or row["Digests"]) or "(none)",
+        "NAME": lambda row: row["Name"],
     }
-    listing.show(listing.chosen(rows, wanted, FILTERS), columns, form, quiet=quiet)
+    found = listing.chosen(rows, wanted, FILTERS)
+    if form == "table" and not quiet:  # a line for each name
+        found = [{**row, "Name": name} for row in found for name in row["Names"] or row["Digests"] or ["(none)"]]
+    listing.show(found, columns, form, quiet=quiet)
 
 
 @group.command("pull")

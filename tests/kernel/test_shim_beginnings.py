@@ -57,7 +57,7 @@ async def test_killed_while_it_is_found_to_have_no_process(lab: ShimLab) -> None
     wrapper = lab.base / "oci-runtime"
     wrapper.write_text(f'#!/bin/sh\ncase " $* " in *" delete "*) >{reached}; read go <{gate};; esac\nexec {real} "$@"\n')
     wrapper.chmod(0o755)
-    lab.runtime = str(wrapper)
+    lab.program = str(wrapper)
     creating = asyncio.create_task(lab.create("nosuch"))
     async with asyncio.timeout(10):
         while not reached.exists():
