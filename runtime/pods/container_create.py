@@ -207,7 +207,7 @@ async def _make(node: Node, container: Container, image: Image, checkpoint: Chec
     user, rootfs = _user(container, described, document), _rootfs(node, container, image)
     handler = node.handlers.get(container.sandbox.record.handler)
     filtered = await loop.run_in_executor(node.blocking, _write_spec, node, bundle, document, handler, checkpoint)
-    await _spawn_shim(node, container)
+    await _spawn_shim(node, container, handler)
     failpoint("container.shim")
     container.shim = await ShimClient.connect(str(bundle))
     container.beginning = True
@@ -277,9 +277,9 @@ def _make_directories(node: Node, container: Container, image: Image) -> None:
     (bundle / "rootfs").mkdir(exist_ok=True)
 
 
-async def _spawn_shim(node: Node, container: Container) -> None:
+async def _spawn_shim(node: Node, container: Container, handler: Handler) -> None:
+    """With the handler for which the configuration was written: a reload meanwhile may have brought another."""
     record = container.record
-    handler = node.handlers.get(container.sandbox.record.handler)
     await node.fork_server.spawn_shim(
         ShimOptions(
             id=record.id,

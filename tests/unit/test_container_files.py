@@ -1,0 +1,25 @@
+"""What `crisp cp` opens in a container is what it has looked at, or nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from runtime.cli import container_files
+
+
+def test_a_file_that_has_become_something_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    with container_files._regular(str(tmp_path / "file"), "rb") as file:
+        assert file.read() == b"text"
+    os.mkfifo(tmp_path / "fifo")  # nobody writes to it: who opens it as usual waits
+    with pytest.raises(OSError, match="no file any more") as caught:
+        container_files._regular(str(tmp_path / "fifo"), "rb")
+    assert caught.value.errno == errno.EINVAL
+    (tmp_path / "link").symlink_to("file")
+    with pytest.raises(OSError, match="symbolic links") as caught:
+        container_files._regular(str(tmp_path / "link"), "rb")
+    assert caught.value.errno == errno.ELOOP
