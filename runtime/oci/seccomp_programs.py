@@ -61,6 +61,8 @@ class Use:
     """What the filter is known by; empty if it is left to the runtime."""
     program: bytes = b""
     """The filter that the runtime is given; empty if it builds it."""
+    runtime: str = ""
+    """The very file of the OCI runtime that it is for."""
 
 
 @dataclass(slots=True)
@@ -91,9 +93,9 @@ class Programs:
         known = self._known.get(key)
         if known is None or time.monotonic() - known.since > MAX_AGE:
             self._known.pop(key, None)
-            return Use(key)
+            return Use(key, runtime=program)
         known.asked_again = True
-        return Use(key, known.program if self._obeys.get(program) else b"")
+        return Use(key, known.program if self._obeys.get(program) else b"", program)
 
     def settle(self, use: Use, handler: Handler, container_id: str, pid: int) -> None:
         """Look at the filter that the runtime keeps for a container that was just created. Reads the file system.
@@ -109,7 +111,7 @@ class Programs:
             kept = b""
         if use.program:
             if kept != use.program and (kept or os.path.exists(f"/proc/{pid}")):
-                self._obeys[_program_file(handler)] = False
+                self._obeys[use.runtime] = False
                 self._known.pop(use.key, None)
                 raise CrispError(Code.INTERNAL, f"{handler.name} did not take the seccomp filter that it was given")
         elif 0 < len(kept) <= MAX_BYTES and len(kept) % 8 == 0 and use.key not in self._known:
@@ -122,7 +124,7 @@ class Programs:
         known = self._known.get(use.key)
         if known is None or not known.asked_again or use.program:
             return
-        program = _program_file(handler)
+        program = use.runtime
         failed_at = self._failed_at.get(program)
         unknown = program not in self._obeys or (failed_at is not None and time.monotonic() - failed_at > AGAIN)
         if unknown and program not in self._probes:
