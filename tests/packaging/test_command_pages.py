@@ -27,7 +27,7 @@ def test_every_command_has_a_page(pages: Path) -> None:
     names = {path.stem for path in (pages / "man").iterdir()}
     assert names >= {"crisp", *(f"crisp-{name}" for name in COMMANDS)}
     text = (pages / "man" / "crisp-exec.1").read_text()
-    assert "Run a command in a running container; ends with its exit code\n" in text
+    assert "Run a command in a running container; ends with its exit code: 126 if it cannot be run" in text
     assert "Give the process a terminal." in text
 
 
