@@ -162,7 +162,7 @@ def container(options: Options, name: str, words: tuple[str, ...]) -> cri.Contai
         tty=options.tty,
     )
     if options.stop_signal:
-        signal = "SIG" + options.stop_signal.upper().removeprefix("SIG")
+        signal = "SIGNAL_SIG" + options.stop_signal.upper().removeprefix("SIG")
         if signal not in dict(cri.Signal.items()):
             fail(f"--stop-signal {options.stop_signal}: no such signal", 2)
         config.stop_signal = cri.Signal.Value(signal)  # type: ignore[assignment]

@@ -92,7 +92,7 @@ def test_a_signal_while_the_pod_is_made(kubelet: Kubelet, tmp_path: Path) -> Non
     """Whenever it comes: before the sandbox is there, while it is made, before the container runs."""
     before = pods(kubelet)
     for fraction in range(8):
-        words = command(kubelet, "run", IMAGE, "/bin/sleep", "1000")
+        words = command(kubelet, "run", "--stop-signal", "KILL", IMAGE, "/bin/sleep", "1000")
         running = subprocess.Popen(words, env={**os.environ, "TMPDIR": str(tmp_path)})
         if fraction:
             wait_until(lambda: logs(tmp_path), pause=0.001)

@@ -165,7 +165,7 @@ def test_a_signal_while_a_container_is_made_in_a_pod_that_is_there(kubelet: Kube
     """Whenever it comes."""
     pod = kubelet.pod()
     for hundredths in range(20, 70, 7):
-        words = command(kubelet, "run", "--pod", pod.id, IMAGE, "/bin/sleep", "1000")
+        words = command(kubelet, "run", "--stop-signal", "KILL", "--pod", pod.id, IMAGE, "/bin/sleep", "1000")
         with subprocess.Popen(words) as running:
             with pytest.raises(subprocess.TimeoutExpired):
                 running.wait(hundredths / 100)
