@@ -10,6 +10,7 @@ import grpc
 from proto.errors import CrispError
 from proto.version import VERSION
 from runtime.cli import listing
+from runtime.cli.inspect import decoded
 from runtime.cli.output import errors
 from runtime.client import Client
 
@@ -26,11 +27,7 @@ def info(socket_path: str, form: str) -> None:
     with errors(), Client(socket_path) as client:
         reply = client.runtime.Status(cri.StatusRequest(verbose=True))
     shown = json_format.MessageToDict(reply, always_print_fields_with_no_presence=True)
-    for key, text in shown.get("info", {}).items():
-        try:
-            shown["info"][key] = json.loads(text)
-        except ValueError:
-            continue
+    shown["info"] = decoded(shown.get("info", {}))
     click.echo(listing.parse(form).fill(shown) if form else json.dumps(shown, indent=2))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -89,11 +90,15 @@ def _shown(reply: Any) -> dict[str, Any]:
     from google.protobuf import json_format  # noqa: PLC0415
 
     shown: dict[str, Any] = json_format.MessageToDict(reply, always_print_fields_with_no_presence=True)
-    info = shown.pop("info", {})
-    for key, text in info.items():
-        try:
-            info[key] = json.loads(text)
-        except ValueError:
-            continue
+    info = decoded(shown.pop("info", {}))
     inner = info.pop("info", {})
     return {**shown, "info": {**info, **inner} if isinstance(inner, dict) else info}
+
+
+def decoded(info: dict[str, str]) -> dict[str, Any]:
+    """The `info` of a verbose reply: its JSON texts as what they say, other texts as they are."""
+    found: dict[str, Any] = dict(info)
+    for key, text in info.items():
+        with suppress(ValueError):
+            found[key] = json.loads(text)
+    return found
