@@ -80,7 +80,7 @@ class LayerDirectory:
         assert entry is not None
         try:
             if entry.xattrs:
-                _set_xattrs(entry, self._file)
+                set_xattrs(entry, self._file)
             mtime = mtime_of(entry)
             os.utime(self._file, ns=(mtime, mtime))
         finally:
@@ -107,7 +107,7 @@ class LayerDirectory:
         if entry.mode & stat.S_ISGID:
             self._inherits_group = True
         if entry.xattrs:
-            _set_xattrs(entry, target)
+            set_xattrs(entry, target)
 
     def symlink(self, entry: Entry, path: bytes) -> None:
         """Makes a symbolic link."""
@@ -130,7 +130,7 @@ class LayerDirectory:
         if entry.type != tar_stream.SYMLINK and entry.mode & _SPECIAL_BITS:
             os.chmod(path, entry.mode)
         if entry.xattrs:
-            _set_xattrs(entry, path)
+            set_xattrs(entry, path)
         mtime = mtime_of(entry)
         os.utime(path, ns=(mtime, mtime), follow_symlinks=False)
 
@@ -162,7 +162,8 @@ class LayerDirectory:
             os.utime(path or b".", ns=(mtime, mtime), follow_symlinks=False)
 
 
-def _set_xattrs(entry: Entry, target: bytes | int) -> None:
+def set_xattrs(entry: Entry, target: bytes | int) -> None:
+    """Sets an entry's attributes on what was made of it, but for those that are overlayfs' own."""
     for name, value in entry.xattrs.items():
         if name.startswith(OVERLAY_XATTRS):
             # They steer overlayfs (redirect, metacopy): a layer that could set them could show any file of the disk.

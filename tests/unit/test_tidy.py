@@ -17,13 +17,13 @@ FLOORS = ("proto", "kernel", "shim", "imagesvc", "runtime")
 
 ROOMS = {
     "imagesvc": (
-        *("limits", "references", "media_types", "manifests", "platforms", "disk_errors"),
+        *("limits", "references", "media_types", "manifests", "platforms", "disk_errors", "containerfile"),
         *("registry", "config", "tar", "erofs", "worker", "store", "transfer", "build", "service"),
     ),
     "runtime": (
         *("limits", "deadlines", "joining", "undoing", "filters", "listing", "paths", "lifecycle", "records", "client"),
         *("network", "streaming", "config", "store", "shims", "host", "oci", "nri", "pods", "checkpoints", "statistics"),
-        *("api", "telemetry", "recovery", "reload", "daemon", "uninstall", "cli"),
+        *("api", "telemetry", "recovery", "reload", "daemon", "uninstall", "build", "cli"),
     ),
 }
 """Packages and modules of a floor, each of which may import those before it; docs/architecture.md draws them."""
