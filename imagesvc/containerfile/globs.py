@@ -92,6 +92,8 @@ def without_suffix(value: str, pattern: Pattern, *, longest: bool) -> str:
 
 def replaced(value: str, pattern: Pattern, word: str, *, every: bool, limit: int) -> str:
     """The value with the first place that fits, or every one, replaced; the longest fits. No more than `limit` is made."""
+    if not value:
+        return word if pattern and _end(value, 0, pattern, longest=False) == 0 else ""
     out, at, length = [], 0, 0
     while at < len(value) and length <= limit:
         end = _end(value, at, pattern, longest=True)

@@ -41,7 +41,7 @@ def split(text: str, escape: str = "\\") -> list[str]:
 def here_document(word: str) -> tuple[str, bool, bool] | None:
     """`<<NAME`, `<<-NAME`, `<<"NAME"`: the name, whether tabs go, whether variables are put in. None for other words."""
     match = _HERE.fullmatch(word)
-    if match is None:
+    if match is None or len(split(match[3])) != 1:
         return None
     written = match[3]
     name = unquoted(written)

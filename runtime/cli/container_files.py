@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
-import stat
-import sys
 import tarfile
 from collections.abc import Callable
 from typing import IO, Final, NoReturn
 
 from kernel import syscalls
+from runtime.build import shut_in
 from runtime.cli.output import clean, fail
 
 _LOST: Final = 1
@@ -65,11 +64,7 @@ class _Side:
             os.setgroups([])
             os.setgid(0)
             os.setuid(0)
-        os.fchdir(self.root)
-        os.chroot(".")
-        sys.path.clear()
-        sys.meta_path.clear()
-        os.umask(0)
+        shut_in.enter(self.root)
 
 
 def _of_process(pid: int) -> _Side:
@@ -142,17 +137,9 @@ def _failed(pid: int) -> bool:
 def _pack(source: str, output: IO[bytes]) -> None:
     """Write what is at `source` as an archive whose one top name is its own; `DIR/.` has no such name: what is in it."""
     name = "." if source.endswith("/.") else os.path.basename(source.rstrip("/")) or "."
-    tarfile.bltn_open = _regular  # type: ignore[attr-defined]
+    tarfile.bltn_open = shut_in.open_regular  # type: ignore[attr-defined]
     with output, tarfile.open(fileobj=output, mode="w|", format=tarfile.PAX_FORMAT) as tar:
         tar.add(source.rstrip("/") or "/", arcname=name)
-
-
-def _regular(path: str, _mode: str) -> IO[bytes]:
-    """A file as an archive opens it: in its place a container may have put a FIFO since, at which this would wait."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise OSError(errno.EINVAL, "it is no file any more", path)
-    return os.fdopen(descriptor, "rb")
 
 
 def _unpack(target: str, archive: IO[bytes], owners: bool, *, named: bool) -> None:

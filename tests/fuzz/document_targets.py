@@ -10,7 +10,14 @@ from typing import Any
 
 import yaml
 
+from imagesvc.containerfile import ignore
+from imagesvc.containerfile.instructions import OnBuild
+from imagesvc.containerfile.parser import parse as parse_containerfile
+from imagesvc.containerfile.parser import parse_trigger
+from imagesvc.containerfile.scopes import Platforms, Scope
+from imagesvc.containerfile.stages import Graph
 from imagesvc.manifests import Index, parse_config, parse_manifest
+from imagesvc.platforms import Platform
 from imagesvc.references import parse_reference
 from imagesvc.registry import hosts, registries_conf
 from imagesvc.registry.auth import parse_challenges, parse_token
@@ -25,6 +32,7 @@ from shim import exit_record, user_lookup
 
 DIGEST = "sha256:" + "0" * 64
 REFERENCE = parse_reference("registry.example/team/app:v1")
+PLATFORMS = Platforms(Platform("linux", "amd64"), Platform("linux", "arm64"))
 NETWORK = network_list.parse('{"cniVersion": "1.1.0", "name": "n", "type": "t"}', single=True)
 
 
@@ -158,6 +166,30 @@ def fuzz_checkpoints(data: bytes) -> None:
         restored_spec.parse(document(data))
 
 
+def fuzz_containerfile(data: bytes) -> None:
+    """What is read has stages whose instructions can be expanded, or are refused; its stages are in an order."""
+    with refused():
+        found = parse_containerfile(data, "F")
+        scope = Scope.of_globals(found, {"given": "1"}, PLATFORMS)
+        for stage in found.stages:
+            inside = scope.for_stage(("PATH=/bin",))
+            for step in stage.instructions:
+                with refused():
+                    inside.enter(step)
+                if isinstance(step, OnBuild) and step.escape == "\\":
+                    assert parse_trigger(step.trigger, step.at).keyword
+        graph = Graph(found, [scope.expand(stage.base) for stage in found.stages])
+        assert graph.needed(graph.find())[-1] == len(found.stages) - 1
+
+
+def fuzz_ignore_files(data: bytes) -> None:
+    """What is below an ignored directory is ignored, or the rules have said that it may be there."""
+    with refused():
+        rules = ignore.parse(data.decode(errors="replace"), "i")
+        if not rules.ignores("src/a.b/c"):
+            assert all(not rules.ignores(above) or rules.exempts_below(above) for above in ("src", "src/a.b"))
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "shim-frames": fuzz_shim_frames,
     "tar": fuzz_tar,
@@ -170,4 +202,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "node-files": fuzz_node_files,
     "users": fuzz_users,
     "checkpoints": fuzz_checkpoints,
+    "containerfile": fuzz_containerfile,
+    "ignore-files": fuzz_ignore_files,
 }
