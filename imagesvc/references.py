@@ -39,6 +39,10 @@ _HEX = {"sha256": 64, "sha512": 128}
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})\Z")
 
 
+STEPS = "localhost/crisp-build"
+"""The repository of what builds keep: its tags are the keys of their steps."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """A normalised reference: exactly one of `tag` and `digest` is set."""
@@ -153,3 +157,8 @@ def try_parse(text: str) -> Reference | None:
         return parse_reference(text)
     except CrispError:
         return None
+
+
+def is_step(name: str) -> bool:
+    """Whether a name is one that a build gives to the image after a step, to find it again."""
+    return name.startswith((f"{STEPS}:", f"{STEPS}@"))

@@ -125,7 +125,7 @@ class ImageService:
     def _prepare(self) -> Sequence[str]:
         # Layers have set-user-id programs and the world's readable files: nobody else may come so far.
         modes.own(self._root, 0o700)
-        modes.own(os.path.join(self._root, "empty"), 0o755)
+        modes.own(self.empty, 0o755)
         self._key = credentials.load_or_create_key(os.path.join(self._root, "credentials.key"))
         self._store.prepare(self._config.keep_partial)
         return self._layers.prepare()
@@ -271,7 +271,12 @@ class ImageService:
                 raise not_found(f"layer {key} of image {image.id} is not on this node: pull the image again")
             if layer.info.shows:
                 directories.append(layer.lower)
-        return directories or [os.path.join(self._root, "empty")]
+        return directories or [self.empty]
+
+    @property
+    def empty(self) -> str:
+        """The lower directory of an image without layers."""
+        return os.path.join(self._root, "empty")
 
     def root_owner(self, image: Image) -> tuple[int, int, int]:
         """Mode, uid and gid of the image's root directory: of the topmost layer that has it. Blocking, for one stat.
@@ -351,7 +356,18 @@ class ImageService:
         name = parse_reference(reference)
         with self._using([base]), self._materials() as materials:
             committer = Committer(self._store, self._workers, self._puller, self._executor, materials)
-            return await committer.commit(base, upper, name, changes or Changes())
+            return await committer.commit(base, upper, [name], changes or Changes())
+
+    async def commit_step(self, base: Image | None, upper: str, references: Sequence[str], changes: Changes) -> str:
+        """As `commit`, of a build's step: without a base of nothing, without `upper` with no new layer."""
+        names = [parse_reference(reference) for reference in references]
+        with self._using([base] if base is not None else []), self._materials() as materials:
+            committer = Committer(self._store, self._workers, self._puller, self._executor, materials)
+            return await committer.commit(base, upper, names, changes)
+
+    async def config_document(self, image: Image) -> bytes:
+        """The image's configuration document, as its id is the digest of."""
+        return await self._blocking(self._store.read, image.id)
 
     async def verify(self, *, repair: bool = True) -> Report:
         """Checks every blob and layer; with `repair`, drops what is bad and the records of images that need it."""

@@ -164,6 +164,112 @@ class VerifyImagesResponse(_message.Message):
     checked: int
     def __init__(self, bad_blobs: _Optional[_Iterable[str]] = ..., bad_layers: _Optional[_Iterable[str]] = ..., dropped_images: _Optional[_Iterable[str]] = ..., in_use: _Optional[_Iterable[str]] = ..., checked: _Optional[int] = ...) -> None: ...
 
+class HoldBuildRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class HoldBuildResponse(_message.Message):
+    __slots__ = ("build_id", "scratch", "memory", "caches")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    SCRATCH_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FIELD_NUMBER: _ClassVar[int]
+    CACHES_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    scratch: str
+    memory: str
+    caches: str
+    def __init__(self, build_id: _Optional[str] = ..., scratch: _Optional[str] = ..., memory: _Optional[str] = ..., caches: _Optional[str] = ...) -> None: ...
+
+class UseBuildImageRequest(_message.Message):
+    __slots__ = ("build_id", "reference")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    reference: str
+    def __init__(self, build_id: _Optional[str] = ..., reference: _Optional[str] = ...) -> None: ...
+
+class UseBuildImageResponse(_message.Message):
+    __slots__ = ("image_id", "config")
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    config: bytes
+    def __init__(self, image_id: _Optional[str] = ..., config: _Optional[bytes] = ...) -> None: ...
+
+class MountBuildImageRequest(_message.Message):
+    __slots__ = ("build_id", "image_id", "writable")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    WRITABLE_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    image_id: str
+    writable: bool
+    def __init__(self, build_id: _Optional[str] = ..., image_id: _Optional[str] = ..., writable: _Optional[bool] = ...) -> None: ...
+
+class MountBuildImageResponse(_message.Message):
+    __slots__ = ("mount_id", "directory")
+    MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    mount_id: str
+    directory: str
+    def __init__(self, mount_id: _Optional[str] = ..., directory: _Optional[str] = ...) -> None: ...
+
+class UnmountBuildImageRequest(_message.Message):
+    __slots__ = ("build_id", "mount_id")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    mount_id: str
+    def __init__(self, build_id: _Optional[str] = ..., mount_id: _Optional[str] = ...) -> None: ...
+
+class UnmountBuildImageResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CommitBuildRequest(_message.Message):
+    __slots__ = ("build_id", "image_id", "container_id", "mount_id", "excluded", "config", "history", "created", "references")
+    BUILD_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
+    MOUNT_ID_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    build_id: str
+    image_id: str
+    container_id: str
+    mount_id: str
+    excluded: _containers.RepeatedScalarFieldContainer[str]
+    config: bytes
+    history: _containers.RepeatedScalarFieldContainer[bytes]
+    created: int
+    references: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, build_id: _Optional[str] = ..., image_id: _Optional[str] = ..., container_id: _Optional[str] = ..., mount_id: _Optional[str] = ..., excluded: _Optional[_Iterable[str]] = ..., config: _Optional[bytes] = ..., history: _Optional[_Iterable[bytes]] = ..., created: _Optional[int] = ..., references: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class CommitBuildResponse(_message.Message):
+    __slots__ = ("image_id",)
+    IMAGE_ID_FIELD_NUMBER: _ClassVar[int]
+    image_id: str
+    def __init__(self, image_id: _Optional[str] = ...) -> None: ...
+
+class PruneBuildCacheRequest(_message.Message):
+    __slots__ = ("dry",)
+    DRY_FIELD_NUMBER: _ClassVar[int]
+    dry: bool
+    def __init__(self, dry: _Optional[bool] = ...) -> None: ...
+
+class PruneBuildCacheResponse(_message.Message):
+    __slots__ = ("images", "caches", "bytes")
+    IMAGES_FIELD_NUMBER: _ClassVar[int]
+    CACHES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    images: int
+    caches: int
+    bytes: int
+    def __init__(self, images: _Optional[int] = ..., caches: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
 class ImageProgress(_message.Message):
     __slots__ = ("item", "stage", "current", "total", "done", "image_ids")
     ITEM_FIELD_NUMBER: _ClassVar[int]

@@ -80,6 +80,36 @@ class AdminStub:
                 request_serializer=proto_dot_admin__pb2.VerifyImagesRequest.SerializeToString,
                 response_deserializer=proto_dot_admin__pb2.VerifyImagesResponse.FromString,
                 _registered_method=True)
+        self.HoldBuild = channel.unary_stream(
+                '/crisp.admin.v1.Admin/HoldBuild',
+                request_serializer=proto_dot_admin__pb2.HoldBuildRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.HoldBuildResponse.FromString,
+                _registered_method=True)
+        self.UseBuildImage = channel.unary_unary(
+                '/crisp.admin.v1.Admin/UseBuildImage',
+                request_serializer=proto_dot_admin__pb2.UseBuildImageRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.UseBuildImageResponse.FromString,
+                _registered_method=True)
+        self.MountBuildImage = channel.unary_unary(
+                '/crisp.admin.v1.Admin/MountBuildImage',
+                request_serializer=proto_dot_admin__pb2.MountBuildImageRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.MountBuildImageResponse.FromString,
+                _registered_method=True)
+        self.UnmountBuildImage = channel.unary_unary(
+                '/crisp.admin.v1.Admin/UnmountBuildImage',
+                request_serializer=proto_dot_admin__pb2.UnmountBuildImageRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.UnmountBuildImageResponse.FromString,
+                _registered_method=True)
+        self.CommitBuild = channel.unary_unary(
+                '/crisp.admin.v1.Admin/CommitBuild',
+                request_serializer=proto_dot_admin__pb2.CommitBuildRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.CommitBuildResponse.FromString,
+                _registered_method=True)
+        self.PruneBuildCache = channel.unary_unary(
+                '/crisp.admin.v1.Admin/PruneBuildCache',
+                request_serializer=proto_dot_admin__pb2.PruneBuildCacheRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.PruneBuildCacheResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -149,6 +179,48 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def HoldBuild(self, request, context):
+        """A build's lease: one answer, and the call stays. When it ends, by whatever cause, what the build has made in the daemon goes:
+        its pods, its mounts, its directories, its hold on images. Images stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UseBuildImage(self, request, context):
+        """Finds an image for a build and keeps its layers until the build ends; NOT_FOUND if it is not on this node.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MountBuildImage(self, request, context):
+        """Mounts an image's files on this host until the build ends, or gives them back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnmountBuildImage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CommitBuild(self, request, context):
+        """Makes an image of what a build has written, or of another image's layers with another configuration.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneBuildCache(self, request, context):
+        """Counts what builds have left to be quick the next time, and removes what no build uses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +268,36 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.VerifyImages,
                     request_deserializer=proto_dot_admin__pb2.VerifyImagesRequest.FromString,
                     response_serializer=proto_dot_admin__pb2.VerifyImagesResponse.SerializeToString,
+            ),
+            'HoldBuild': grpc.unary_stream_rpc_method_handler(
+                    servicer.HoldBuild,
+                    request_deserializer=proto_dot_admin__pb2.HoldBuildRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.HoldBuildResponse.SerializeToString,
+            ),
+            'UseBuildImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.UseBuildImage,
+                    request_deserializer=proto_dot_admin__pb2.UseBuildImageRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.UseBuildImageResponse.SerializeToString,
+            ),
+            'MountBuildImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.MountBuildImage,
+                    request_deserializer=proto_dot_admin__pb2.MountBuildImageRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.MountBuildImageResponse.SerializeToString,
+            ),
+            'UnmountBuildImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnmountBuildImage,
+                    request_deserializer=proto_dot_admin__pb2.UnmountBuildImageRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.UnmountBuildImageResponse.SerializeToString,
+            ),
+            'CommitBuild': grpc.unary_unary_rpc_method_handler(
+                    servicer.CommitBuild,
+                    request_deserializer=proto_dot_admin__pb2.CommitBuildRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.CommitBuildResponse.SerializeToString,
+            ),
+            'PruneBuildCache': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneBuildCache,
+                    request_deserializer=proto_dot_admin__pb2.PruneBuildCacheRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.PruneBuildCacheResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -442,6 +544,168 @@ class Admin:
             '/crisp.admin.v1.Admin/VerifyImages',
             proto_dot_admin__pb2.VerifyImagesRequest.SerializeToString,
             proto_dot_admin__pb2.VerifyImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldBuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/HoldBuild',
+            proto_dot_admin__pb2.HoldBuildRequest.SerializeToString,
+            proto_dot_admin__pb2.HoldBuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UseBuildImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/UseBuildImage',
+            proto_dot_admin__pb2.UseBuildImageRequest.SerializeToString,
+            proto_dot_admin__pb2.UseBuildImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MountBuildImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/MountBuildImage',
+            proto_dot_admin__pb2.MountBuildImageRequest.SerializeToString,
+            proto_dot_admin__pb2.MountBuildImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnmountBuildImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/UnmountBuildImage',
+            proto_dot_admin__pb2.UnmountBuildImageRequest.SerializeToString,
+            proto_dot_admin__pb2.UnmountBuildImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitBuild(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/CommitBuild',
+            proto_dot_admin__pb2.CommitBuildRequest.SerializeToString,
+            proto_dot_admin__pb2.CommitBuildResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneBuildCache(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/PruneBuildCache',
+            proto_dot_admin__pb2.PruneBuildCacheRequest.SerializeToString,
+            proto_dot_admin__pb2.PruneBuildCacheResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,7 +37,7 @@ from runtime.network.config import HandlerNetworks
 from runtime.nri.plugins import Plugins
 from runtime.oci import apparmor_loader, seccomp
 from runtime.paths import Paths
-from runtime.pods import plugin_world
+from runtime.pods import builds, plugin_world
 from runtime.pods.events import EventBus
 from runtime.pods.node import Node, new_executor
 from runtime.shims.fork_server import ForkServer
@@ -63,6 +63,7 @@ FORK_JOBS: Final = (
     "shim.relabel",
     "shim.runtime_probe",
     "shim.layer_probe",
+    "shim.build_mounts",
 )
 """What the fork server preloads."""
 
@@ -196,6 +197,7 @@ async def _serve(node: Node, stack: AsyncExitStack) -> None:
     boundary.add(api_pb2.DESCRIPTOR.services_by_name["ImageService"], ImageRpcs(node))
     boundary.add(admin_pb2.DESCRIPTOR.services_by_name["Admin"], AdminService(node, streaming))
     node.config.socket.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    stack.push_async_callback(builds.close, node)
     await boundary.start(str(node.config.socket), _group_id(node.config.socket_group))
     stack.callback(_unlink, node.config.socket)
     stack.push_async_callback(boundary.stop)

@@ -6,6 +6,7 @@
     blobs/ ingest/ layers/              images (imagesvc)
     checkpoints/                        what checkpoints are being written (runtime/checkpoints/notes.py)
     containers/<id>/{upper,work}        writable layer
+    builds/<id>/ build-cache/           builds that run, and what they leave for the next (runtime/pods/builds.py)
     containers/<id>/restore/            a checkpoint's files, until the container runs (runtime/pods/restore.py)
     containers/<id>/container.log       log of a container whose client names no log directory
 <state> /run/crisp                      does not
@@ -14,6 +15,7 @@
     containers/                         a private mount: rootfs mounts below stay in the shim's namespace
         <id>/                           OCI bundle, shim's socket, lock and exit record (shim/supervisor.py)
         <id>/record.json                copy of the container's record (runtime/store/record_copies.py)
+    builds/<id>/                        a private mount each: images that builds have mounted (runtime/pods/builds.py)
     layers/                             a private mount: the mount namespace of the layers (shim/layer_mounts.py)
     sandboxes/<id>/                     ns/{net,ipc,uts,user,pid}, shm/, resolv.conf, hostname, hosts
     sandboxes/<id>/{record,lease}.json  copies of the sandbox's record and of its network lease
@@ -73,6 +75,21 @@ class Paths:
     def checkpoint_notes(self) -> Path:
         """What checkpoints are being written."""
         return self.root / "checkpoints"
+
+    @property
+    def builds(self) -> Path:
+        """Parent of the directories of builds that run."""
+        return self.root / "builds"
+
+    @property
+    def build_mounts(self) -> Path:
+        """The same for what does not survive a reboot."""
+        return self.state / "builds"
+
+    @property
+    def build_caches(self) -> Path:
+        """Parent of the directories that builds keep for those that follow."""
+        return self.root / "build-cache"
 
     @property
     def layer_mounts(self) -> Path:

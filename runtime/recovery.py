@@ -31,6 +31,7 @@ from runtime.host import cgroup_end
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.paths import NETNS_DIRECTORY
 from runtime.pods import (
+    builds,
     container_end,
     container_remove,
     container_watch,
@@ -80,6 +81,7 @@ async def recover(node: Node) -> None:
     node.images.drop_unused()  # every container holds its image by now
     for sandbox in list(node.sandboxes.values()):
         await _apart(_sandbox(node, sandbox), sandbox=sandbox.record.id)
+    await _apart(builds.recover(node), builds="those of the last daemon")
     connected = {sandbox_id for sandbox_id, sandbox in node.sandboxes.items() if _connected(sandbox.record)}
     await _apart(node.network.sweep(connected | unreadable), network="sweep")
     spared = unreadable | await _end_unknown(node, unreadable)

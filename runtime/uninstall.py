@@ -47,10 +47,13 @@ if TYPE_CHECKING:
 
 ROOT_NAMES: Final = (
     *("state.db*", "credentials.key"),
-    *("images", "blobs", "ingest", "layers", "containers", "empty"),
+    *("images", "blobs", "ingest", "layers", "containers", "empty", "builds", "build-cache"),
 )
 """All that crisp keeps below <root>, as patterns."""
-STATE_NAMES: Final = ("crisp.sock", "daemon.lock", "containers", "layers", "sandboxes", "settings", "runtimes", "cni")
+STATE_NAMES: Final = (
+    *("crisp.sock", "daemon.lock", "containers", "layers", "sandboxes", "settings", "runtimes", "cni"),
+    "builds",
+)
 """The same below <state>."""
 
 

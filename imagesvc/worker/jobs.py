@@ -435,10 +435,13 @@ def _protect(request: Mapping[str, Any], channel: socket.socket) -> dict[str, An
 
 
 def _pack(request: Mapping[str, Any], channel: socket.socket) -> dict[str, Any]:
-    """Packs `directory` into the compressed layer `output`."""
+    """Packs `directory` into the compressed layer `output`; `upper`: it is an overlay's."""
     blob = pack.GzipBlob(request["output"])
     excluded = frozenset(os.fsencode(path.strip("/")) for path in request["excluded"])
-    pack.pack(os.fsencode(request["directory"]), blob, excluded, request["newest"])
+    directory = os.fsencode(request["directory"])
+    if request["upper"]:
+        excluded |= pack.made_for(directory, excluded)
+    pack.pack(directory, blob, excluded, request["newest"])
     return blob.finish()
 
 

@@ -26,6 +26,8 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LEVEL = 3
 _GZIP_WINDOW = 31
 _OVERLAY = b"trusted.overlay."
+_ORIGIN = b"trusted.overlay.origin"
+"""What a directory has that was copied from a lower layer; one that was made has it not."""
 _UNPACKABLE = (b"trusted.overlay.redirect", b"trusted.overlay.metacopy")
 _TYPES = {
     stat.S_IFREG: tar_stream.REGULAR,
@@ -105,6 +107,21 @@ def pack(root: bytes, sink: Sink, excluded: frozenset[bytes], newest: int | None
         elif entry.type == tar_stream.DIRECTORY and is_opaque(path):
             sink.write(tar_writer.header(_marker(name + b"/.wh..wh..opq")))
     sink.write(tar_writer.END)
+
+
+def made_for(upper: bytes, excluded: frozenset[bytes]) -> frozenset[bytes]:
+    """Directories of an overlay's upper one in which nothing but excluded paths is, and of which no lower layer has any:
+    such as /run/secrets in an image without it, in which a secret was mounted."""
+    found: set[bytes] = set()
+    for path in excluded:
+        while path := path.rpartition(b"/")[0]:
+            inside = os.path.join(upper, path)
+            if os.path.islink(inside) or not os.path.isdir(inside) or _ORIGIN in map(os.fsencode, os.listxattr(inside)):
+                break
+            if {os.path.join(path, os.fsencode(name)) for name in os.listdir(inside)} - excluded - found:
+                break
+            found.add(path)
+    return frozenset(found)
 
 
 class _Level(NamedTuple):

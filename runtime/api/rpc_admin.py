@@ -11,6 +11,7 @@ from imagesvc.build.commit import Changes
 from imagesvc.registry.credentials import Auth
 from proto import admin_pb2 as admin
 from proto.errors import failed_precondition, invalid, not_found
+from runtime.api.rpc_build import POD_FILES, BuildRpcs
 from runtime.pods import container_exec
 
 if TYPE_CHECKING:
@@ -22,15 +23,12 @@ if TYPE_CHECKING:
 SHOW_SECONDS: Final = 0.1
 """How often progress is told."""
 
-POD_FILES: Final = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev", "proc", "sys")
-"""Mount points that every container has; what the OCI runtime made of them is not part of an image."""
 
-
-class AdminService:
+class AdminService(BuildRpcs):
     """Images and commands beyond CRI."""
 
     def __init__(self, node: Node, streaming: StreamingServer) -> None:
-        self._node = node
+        super().__init__(node)
         self._streaming = streaming
         self._images = node.images
 

@@ -139,5 +139,7 @@ def select(containers: Iterable[Container], criteria: cri.ContainerFilter) -> It
             continue
         if state is not None and STATES[record.state] != state:
             continue
-        if labels_match(record.config.labels, criteria.label_selector):
+        if not labels_match(record.config.labels, criteria.label_selector):
+            continue
+        if container.sandbox.shown_to(criteria.label_selector):
             yield container

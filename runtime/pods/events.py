@@ -72,7 +72,7 @@ class EventBus:
         """Subscribers that did not keep up."""
 
     def _publish(self, kind: cri.ContainerEventType, subject: str, sandbox: Sandbox) -> None:
-        if not self._subscribers:
+        if not self._subscribers or sandbox.build:
             return
         event = _message(kind, subject, sandbox)
         size = event.ByteSize()

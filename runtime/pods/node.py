@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runtime.network.seam import PodNetwork
     from runtime.nri.plugins import Plugins
     from runtime.paths import Paths
+    from runtime.pods.builds import Lease
     from runtime.pods.events import EventBus
     from runtime.pods.objects import Container, Sandbox
     from runtime.shims.fork_server import ForkServer
@@ -57,6 +58,8 @@ class Node:
     """seccomp filters."""
     sandboxes: dict[str, Sandbox] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
+    builds: dict[str, Lease] = field(default_factory=dict)
+    """Those that have not ended."""
     recovery_seconds: float = 0.0
     lost_containers: int = 0
     """Containers that were ended because their shim was killed."""

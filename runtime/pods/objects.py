@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from proto import api_pb2 as cri
     from runtime.network.netns import Witness
     from runtime.records import ContainerRecord, SandboxRecord
     from runtime.shims.client import ShimClient
+
+BUILD_LABEL: Final = "crisp.build"
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +39,12 @@ class Sandbox:
     """NRI plugins are told of it, and not of its removal yet: see `plugin_hooks`."""
     stop_told: bool = False
     """NRI plugins are told that it stops."""
+    build: str = ""
+    """The build whose pod it is: see `builds`."""
+
+    def shown_to(self, selector: Mapping[str, str]) -> bool:
+        """Whether lists show it: those of builds, to whoever selects pods by just that."""
+        return not self.build or BUILD_LABEL in selector
 
 
 @dataclass(slots=True, eq=False)

@@ -20,7 +20,7 @@ from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
 from runtime.oci import user_namespaces
-from runtime.pods import pause_watch, plugin_hooks, sandbox_group, sandbox_network, sandbox_release, selinux
+from runtime.pods import builds, pause_watch, plugin_hooks, sandbox_group, sandbox_network, sandbox_release, selinux
 from runtime.pods.node import new_id
 from runtime.pods.objects import Sandbox
 from runtime.records import CLOCK, SandboxRecord
@@ -41,6 +41,7 @@ async def run(node: Node, request: cri.RunPodSandboxRequest) -> str:
     """
     config = request.config
     _check(config)
+    builds.of_pod(node, config)
     user_namespaces.check(config, node.handlers.get(request.runtime_handler))
     return await node.joiner.run(("sandbox", *_key(config)), lambda: _run(node, request))
 
@@ -80,7 +81,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
         record.owns_cgroup_parent = True
     record.cgroup = cgroups.container_path(record.cgroup_parent, f"init-{record.id[:12]}", systemd=False)
     record.selinux_level = selinux.level_for(node, record.config)
-    sandbox = Sandbox(record)
+    sandbox = Sandbox(record, build=builds.of_pod(node, record.config))
     node.sandboxes[record.id] = sandbox
     async with sandbox.lock:
         try:

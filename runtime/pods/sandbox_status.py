@@ -160,5 +160,5 @@ def select(sandboxes: Iterable[Sandbox], criteria: cri.PodSandboxFilter) -> Iter
             continue
         if state is not None and STATES[record.state] != state:
             continue
-        if labels_match(record.config.labels, criteria.label_selector):
+        if labels_match(record.config.labels, criteria.label_selector) and sandbox.shown_to(criteria.label_selector):
             yield sandbox

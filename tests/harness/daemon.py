@@ -154,7 +154,7 @@ class Daemon:
         ]
         found += self.netns()
         runtimes = [f"run/runtimes/{path.name}" for path in self.state.glob("runtimes/*")]
-        for parent in ("run/sandboxes", "run/containers", "lib/containers", *runtimes):
+        for parent in ("run/sandboxes", "run/containers", "lib/containers", "run/builds", "lib/builds", *runtimes):
             directory = self.directory / parent
             found += (
                 [str(directory / name) for name in os.listdir(directory) if name != "probe"] if directory.exists() else []
