@@ -42,10 +42,12 @@ def group() -> None:
 
 
 @group.command("ls")
+@click.option("-a", "--all", "everything", is_flag=True, help="Those after a build's steps too.")
 @listing.options()
 @click.pass_obj
-def ls(socket_path: str, quiet: bool, form: str, no_trunc: bool, wanted: tuple[str, ...]) -> None:
+def ls(socket_path: str, everything: bool, quiet: bool, form: str, no_trunc: bool, wanted: tuple[str, ...]) -> None:
     """List images."""
+    from imagesvc.references import is_step  # noqa: PLC0415
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
     with errors(), Client(socket_path) as client:
@@ -53,13 +55,14 @@ def ls(socket_path: str, quiet: bool, form: str, no_trunc: bool, wanted: tuple[s
     rows: list[listing.Row] = [
         {
             "ID": image.id,
-            "Names": [*image.repo_tags],
+            "Names": [name for name in image.repo_tags if everything or not is_step(name)],
             "Digests": [*image.repo_digests],
             "Size": image.size,
             "Pinned": image.pinned,
             "User": image.username or (str(image.uid.value) if image.HasField("uid") else ""),
         }
         for image in images
+        if everything or not image.repo_tags or not all(map(is_step, image.repo_tags))
     ]
     columns = {
         "IMAGE ID": lambda row: row["ID"] if no_trunc else short(row["ID"]),

@@ -34,6 +34,8 @@ COMMANDS: Final = {
     "events": "events.command",
     "pod": "pods.group",
     "image": "images.group",
+    "build": "build.command",
+    "system": "system.group",
     # As docker calls them.
     "images": "images.ls",
     "pull": "images.pull",

@@ -1,0 +1,129 @@
+"""RUN: a container from start to end, in a pod that is the build's, and what it prints meanwhile."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+import grpc
+
+from proto import api_pb2 as cri
+
+if TYPE_CHECKING:
+    from runtime.build.run_mounts import Extras
+    from runtime.build.session import Session
+
+LABEL: Final = "crisp.build"
+LOOK_SECONDS: Final = 0.02
+LOG_BYTES: Final = 16 << 20
+"""Size of a log from which on another is begun: what was shown is not kept."""
+
+HOSTNAME: Final = "crisp-build"
+"""The same for all builds: it may end up in what they make."""
+
+MASKED: Final = ("/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap")  # fmt: skip
+READONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+
+class Pod:
+    """A pod for the steps of one stage, with a network of its own or the node's."""
+
+    def __init__(self, session: Session, *, host_network: bool) -> None:
+        self._session = session
+        self._runtime = session.client.runtime
+        network = cri.NODE if host_network else cri.POD
+        self._namespaces = cri.NamespaceOption(network=network, pid=cri.CONTAINER, ipc=cri.POD)
+        name = f"{session.id}-{secrets.token_hex(4)}"
+        self._config = cri.PodSandboxConfig(
+            metadata=cri.PodSandboxMetadata(name=name, uid=name, namespace="crisp-build"),
+            hostname="" if host_network else HOSTNAME,
+            log_directory=os.path.join(session.scratch, f"logs-{name}"),
+            labels={LABEL: session.id},
+        )
+        self._config.linux.security_context.namespace_options.CopyFrom(self._namespaces)
+        os.mkdir(self._config.log_directory, 0o700)
+        reply = self._runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=self._config))
+        self._id = reply.pod_sandbox_id
+        self._steps = 0
+
+    @contextmanager
+    def ran(
+        self,
+        image_id: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        extras: Extras,
+        show: Callable[[bytes], None],
+    ) -> Iterator[tuple[str, int]]:
+        """Run a command to its end: the id of its container, which is there for the block, and its exit code."""
+        self._steps += 1
+        config = cri.ContainerConfig(
+            metadata=cri.ContainerMetadata(name=f"step-{self._steps}"),
+            image=cri.ImageSpec(image=image_id),
+            command=command,
+            envs=[cri.KeyValue(key=k, value=os.fsencode(v)) for k, v in {**environment, **extras.environment}.items()],
+            mounts=extras.mounts,
+            labels={LABEL: self._session.id},
+            log_path=f"step-{self._steps}.log",
+        )
+        context = config.linux.security_context
+        context.namespace_options.CopyFrom(self._namespaces)
+        context.masked_paths.extend(MASKED)
+        context.readonly_paths.extend(READONLY)
+        context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
+        request = cri.CreateContainerRequest(pod_sandbox_id=self._id, config=config, sandbox_config=self._config)
+        container = self._runtime.CreateContainer(request).container_id
+        try:
+            self._runtime.StartContainer(cri.StartContainerRequest(container_id=container))
+            yield container, self._follow(container, show)
+        finally:
+            with suppress(grpc.RpcError):  # the build has ended
+                self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container))
+
+    def _follow(self, container: str, show: Callable[[bytes], None]) -> int:
+        """Show the log until the container has ended; its exit code."""
+        request = cri.ContainerStatusRequest(container_id=container)
+        status = self._runtime.ContainerStatus(request).status
+        log, pending = open(status.log_path, "rb"), b""  # noqa: SIM115  closed in its turn
+        try:
+            while True:
+                ended = status.state in (cri.CONTAINER_EXITED, cri.CONTAINER_UNKNOWN)
+                pending = _lines(log, pending, show)
+                if ended:
+                    break
+                if log.tell() > LOG_BYTES and self._begin_log(container, status.log_path):
+                    pending = _lines(log, pending, show)  # nobody writes to it any more
+                    log.close()
+                    log = open(status.log_path, "rb")  # noqa: SIM115
+                time.sleep(LOOK_SECONDS)
+                status = self._runtime.ContainerStatus(request).status
+        finally:
+            log.close()
+        if status.reason not in ("Completed", "Error") or status.message:
+            show(f"{status.reason} {status.message}".rstrip().encode() + b"\n")
+        return int(status.exit_code)
+
+    def _begin_log(self, container: str, path: str) -> bool:
+        """Let the container write another log, which takes the name; False if it has ended."""
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+        try:
+            self._runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container))
+        except grpc.RpcError:
+            return False
+        return True
+
+
+def _lines(log: BinaryIO, pending: bytes, show: Callable[[bytes], None]) -> bytes:
+    """Show whole log lines (`time stream tag text`); what remains of the last one."""
+    while chunk := log.read(65536):
+        *lines, pending = (pending + chunk).split(b"\n")
+        for line in lines:
+            _, _, tag, text = line.split(b" ", 3)
+            show(text if tag == b"P" else text + b"\n")
+    return pending

@@ -1,0 +1,49 @@
+"""What a build is asked for, and what all its stages work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from imagesvc.containerfile.instructions import Instruction
+from imagesvc.containerfile.scopes import Platforms
+
+if TYPE_CHECKING:
+    from runtime.build.context import Context
+    from runtime.build.copying import Copier
+    from runtime.build.progress import Progress
+    from runtime.build.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What is asked of a build besides its Containerfile."""
+
+    platforms: Platforms
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    """--build-arg."""
+    target: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    no_cache: bool = False
+    host_network: bool = False
+    """Steps that do not say otherwise are in the node's network."""
+    allow_host_network: bool = False
+    """Steps may say so."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    agents: Mapping[str, str] = field(default_factory=dict)
+    """Sockets of SSH agents by their ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What the stages of a build have in common."""
+
+    session: Session
+    copier: Copier
+    context: Context
+    wishes: Wishes
+    progress: Progress
+    source: Callable[[str, int, Instruction], tuple[str, str]]
+    """What `--from` and `from=` of a stage mean: an image's id, empty for no files, and what it is called in messages. Waits
+    for a stage that is not done."""

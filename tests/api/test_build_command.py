@@ -1,0 +1,279 @@
+"""`crisp build`: images from Containerfiles, made on a real daemon, and what stays of a build that is killed: nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proto import admin_pb2 as admin
+from proto import api_pb2 as cri
+from tests.api.test_command import IMAGE, command, crisp
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
+
+pytestmark = pytest.mark.root
+
+NAME = "localhost/built-app:1"
+
+
+@pytest.fixture(autouse=True)
+def no_images_stay(kubelet: Kubelet) -> Iterator[None]:
+    yield
+    wait_until(lambda: not any((kubelet.daemon.root / "builds").iterdir()))
+    kubelet.client.admin.PruneBuildCache(admin.PruneBuildCacheRequest())
+    for image in kubelet.images.ListImages(cri.ListImagesRequest()).images:
+        if any("/built" in tag for tag in image.repo_tags):
+            kubelet.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image.id)))
+
+
+def context(directory: Path, containerfile: str, **files: str) -> Path:
+    for name, text in {"Containerfile": containerfile, **files}.items():
+        (directory / name).write_text(text.replace("BASE", IMAGE))
+    return directory
+
+
+def build(kubelet: Kubelet, *words: str, code: int = 0, **options: Any) -> tuple[str, str]:
+    """What it prints, on both outputs."""
+    done = crisp(kubelet, "build", *words, **options)
+    assert done.returncode == code, done
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def in_image(kubelet: Kubelet, image: str, *words: str) -> str:
+    done = crisp(kubelet, "run", image, *words)
+    assert done.returncode == 0, done
+    return str(done.stdout.decode())
+
+
+def config(kubelet: Kubelet, image: str) -> dict[str, Any]:
+    reply = kubelet.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=image), verbose=True))
+    found: dict[str, Any] = json.loads(reply.info["info"])["imageSpec"]["config"]
+    return found
+
+
+WHOLE = """
+ARG TAG=test
+FROM localhost/busybox:${TAG} AS one
+ARG WHO=world
+ENV GREETING=hello
+RUN echo "$GREETING $WHO" > /greeting
+WORKDIR /srv/www
+COPY --chown=app:app --chmod=640 file ./
+
+FROM BASE
+USER app:more
+RUN id -u > /tmp/user; id -gn >> /tmp/user; echo 'to be seen'
+USER root
+COPY --from=one /greeting /srv/www/file /data/
+ENV PLACE=there
+COPY <<END /data/here
+$PLACE
+END
+ENTRYPOINT ["/bin/cat"]
+CMD ["/data/greeting"]
+EXPOSE 80 53/udp
+LABEL a="b c"
+"""
+
+
+def seen(told: str) -> bool:
+    """Whether the step was done that prints it."""
+    return re.search(r"(?m)^#\d+ \d+\.\d+ to be seen$", told) is not None
+
+
+def test_a_whole_build_and_the_next(kubelet: Kubelet, tmp_path: Path) -> None:
+    place = str(context(tmp_path, WHOLE, file="a file\n"))
+    out, err = build(kubelet, "-t", NAME, "--build-arg", "WHO=you", "--label", "c=d", place)
+    assert seen(err)
+    assert in_image(kubelet, NAME) == "hello you\n"
+    assert in_image(kubelet, NAME, "/tmp/user") == "1000\nmore\n"
+    assert in_image(kubelet, NAME, "/data/here") == "there\n"
+    found = config(kubelet, NAME)
+    assert (found["Labels"], sorted(found["ExposedPorts"])) == ({"a": "b c", "c": "d"}, ["53/udp", "80/tcp"])
+    assert found["User"] == "root"
+    listing = crisp(kubelet, "run", "--entrypoint", "/bin/ls", NAME, "-ln", "/data/file").stdout.split()
+    assert (listing[0], listing[2]) == (b"-rw-r-----", b"1000")
+    # Nothing has changed: nothing is done, and the image is the same.
+    again, err = build(kubelet, "-t", NAME, "--build-arg", "WHO=you", "--label", "c=d", place)
+    assert (again, err.count("CACHED"), seen(err)) == (out, 6, False)
+    os.utime(tmp_path / "file", (1, 1))
+    assert build(kubelet, "-q", "--build-arg", "WHO=you", "--label", "c=d", place) == (out, "")
+    # A file has: what does not depend on it is taken all the same.
+    (tmp_path / "file").write_text("another\n")
+    changed, err = build(kubelet, "-t", NAME, "--build-arg", "WHO=you", "--label", "c=d", place)
+    assert (changed != out, seen(err)) == (True, False)
+    assert in_image(kubelet, NAME, "/data/file") == "another\n"
+    assert seen(build(kubelet, "--no-cache", "--target", "1", place)[1])
+    shown = crisp(kubelet, "images").stdout.decode()
+    assert (NAME in shown, "crisp-build" in shown) == (True, False)
+    assert "crisp-build" in crisp(kubelet, "images", "-a").stdout.decode()
+    told = json.loads(crisp(kubelet, "system", "df", "--format", "json").stdout.splitlines()[2])
+    assert (told["Type"], told["TotalCount"] > 5, told["Size"] > 0) == ("Build cache", True, True)
+    assert b"removed" in crisp(kubelet, "system", "prune", "-f").stdout
+    assert in_image(kubelet, NAME, "/data/file") == "another\n"
+
+
+MOUNTS = """
+FROM BASE
+RUN --mount=type=cache,target=/var/deep/cache echo again >> /var/deep/cache/log && wc -l < /var/deep/cache/log
+RUN --mount=type=secret,id=token --mount=type=secret,id=word,env=WORD cat /run/secrets/token && echo "$WORD" && stat -c %a /run/secrets/token
+RUN --mount=type=bind,target=/source --mount=type=bind,from=BASE,source=/etc,target=/other cat /source/file && ls /source /other/passwd
+RUN --mount=type=bind,target=/source,rw echo gone > /source/file
+RUN --mount=type=tmpfs,target=/scratch echo x > /scratch/file && grep -c /scratch /proc/mounts
+RUN <<END
+#!/bin/cat
+a script
+END
+RUN <<END
+echo two
+echo lines
+END
+RUN ls -d /run /var/deep /source /other /scratch 2> /dev/null; true
+"""
+
+
+def test_mounts_of_a_step(kubelet: Kubelet, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("the token\n")
+    (tmp_path / "context").mkdir()
+    place = str(context(tmp_path / "context", MOUNTS, file="of the context\n", hidden="x"))
+    (tmp_path / "context/.dockerignore").write_text("hidden\n")
+    environment = {**os.environ, "WORD": "a word"}
+    words = ["--secret", f"id=token,src={secret}", "--secret", "id=word,env=WORD", place]
+    _, err = build(kubelet, *words, env=environment)
+    told = [line.split(" ", 2)[2] for line in err.splitlines() if line.split(" ")[1][:2] in ("0.", "1.", "2.", "3.")]
+    assert told == [
+        *("1", "the token", "a word", "400", "of the context", "/other/passwd", ""),
+        *("/source:", "Containerfile", "file", "1", "#!/bin/cat", "a script", "two", "lines"),
+    ]
+    assert (tmp_path / "context/file").read_text() == "of the context\n"
+    _, err = build(kubelet, "--no-cache", *words, env=environment)
+    assert " 2\n" in err  # the cache has stayed
+    [named] = (kubelet.daemon.root / "build-cache").iterdir()
+    assert crisp(kubelet, "system", "prune", "-f").returncode == 0
+    assert not named.exists()
+
+
+def test_stages_that_need_nothing_of_each_other_are_built_at_once(kubelet: Kubelet, tmp_path: Path) -> None:
+    """Each waits for the other: one after the other they would wait for ever."""
+    wait = "until [ -e /meet/{} ]; do sleep 0.01; done"
+    mount = "--mount=type=cache,id=meet,target=/meet"
+    place = context(
+        tmp_path,
+        f"FROM BASE AS a\nRUN {mount} touch /meet/a && {wait.format('b')}\nRUN echo A > /a\n"
+        f"FROM BASE AS b\nRUN {mount} touch /meet/b && {wait.format('a')}\nRUN echo B > /b\n"
+        "FROM BASE AS unused\nRUN false\n"
+        "FROM scratch\nCOPY --from=a /a /\nCOPY --from=b /b /\n",
+    )
+    build(kubelet, "-t", NAME, "-o", f"type=oci,dest={tmp_path}/out.tar", str(place))
+    with tarfile.open(tmp_path / "out.tar") as archive:
+        assert "index.json" in archive.getnames()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("FROM BASE\nRUN exit 3\n", ["Containerfile:2: RUN", "exit code 3"]),
+        ("FROM BASE\n\nRNU true\n", ["Containerfile:3: ", "RUN"]),
+        ("FROM BASE\nCOPY nosuch /\n", ["Containerfile:2: COPY", "nosuch"]),
+        ("FROM localhost/no/such:image\n", ["Containerfile:1: FROM"]),
+        ('FROM BASE\nRUN ["/no/such"]\n', ["Containerfile:2: RUN", "no such file"]),
+        ("FROM BASE\nRUN --security=insecure true\n", ["Containerfile:2: RUN", "insecure"]),
+        ("FROM BASE\nRUN --network=host true\n", ["Containerfile:2: RUN", "--allow network.host"]),
+        ("FROM BASE\nRUN --mount=type=secret,id=x,required true\n", ["Containerfile:2: RUN", "--secret id=x"]),
+        ("FROM BASE AS a\nRUN false\nFROM a\nRUN true\n", ["Containerfile:2: RUN", "exit code 1"]),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_place(kubelet: Kubelet, tmp_path: Path, text: str, words: list[str]) -> None:
+    out, err = build(kubelet, str(context(tmp_path, text)), code=1)
+    assert out == ""
+    said = err[err.rindex("crisp: ") :]
+    assert [word for word in words if word not in said] == [], err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--squash", "."],
+        ["--output", "type=local,dest=x", "."],
+        ["--push", "."],
+        ["--secret", "src=x", "."],
+        ["--progress", "x", "."],
+    ],
+)
+def test_what_there_is_not_is_refused(kubelet: Kubelet, words: list[str]) -> None:
+    assert build(kubelet, *words, code=2)[0] == ""
+
+
+def test_the_same_moment_makes_the_same_image(kubelet: Kubelet, tmp_path: Path) -> None:
+    place = str(context(tmp_path, "FROM BASE\nRUN date > /dev/null; echo x > /x\nCOPY file /\nCMD x\n", file="text"))
+    made = set()
+    for moment in (1, 2):
+        os.utime(tmp_path / "file", (2_000_000_000 + moment, 2_000_000_000 + moment))
+        environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+        made.add(build(kubelet, "--no-cache", "-q", place, env=environment)[0])
+    assert len(made) == 1
+
+
+def test_a_context_on_the_standard_input(kubelet: Kubelet, tmp_path: Path) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for name, text in (("Dockerfile", b"FROM localhost/busybox:test\nCOPY file /\n"), ("file", b"sent\n")):
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    build(kubelet, "-t", NAME, "-", stdin=None, input=data.getvalue())
+    assert in_image(kubelet, NAME, "cat", "/file") == "sent\n"
+    iid = tmp_path / "id"
+    out, err = build(
+        kubelet,
+        "--progress",
+        "json",
+        "--iidfile",
+        str(iid),
+        "-",
+        stdin=None,
+        input=b"FROM localhost/busybox:test\nRUN echo x\n",
+    )
+    assert iid.read_text() == out.strip()
+    told = [json.loads(line) for line in err.splitlines()]
+    assert [one["text"] for one in told if one["event"] == "output"] == ["x"]
+
+
+def begun(kubelet: Kubelet, tmp_path: Path) -> subprocess.Popen[bytes]:
+    """A build in the middle of a RUN."""
+    place = context(tmp_path, "FROM BASE\nRUN --mount=type=tmpfs,target=/t echo begun; sleep 1000\n")
+    running = subprocess.Popen(command(kubelet, "build", str(place)), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert running.stderr is not None
+    while b"begun" not in (line := running.stderr.readline()) or b"RUN" in line:
+        assert line
+    return running
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_stays_of_a_command_that_is_killed(kubelet: Kubelet, tmp_path: Path, number: signal.Signals) -> None:
+    with begun(kubelet, tmp_path) as running:
+        begin = time.monotonic()
+        running.send_signal(number)
+        assert running.wait() in (-number, 128 + number)
+    wait_until(lambda: kubelet.daemon.leftovers() == [])
+    assert time.monotonic() - begin < 1000  # before the command of the RUN has ended by itself
+
+
+def test_nothing_stays_of_a_daemon_that_is_killed(kubelet: Kubelet, tmp_path: Path) -> None:
+    with begun(kubelet, tmp_path) as running:
+        kubelet.daemon.kill()
+        assert running.wait() == 1
+    kubelet.daemon.start()
+    assert kubelet.daemon.leftovers() == []
