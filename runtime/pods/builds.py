@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -31,7 +31,7 @@ from kernel import modes, mounts, removal
 from proto.errors import Code, CrispError, failed_precondition, not_found
 from runtime import limits
 from runtime.pods import sandbox_stop
-from runtime.pods.objects import BUILD_LABEL
+from runtime.pods.objects import BUILD_LABEL, Lease
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,26 +44,6 @@ if TYPE_CHECKING:
 _ID: Final = re.compile("build-[0-9a-f]{32}")
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class Lease:
-    """One build."""
-
-    id: str
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held while it is ended."""
-    work: set[asyncio.Future[None]] = field(default_factory=set)
-    """Calls that are under way."""
-    images: dict[str, Image] = field(default_factory=dict)
-    """Held until its end, by their ids."""
-    mounts: set[str] = field(default_factory=set)
-    numbers: int = 0
-    """Of mounts, so far."""
-    ended: bool = False
-    """Its call has: nothing more is done for it."""
-    gone: bool = False
-    """So is all that it had."""
 
 
 @dataclass(frozen=True, slots=True)

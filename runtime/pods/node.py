@@ -27,9 +27,8 @@ if TYPE_CHECKING:
     from runtime.network.seam import PodNetwork
     from runtime.nri.plugins import Plugins
     from runtime.paths import Paths
-    from runtime.pods.builds import Lease
     from runtime.pods.events import EventBus
-    from runtime.pods.objects import Container, Sandbox
+    from runtime.pods.objects import Container, Lease, Sandbox
     from runtime.shims.fork_server import ForkServer
     from runtime.store.database import Store
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from imagesvc.store.images import Image
     from proto import api_pb2 as cri
     from runtime.network.netns import Witness
     from runtime.records import ContainerRecord, SandboxRecord
@@ -87,3 +88,23 @@ class Container:
     """Its OCI configuration while it is made and NRI plugins may ask for it; afterwards a file has it."""
     view: bytes | None = None
     """Kept by `plugin_hooks.container_view`."""
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """A build: see `builds`."""
+
+    id: str
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while it is ended."""
+    work: set[asyncio.Future[None]] = field(default_factory=set)
+    """Calls that are under way."""
+    images: dict[str, Image] = field(default_factory=dict)
+    """Held until its end, by their ids."""
+    mounts: set[str] = field(default_factory=set)
+    numbers: int = 0
+    """Of mounts, so far."""
+    ended: bool = False
+    """Its call has: nothing more is done for it."""
+    gone: bool = False
+    """So is all that it had."""

@@ -127,8 +127,10 @@ def test_a_whole_build_and_the_next(kubelet: Kubelet, tmp_path: Path) -> None:
 MOUNTS = """
 FROM BASE
 RUN --mount=type=cache,target=/var/deep/cache echo again >> /var/deep/cache/log && wc -l < /var/deep/cache/log
-RUN --mount=type=secret,id=token --mount=type=secret,id=word,env=WORD cat /run/secrets/token && echo "$WORD" && stat -c %a /run/secrets/token
-RUN --mount=type=bind,target=/source --mount=type=bind,from=BASE,source=/etc,target=/other cat /source/file && ls /source /other/passwd
+RUN --mount=type=secret,id=token --mount=type=secret,id=word,env=WORD \\
+  cat /run/secrets/token && echo "$WORD" && stat -c %a /run/secrets/token
+RUN --mount=type=bind,target=/source --mount=type=bind,from=BASE,source=/etc,target=/other \\
+  cat /source/file && ls /source /other/passwd
 RUN --mount=type=bind,target=/source,rw echo gone > /source/file
 RUN --mount=type=tmpfs,target=/scratch echo x > /scratch/file && grep -c /scratch /proc/mounts
 RUN <<END
