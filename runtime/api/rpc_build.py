@@ -15,8 +15,8 @@ from runtime.lifecycle import ContainerState
 from runtime.pods import builds
 
 if TYPE_CHECKING:
-    from runtime.pods.builds import Lease
     from runtime.pods.node import Node
+    from runtime.pods.objects import Lease
 
 POD_FILES: Final = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev", "proc", "sys")
 """Mount points that every container has; what the OCI runtime made of them is not part of an image."""
