@@ -3,7 +3,7 @@
     block 0      superblock at 1024, the root's inode behind it
     then, in the order in which there was need for room:
       whole blocks of files' contents, as they are
-      chunks of metadata: inodes, each with its attributes and the last piece of its data, if that is less than a block
+      chunks of metadata: inodes, each with its attributes and the last piece of its data, if that is short
     last         the directories: inodes in the last chunks, and blocks of names
 
 A file's inode says where its data will be before the first byte of it has come, so nothing is held back but the end of the
@@ -24,6 +24,9 @@ from imagesvc.erofs import xattrs
 from imagesvc.erofs.format import BLOCK, SLOT
 
 _CHUNK = 256 * 1024
+_INLINE_MAX = 512
+"""Bytes of a file's last piece that go behind its inode. With longer ones there, few inodes would share a block, and whoever
+looks at all files of an image, as programs do when they start, would read a block for nearly each of them."""
 _FILLER = bytes(2 * BLOCK)
 _SECOND = 1_000_000_000
 _COMPACT_SIZE, _EXTENDED_SIZE = ondisk.COMPACT.size, ondisk.EXTENDED.size
@@ -277,9 +280,10 @@ class ImageWriter:
         self._padding = 0
         meta = self._meta
         position = (len(meta) + SLOT - 1) & -SLOT
-        if (position & (BLOCK - 1)) + fixed + tail <= BLOCK and position + fixed + tail <= self._chunk_size:
+        inline = together or tail <= _INLINE_MAX
+        if inline and (position & (BLOCK - 1)) + fixed + tail <= BLOCK and position + fixed + tail <= self._chunk_size:
             meta += _FILLER[: position - len(meta)]
-        elif not self._place(fixed, tail, together):
+        elif not self._place(fixed, tail if inline else 0, together) or not inline:
             whole = size
             self._padding = BLOCK - tail
             tail = 0
