@@ -87,7 +87,8 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, res
     container_id = new_id()
     source = restore_from or restore.origin(node, config.image.image, config.image.user_specified_image)
     if source is None:
-        return await _create_of(node, sandbox, config, container_id, _image(node.images, config))
+        image = _image(node.images, config, held=bool(sandbox.build))
+        return await _create_of(node, sandbox, config, container_id, image)
     try:
         expected = _image(node.images, config) if restore_from else None
         checkpoint = await restore.stage(node, container_id, source, expected)
@@ -97,8 +98,9 @@ async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, res
         raise
 
 
-def _image(images: ImageService, config: cri.ContainerConfig) -> Image:
-    image = images.resolve(config.image.image)
+def _image(images: ImageService, config: cri.ContainerConfig, *, held: bool = False) -> Image:
+    """`held`: somebody holds it, so that it may have been removed."""
+    image = images.resolve(config.image.image) or (images.image_of(config.image.image) if held else None)
     if image is None:
         raise CrispError(Code.NOT_FOUND, f"image {config.image.image} is not on this node: pull it first")
     return image

@@ -164,6 +164,20 @@ def test_the_label_alone_hides_nobody(kubelet: Kubelet) -> None:
         build_pod(kubelet, begun.id)
 
 
+def test_an_image_that_is_removed_meanwhile(kubelet: Kubelet) -> None:
+    """The kubelet removes what no container uses when the disk is full: a build goes on with what it has found."""
+    with session(kubelet) as begun:
+        made = begun.commit(kubelet.image, {"config": {"Env": ["A=b"]}}, [{}], ["localhost/built:1"])
+        kubelet.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=made)))
+        pod = build_pod(kubelet, begun.id)
+        config = cri.ContainerConfig(image=cri.ImageSpec(image=made))
+        container = pod.run("/bin/sh", "-c", "echo $A > /x", config=config)
+        assert container.wait().exit_code == 0
+        again = begun.commit(made, {}, [{}], ["localhost/built:2"], container=container.id)
+        with begun.mounted(again) as tree:
+            assert Path(tree.directory, "x").read_text() == "b\n"
+
+
 def test_what_is_asked_of_no_build(kubelet: Kubelet) -> None:
     with session(kubelet) as begun:
         for call, request in (
