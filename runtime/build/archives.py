@@ -18,6 +18,11 @@ _XZ_MEMORY: Final = 256 << 20
 """Bytes that an xz stream may ask for: more than the 65 MiB of `xz -9`."""
 
 
+_MAGICS: Final = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")
+_AHEAD: Final = 1 << 20
+"""Bytes that give the beginning of any compressed archive: bzip2 gives nothing before the end of a block of 900 kB."""
+
+
 class Stream(Protocol):
     """What bytes are read from; b"" at the end."""
 
@@ -49,7 +54,9 @@ class Peeked:
 
 def is_archive(stream: Peeked) -> bool:
     """Whether it begins as an archive does; nothing is taken from it that `read` would not give again."""
-    first = stream.peek(64 << 10)
+    first = stream.peek(BLOCK)
+    if first.startswith(_MAGICS):
+        first = stream.peek(_AHEAD)
     ahead = iter((first,))
     try:
         reader = open_reader(lambda: next(ahead, b""))

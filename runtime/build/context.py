@@ -19,11 +19,9 @@ from typing import IO, Final
 from imagesvc.containerfile import ignore
 from imagesvc.containerfile.ignore import IgnoreRules
 from imagesvc.containerfile.lines import MAX_BYTES
-from imagesvc.tar.header import TarError
-from imagesvc.tar.inflate import InflateError
+from kernel import syscalls
 from proto.errors import invalid
 from runtime.build import archives, unpacking
-from runtime.build.shut_in import open_regular
 
 NAMES: Final = ("Containerfile", "Dockerfile")
 _IGNORE_SUFFIXES: Final = (".containerignore", ".dockerignore")
@@ -68,52 +66,64 @@ def open_context(argument: str, containerfile: str | None, stdin: IO[bytes], scr
     if not os.path.isdir(argument):
         raise invalid(f"the context {argument} is no directory; it is to be one, or - for an archive on the standard input")
     if containerfile == "-":
-        return Context(argument, _rules(argument, ""), _bounded(stdin, "the standard input"), "Containerfile")
-    if containerfile is None:
-        path, name = _default(argument)
-    else:
-        path = name = containerfile
-    return Context(argument, _rules(argument, path), _read(path, name), name)
+        return Context(argument, _rules(argument, None), _bounded(stdin, "the standard input"), "Containerfile")
+    return _of_directory(argument, _default(argument) if containerfile is None else _File("", containerfile, containerfile))
+
+
+@dataclass(frozen=True)
+class _File:
+    """A path below a root, out of which no link leads; or as the user has it, if the root is empty."""
+
+    root: str
+    path: str
+    name: str
+
+    def open(self, suffix: str = "") -> IO[bytes]:
+        path, flags = self.path + suffix, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        if self.root:
+            root = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                descriptor = syscalls.openat2(root, path, flags, syscalls.RESOLVE_IN_ROOT)
+            finally:
+                os.close(root)
+        else:
+            descriptor = os.open(path, flags)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise invalid(f"{self.name}{suffix} is no file")
+        return os.fdopen(descriptor, "rb")
+
+
+def _of_directory(root: str, file: _File) -> Context:
+    try:
+        with file.open() as stream:
+            text = _bounded(stream, file.name)
+    except (FileNotFoundError, NotADirectoryError):
+        raise invalid(f"there is no Containerfile {file.name}") from None
+    return Context(root, _rules(root, file), text, file.name)
 
 
 def _from_stream(containerfile: str | None, stdin: IO[bytes], scratch: str) -> Context:
     """An archive, or a Containerfile alone."""
     stream = archives.Peeked(stdin)
-    try:
-        if not archives.is_archive(stream):
-            if containerfile is not None:
-                raise invalid("what is on the standard input is no archive, so there is no file for -f in it")
-            return Context("", IgnoreRules(), _bounded(stream, "the standard input"), "Containerfile")
-        unpacking.unpack(stream, scratch)
-    except (TarError, InflateError) as error:
-        raise invalid(f"the archive on the standard input: {error}") from None
+    if not archives.is_archive(stream):
+        if containerfile is not None:
+            raise invalid("what is on the standard input is no archive, so there is no file for -f in it")
+        return Context("", IgnoreRules(), _bounded(stream, "the standard input"), "Containerfile")
+    unpacking.unpack(stream, scratch)
     if containerfile is None:
-        path, name = _default(scratch)
-    else:
-        path, name = os.path.join(scratch, os.path.normpath("/" + containerfile).lstrip("/")), containerfile
-    return Context(scratch, _rules(scratch, path), _read(path, name), name)
+        return _of_directory(scratch, _default(scratch))
+    return _of_directory(scratch, _File(scratch, containerfile, containerfile))
 
 
-def _default(root: str) -> tuple[str, str]:
+def _default(root: str) -> _File:
     for name in NAMES:
-        path = os.path.join(root, name)
-        if os.path.lexists(path):
-            return path, name
+        if os.path.lexists(os.path.join(root, name)):
+            return _File(root, name, name)
     raise invalid(f"there is no {' and no '.join(NAMES)} in the context: name one by -f FILE")
 
 
-def _read(path: str, name: str) -> bytes:
-    try:
-        real = os.path.realpath(path)
-        if not stat.S_ISREG(os.stat(real).st_mode):
-            raise invalid(f"{name} is no file")
-        with open_regular(real) as file:
-            return _bounded(file, name)
-    except (FileNotFoundError, NotADirectoryError):
-        raise invalid(f"there is no Containerfile {name}") from None
-
-
-def _bounded(stream: IO[bytes] | archives.Peeked, name: str) -> bytes:
+def _bounded(stream: archives.Stream, name: str) -> bytes:
     pieces, size = [], 0
     while piece := stream.read(1 << 16):
         pieces.append(piece)
@@ -123,13 +133,14 @@ def _bounded(stream: IO[bytes] | archives.Peeked, name: str) -> bytes:
     return b"".join(pieces)
 
 
-def _rules(root: str, containerfile: str) -> IgnoreRules:
-    beside = [containerfile + suffix for suffix in _IGNORE_SUFFIXES] if containerfile else []
-    for path in (*beside, *(os.path.join(root, suffix) for suffix in _IGNORE_SUFFIXES)):
-        if os.path.isfile(path):
-            name = os.path.basename(path)
-            try:
-                return ignore.parse(_read(path, name).decode(errors="surrogateescape"), name)
-            except FileNotFoundError:
-                continue
+def _rules(root: str, containerfile: _File | None) -> IgnoreRules:
+    beside = [(containerfile, suffix) for suffix in _IGNORE_SUFFIXES] if containerfile else []
+    for file, suffix in (*beside, *((_File(root, "", ""), suffix) for suffix in _IGNORE_SUFFIXES)):
+        name = os.path.basename(file.path) + suffix
+        try:
+            with file.open(suffix) as stream:
+                text = _bounded(stream, name)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return ignore.parse(text.decode(errors="surrogateescape"), name)
     return IgnoreRules()

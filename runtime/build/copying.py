@@ -19,6 +19,7 @@ import signal
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
@@ -137,7 +138,8 @@ class Copier:
     def _call(self, step: Instruction, request: dict[str, Any]) -> Any:
         """Has a job done and waits for it."""
         ours, theirs = socket.socketpair()
-        with ours:
+        answer: dict[str, Any] = {}
+        with ours, suppress(OSError):
             with theirs, self._lock:
                 socket.send_fds(self._control, [b"j"], [theirs.fileno()])
             ours.sendall(pickle.dumps({**request, "step": step}))

@@ -87,7 +87,7 @@ def _select(request: dict[str, Any]) -> dict[str, Any]:
             items.append({"kind": item.kind, "path": item.path, "name": item.name, "digest": digest})
     items += fetched
     items += [_document_item(index, document) for index, document in enumerate(step.heredocs)]
-    if len(items) > 1 and not _is_directory_name(step.target):
+    if len(items) > 1 and not step.parents and not _is_directory_name(step.target):
         raise SelectionError(
             f"there are {len(items)} sources, so the target is to be a directory and end with /: {step.target}/"
         )
@@ -122,7 +122,7 @@ def _put(request: dict[str, Any]) -> None:
     shut_in.enter(os.open(request["root"], _OPEN_ROOT))
     target = _absolute(posixpath.join("/", request["workdir"], step.target))
     items = request["items"]
-    alone = len(items) == 1 and items[0]["kind"] in ("file", "fetched", "document") and not getattr(step, "parents", False)
+    alone = len(items) == 1 and items[0]["kind"] in ("file", "fetched", "document") and not step.parents
     name: bytes | None = None
     if alone and not _is_directory_name(step.target) and not os.path.isdir(target):
         target, last = posixpath.split(target)

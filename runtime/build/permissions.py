@@ -6,12 +6,12 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Final
 
-_CLAUSE: Final = re.compile(r"([ugoa]*)((?:[-+=](?:[rwxXst]*|[ugo]))+)")
-_ACTION: Final = re.compile(r"([-+=])([rwxXst]*|[ugo])")
+_CLAUSE: Final = re.compile(r"([ugoa]*)((?:[-+=](?:[ugo]|[rwxXst]*))+)")
+_ACTION: Final = re.compile(r"([-+=])([ugo]|[rwxXst]*)")
 _BITS: Final = {"r": 4, "w": 2, "x": 1}
 _SHIFT: Final = {"u": 6, "g": 3, "o": 0}
-_SPECIAL: Final = {"u": 0o4000, "g": 0o2000, "o": 0}
-_STICKY: Final = 0o1000
+_SPECIAL: Final = {"u": 0o4000, "g": 0o2000, "o": 0o1000}
+"""`s` of the owner and the group, `t` of the others."""
 
 Change = Callable[[int, bool], int]
 """From a mode, and whether it is a directory's, to the new mode."""
@@ -43,8 +43,7 @@ def _apply(mode: int, directory: bool, who: Iterable[str], operator: str, what: 
         else:
             wanted = sum(_BITS[letter] for letter in set(what) if letter in _BITS)
             bits = (wanted | (1 if "X" in what and executable else 0)) << _SHIFT[one]
-            bits |= _SPECIAL[one] if "s" in what else 0
-            bits |= _STICKY if "t" in what else 0
+            bits |= _SPECIAL[one] if ("t" if one == "o" else "s") in what else 0
         if operator == "+":
             mode |= bits
         elif operator == "-":
