@@ -119,10 +119,12 @@ def _cache(step: Run, mount: RunMount, target: str, session: Session, stack: Exi
     for descriptor in held:
         stack.callback(os.close, descriptor)
     data = os.path.join(session.caches, name, "data")
-    if not os.path.isdir(data):
-        os.mkdir(data)
-        os.chown(data, mount.uid, mount.gid)
-        os.chmod(data, 0o755 if mount.mode is None else mount.mode)
+    with open(os.path.join(session.caches, name, "making"), "wb") as making:
+        fcntl.flock(making, fcntl.LOCK_EX)  # another step may be here at the same time
+        if not os.path.isdir(data):
+            os.mkdir(data)
+            os.chown(data, mount.uid, mount.gid)
+            os.chmod(data, 0o755 if mount.mode is None else mount.mode)
     return cri.Mount(container_path=target, host_path=data, readonly=mount.readonly)
 
 
