@@ -15,12 +15,13 @@ from typing import Final
 
 from imagesvc.containerfile.errors import ContainerfileError, Place
 from imagesvc.containerfile.instructions import Directives, HereDocument
-from imagesvc.containerfile.words import SPACE, here_document, split
+from imagesvc.containerfile.words import SPACE, here_document, json_array, split
 
 MAX_BYTES: Final = 4 << 20
 """Of a file."""
 _DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*")
 _DIRECTIVES: Final = ("syntax", "escape", "check")
+_AFTER_OPTIONS: Final = re.compile(r"\A(?:ONBUILD\s+)?\S+\s+(?:--\S+\s+)*", re.IGNORECASE)
 _WITH_DOCUMENTS: Final = ("RUN", "COPY", "ADD")
 
 
@@ -164,7 +165,6 @@ def _document_words(text: str, escape: str) -> list[tuple[str, bool, bool]]:
         words = words[1:]
     if not words or words[0].upper() not in _WITH_DOCUMENTS:
         return []
-    rest = [word for word in words[1:] if not word.startswith("--")]
-    if rest and rest[0].startswith("["):
-        return []  # the JSON form
+    if json_array(_AFTER_OPTIONS.sub("", text)) is not None:
+        return []
     return [found for word in words[1:] if (found := here_document(word)) is not None]

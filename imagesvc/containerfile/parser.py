@@ -5,7 +5,6 @@ Pure: bytes in, dataclasses out; ContainerfileError with file, line, instruction
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from typing import Final
@@ -112,21 +111,20 @@ class _Source:
 
     def json(self) -> tuple[str, ...] | None:
         """The rest as a JSON array of strings; None if it is something else."""
-        if not self.rest.startswith("["):
+        found = words.json_array(self.rest)
+        if found is None:
+            if self.rest.startswith(("['", '["')):
+                self.warnings.append(
+                    f"{self.at}: {self.keyword}: it begins like the JSON form and is none, so it is read as it stands: "
+                    'that form is ["a", "b"], with double quotes'
+                )
             return None
-        try:
-            found = json.loads(self.rest)
-        except (ValueError, RecursionError):
-            self.warnings.append(
-                f"{self.at}: {self.keyword}: it begins like the JSON form and is none, so it is read as it stands: "
-                'that form is ["a", "b"], with double quotes'
-            )
-            return None
-        if not all(isinstance(word, str) for word in found):
+        strings = tuple(word for word in found if isinstance(word, str))
+        if len(strings) < len(found):
             raise self.error('in the JSON form everything is a string in double quotes: ["a", "b"]')
-        if any("\0" in word or not _is_text(word) for word in found):
+        if any("\0" in word or not _is_text(word) for word in strings):
             raise self.error("a string of the JSON form has a character that no file name and no argument has")
-        return tuple(found)
+        return strings
 
     def whole_text(self, what: str) -> str:
         if not self.rest:

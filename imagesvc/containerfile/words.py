@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Final
 
@@ -36,6 +37,17 @@ def split(text: str, escape: str = "\\") -> list[str]:
             if character in "'\"":
                 quote = character
     return [*words, "".join(word)] if word else words
+
+
+def json_array(text: str) -> list[object] | None:
+    """What a text is as a JSON array; None if it is none, such as a shell's `[ -e file ]`."""
+    if not text.startswith("["):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None
 
 
 def here_document(word: str) -> tuple[str, bool, bool] | None:
