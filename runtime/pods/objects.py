@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from imagesvc.store.images import Image
     from proto import api_pb2 as cri
+    from proto import nri_pb2 as nri
     from runtime.network.netns import Witness
     from runtime.records import ContainerRecord, SandboxRecord
     from runtime.shims.client import ShimClient
@@ -42,6 +43,8 @@ class Sandbox:
     """NRI plugins are told that it stops."""
     build: str = ""
     """The build whose pod it is: see `builds`."""
+    view: tuple[tuple[object, ...], nri.PodSandbox] | None = None
+    """Kept by `plugin_hooks.pod_view`."""
 
     def shown_to(self, selector: Mapping[str, str]) -> bool:
         """Whether lists show it: those of builds, to whoever selects pods by just that."""

@@ -41,8 +41,13 @@ log = structlog.get_logger(__name__)
 
 
 def pod_view(node: Node, sandbox: Sandbox) -> nri.PodSandbox:
-    """The pod as it is now."""
-    return messages.pod_message(sandbox.record, node.paths, stopped=sandbox.stop_told)
+    """The pod as it is now. Whoever gets it leaves it as it is: the next one gets the same, until something has changed."""
+    record = sandbox.record
+    # What a pod's message is made of beside what never changes; the resources are replaced, not changed.
+    now = (sandbox.stop_told, record.pause_pid, record.cgroup, [*record.ips], record.overhead, record.resources)
+    if sandbox.view is None or sandbox.view[0] != now:
+        sandbox.view = now, messages.pod_message(record, node.paths, stopped=sandbox.stop_told)
+    return sandbox.view[1]
 
 
 def container_view(node: Node, container: Container) -> nri.Container:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -187,13 +186,6 @@ class NriPlugin:
 
     # ---- for tests ----
 
-    def wait_closed(self) -> None:
-        """Until the runtime has closed the connection."""
-        with self.changed:
-            while not self.closed:
-                self.changed.wait()
-                self.asked.clear()
-
     def wait(self, condition: Callable[[], Any]) -> None:
         """Until it is so."""
         with self.changed:
@@ -276,13 +268,18 @@ class NriPlugin:
                             self.changed.notify_all()
                     else:
                         assert kind == 1
-                        threading.Thread(target=self._serve, args=(stream, fields(data)), daemon=True).start()
+                        self.arrived(stream, fields(data))
         except (EOFError, OSError):
             with self.changed:
                 self.closed = True
                 self.changed.notify_all()
 
-    def _serve(self, stream: int, request: dict[int, Any]) -> None:
+    def arrived(self, stream: int, request: dict[int, Any]) -> None:
+        """A request, as ttrpc's fields."""
+        threading.Thread(target=self.serve, args=(stream, request), daemon=True).start()
+
+    def serve(self, stream: int, request: dict[int, Any]) -> None:
+        """Answer it."""
         method = request[2].decode()
         try:
             payload = self._answer(method, request.get(3, b""), request.get(4, 0))
@@ -322,14 +319,7 @@ class NriPlugin:
 
 
 def main() -> None:
-    """A pre-installed plugin: it writes down what it is asked, a line each, where its configuration says.
-
-    With a socket's path as an argument, one that connects there and wants all and does nothing.
-    """
-    if sys.argv[1:]:
-        with NriPlugin(sys.argv[1]) as idle:
-            idle.wait_closed()
-        return
+    """A pre-installed plugin: it writes down what it is asked, a line each, where its configuration says."""
     plugin = NriPlugin(int(os.environ["NRI_PLUGIN_SOCKET"]), os.environ["NRI_PLUGIN_NAME"], os.environ["NRI_PLUGIN_IDX"])
     plugin.connect()
     plugin.register()
