@@ -1,6 +1,7 @@
 """Everything beside containerd, in one table.
 
-    .venv/bin/python -m tests.bench [--rounds 10] [--most 500] [--socket NAME=/path/to/cri.sock] [--plot FILE.svg]
+    .venv/bin/python -m tests.bench [--rounds 10] [--most 500] [--socket NAME=/path/to/cri.sock]
+                               [--containerd PATH] [--plot FILE.svg]
 
 All runtimes are driven by the same client with the same image from the same registry, in a network namespace of the
 benchmark's own: containerd, crisp with the OCI runtime that it chooses, and crisp with runc, which containerd uses. The
@@ -24,7 +25,7 @@ from pathlib import Path
 from tests.bench import pods, pull, throughput
 from tests.bench.plot import plot
 from tests.bench.report import Figures, table
-from tests.bench.runtimes import Containerd, Crisp, Given, Runtime, isolate
+from tests.bench.runtimes import Crisp, Given, Runtime, containerd_of, isolate
 from tests.bench.subject import push_image, running
 from tests.images.registry_server import Registry
 
@@ -40,6 +41,9 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=500, help="pods at the end")
     parser.add_argument("--pull", type=int, default=3, help="rounds of pulling 1 GB")
     parser.add_argument("--socket", action="append", default=[], metavar="NAME=PATH", help="of a runtime that runs already")
+    parser.add_argument(
+        "--containerd", default="", metavar="PATH", help="program of version 2, in place of what is installed"
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.svg")
     options = parser.parse_args()
     if options.most < 2 * pods.FEW:
@@ -53,7 +57,7 @@ def main() -> None:
 
         def runtimes(place: Path) -> list[Runtime]:
             return [
-                Containerd(place / "containerd", image),
+                containerd_of(place / "containerd", image, options.containerd),
                 Crisp(place / "crisp"),
                 Crisp(place / "crisp-runc", "runc"),
                 *(Given(*each.split("=", 1)) for each in options.socket),
@@ -67,7 +71,7 @@ def main() -> None:
         registry.close()
         shutil.rmtree(base, ignore_errors=True)
     if options.pull:
-        medians = pull.medians(megabytes=1024, layers=12, files=60_000, rounds=options.pull)
+        medians = pull.medians(1024, 12, 60_000, options.pull, containerd=options.containerd)
         for figures, name in zip(results, ("containerd", "crisp"), strict=False):
             figures.values["pull of 1 GB, s"] = medians[name]["seconds"]
             figures.values["the same until on disk, s"] = medians[name]["synced"]

@@ -34,7 +34,7 @@ from kernel.cgroup_stats import read_usage
 from proto import api_pb2 as cri
 from runtime.client import Client
 from tests.bench import pull
-from tests.bench.runtimes import Containerd, Crisp, Runtime, isolate
+from tests.bench.runtimes import Crisp, Runtime, containerd_of, isolate
 from tests.images.image_builder import Layout, Member, busybox, directory, tar
 from tests.images.registry_server import Registry
 
@@ -66,27 +66,6 @@ class Files(Crisp):
         super().__init__(place)
         with open(self._config, "a") as file:
             file.write(f'[images]\nlayers = "{form}"\n[metrics]\ncadvisor_socket = ""\n[nri]\nenabled = false\n')
-
-
-class Containerd2(Containerd):
-    """A containerd of version 2 that is not installed."""
-
-    def __init__(self, place: Path, sandbox_image: str, program: str) -> None:
-        super().__init__(place, sandbox_image)
-        self._program = program
-        self._config.write_text(
-            f'version = 3\nroot = "{place}/lib"\nstate = "{place}/run/state"\n[grpc]\naddress = "{self.socket}"\n'
-            f'[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "{sandbox_image}"\n'
-            '[plugins."io.containerd.cri.v1.images"]\nuse_local_image_pull = true\n'
-            '[plugins."io.containerd.cri.v1.runtime"]\nrestrict_oom_score_adj = true\n'
-            "disable_hugetlb_controller = true\ntolerate_missing_hugetlb_controller = true\n"
-            f'[plugins."io.containerd.cri.v1.runtime".cni]\nbin_dirs = ["/usr/lib/cni"]\nconf_dir = "{place}/net.d"\n'
-            '[plugins."io.containerd.nri.v1.nri"]\ndisable = true\n'
-        )
-
-    def command(self) -> list[str]:
-        beside = os.path.dirname(self._program)
-        return ["env", f"PATH={beside}:{os.environ['PATH']}", self._program, "-c", str(self._config), "-l", "error"]
 
 
 def build(layout: Layout, image: str) -> None:
@@ -240,9 +219,7 @@ def cpu_seconds(group: cgroups.Group) -> float:
 def runtimes(only: list[str], containerd: str, reference: str) -> Iterator[tuple[str, Any]]:
     """By name: what makes it in a directory."""
     made = {
-        "containerd": lambda place: (
-            Containerd2(place, reference, containerd) if containerd else Containerd(place, reference)
-        ),
+        "containerd": lambda place: containerd_of(place, reference, containerd),
         "crisp, directories": lambda place: Files(place, "directories"),
         "crisp, files": lambda place: Files(place, "erofs"),
     }

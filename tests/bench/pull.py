@@ -32,7 +32,7 @@ from imagesvc.registry.endpoint import EndpointSources
 from imagesvc.service import ImageService
 from imagesvc.store.layers import DIRECTORY, EROFS
 from proto import api_pb2 as cri
-from tests.bench.runtimes import Containerd
+from tests.bench.runtimes import containerd_of
 from tests.harness.layer_files import why_not
 from tests.images.image_builder import Layout, Member, directory, tar
 from tests.images.memory_records import MemoryRecords
@@ -95,8 +95,8 @@ async def pull_crisp(reference: str, root: Path) -> dict[str, float]:
     return {"seconds": seconds, "synced": seconds}
 
 
-def pull_containerd(reference: str, directory: Path) -> dict[str, float]:
-    daemon = Containerd(directory / "containerd", reference)
+def pull_containerd(reference: str, directory: Path, program: str) -> dict[str, float]:
+    daemon = containerd_of(directory / "containerd", reference, program)
     client = daemon.start()
     try:
         begin = time.monotonic()
@@ -120,7 +120,13 @@ def mount_new(target: Path, image: Path, megabytes: int) -> None:
 
 
 def medians(
-    megabytes: int, layers: int, files: int, rounds: int, store: Path | None = None, only: tuple[str, ...] = RUNTIMES
+    megabytes: int,
+    layers: int,
+    files: int,
+    rounds: int,
+    store: Path | None = None,
+    only: tuple[str, ...] = RUNTIMES,
+    containerd: str = "",
 ) -> dict[str, dict[str, float]]:
     """Seconds by runtime. `store` keeps the image for further runs."""
     base = Path(tempfile.mkdtemp(prefix="crisp-bench-", dir="/var/tmp"))
@@ -134,7 +140,7 @@ def medians(
             build(layout, megabytes, layers, files)
             layout.push("bench", reference)
             shutil.rmtree(place / "layout")
-        taken = alternate(base, reference, megabytes * 6, rounds, only)
+        taken = alternate(base, reference, megabytes * 6, rounds, only, containerd)
     finally:
         registry.close()
         shutil.rmtree(base)
@@ -142,7 +148,7 @@ def medians(
 
 
 def alternate(
-    base: Path, reference: str, disk: int, rounds: int, only: tuple[str, ...]
+    base: Path, reference: str, disk: int, rounds: int, only: tuple[str, ...], containerd: str
 ) -> dict[str, list[dict[str, float]]]:
     """Pull with each in turn, onto a new disk of `disk` MiB."""
     results: dict[str, list[dict[str, float]]] = {name: [] for name in only}
@@ -153,7 +159,7 @@ def alternate(
             if name == "crisp":
                 results[name].append(asyncio.run(pull_crisp(reference, root)))
             else:
-                results[name].append(pull_containerd(reference, root))
+                results[name].append(pull_containerd(reference, root, containerd))
             print(name, {k: round(v, 2) for k, v in results[name][-1].items()}, file=sys.stderr)
             subprocess.run(["umount", root], check=True)
             (base / "disk").unlink()
@@ -177,10 +183,14 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, default=None, help="keep the image here for further runs")
+    parser.add_argument(
+        "--containerd", default="", metavar="PATH", help="program of version 2, in place of what is installed"
+    )
     parser.add_argument("--only", action="append", choices=RUNTIMES)
     options = parser.parse_args()
     only = tuple(options.only or RUNTIMES)
-    print(table(medians(options.megabytes, options.layers, options.files, options.rounds, options.dir, only)))
+    sizes = (options.megabytes, options.layers, options.files)
+    print(table(medians(*sizes, options.rounds, options.dir, only, options.containerd)))
 
 
 if __name__ == "__main__":

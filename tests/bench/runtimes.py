@@ -168,6 +168,32 @@ class Containerd(Runtime):
         return ["containerd", "-c", str(self._config), "-l", "error"]
 
 
+class Containerd2(Containerd):
+    """A containerd of version 2 that is not installed; its shim and the OCI runtime are looked for beside it first."""
+
+    def __init__(self, directory: Path, sandbox_image: str, program: str) -> None:
+        super().__init__(directory, sandbox_image)
+        self._program = program
+        self._config.write_text(
+            f'version = 3\nroot = "{directory}/lib"\nstate = "{directory}/run/state"\n[grpc]\naddress = "{self.socket}"\n'
+            f'[plugins."io.containerd.cri.v1.images".pinned_images]\nsandbox = "{sandbox_image}"\n'
+            '[plugins."io.containerd.cri.v1.images"]\nuse_local_image_pull = true\n'
+            '[plugins."io.containerd.cri.v1.runtime"]\nrestrict_oom_score_adj = true\n'
+            "disable_hugetlb_controller = true\ntolerate_missing_hugetlb_controller = true\n"
+            f'[plugins."io.containerd.cri.v1.runtime".cni]\nbin_dirs = ["{CNI_PLUGINS}"]\nconf_dir = "{directory}/net.d"\n'
+            '[plugins."io.containerd.nri.v1.nri"]\ndisable = true\n'
+        )
+
+    def command(self) -> list[str]:
+        beside = os.path.dirname(self._program)
+        return ["env", f"PATH={beside}:{os.environ['PATH']}", self._program, "-c", str(self._config), "-l", "error"]
+
+
+def containerd_of(directory: Path, sandbox_image: str, program: str) -> Containerd:
+    """The one that is installed, or of version 2 if a program is given."""
+    return Containerd2(directory, sandbox_image, program) if program else Containerd(directory, sandbox_image)
+
+
 class Given(Runtime):
     """One that runs already and stays as it is."""
 
