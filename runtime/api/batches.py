@@ -6,12 +6,12 @@ time, so that a node with tens of thousands of exited containers needs memory fo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 from proto import api_pb2 as cri
 from runtime import listing
-from runtime.lifecycle import ContainerState, SandboxState
+from runtime.listing import Encoded
 from runtime.pods import container_status, sandbox_status
 from runtime.pods.objects import Container, Sandbox
 
@@ -45,26 +45,27 @@ async def _each(items: Iterable[Any] | AsyncIterator[Any]) -> AsyncIterator[Any]
         yield item
 
 
-def containers(known: Iterable[Container], criteria: cri.ContainerFilter) -> Iterable[cri.Container]:
+def encoded(entries: Iterable[bytes]) -> Iterator[Encoded]:
+    """The same of entries that are encoded already."""
+    gathered, size = list[bytes](), 0
+    for entry in entries:
+        gathered.append(entry)
+        size += len(entry)
+        if size >= BATCH_BYTES:
+            yield Encoded(b"".join(gathered))
+            gathered, size = [], 0
+    if gathered:
+        yield Encoded(b"".join(gathered))
+
+
+def containers(known: Iterable[Container], criteria: cri.ContainerFilter) -> Iterable[bytes]:
     """Containers that match now, in their present states, however long the caller takes to go through them."""
     # Of what a list shows, only the state ever changes.
     snapshot = [(container, container.record.state) for container in container_status.select(known, criteria)]
-
-    def build(seen: tuple[Container, ContainerState]) -> cri.Container:
-        item = container_status.item(seen[0])
-        item.state = container_status.STATES[seen[1]]
-        return item
-
-    return listing.each(snapshot, build, lambda seen: seen[0].record.id)
+    return listing.each(snapshot, lambda seen: container_status.entry(*seen), lambda seen: seen[0].record.id)
 
 
-def sandboxes(known: Iterable[Sandbox], criteria: cri.PodSandboxFilter) -> Iterable[cri.PodSandbox]:
+def sandboxes(known: Iterable[Sandbox], criteria: cri.PodSandboxFilter) -> Iterable[bytes]:
     """As `containers`, for sandboxes."""
     snapshot = [(sandbox, sandbox.record.state) for sandbox in sandbox_status.select(known, criteria)]
-
-    def build(seen: tuple[Sandbox, SandboxState]) -> cri.PodSandbox:
-        item = sandbox_status.item(seen[0])
-        item.state = sandbox_status.STATES[seen[1]]
-        return item
-
-    return listing.each(snapshot, build, lambda seen: seen[0].record.id)
+    return listing.each(snapshot, lambda seen: sandbox_status.entry(*seen), lambda seen: seen[0].record.id)

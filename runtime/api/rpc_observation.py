@@ -78,18 +78,14 @@ class ObservationRpcs:
         async for reply in batches.batches(items, cri.StreamPodSandboxMetricsResponse, "pod_sandbox_metrics"):
             yield reply
 
-    async def StreamPodSandboxes(
-        self, request: cri.StreamPodSandboxesRequest
-    ) -> AsyncIterator[cri.StreamPodSandboxesResponse]:
-        """As ListPodSandbox, in parts."""
-        items = batches.sandboxes(self._node.sandboxes.values(), request.filter)
-        async for reply in batches.batches(items, cri.StreamPodSandboxesResponse, "pod_sandboxes"):
+    async def StreamPodSandboxes(self, request: cri.StreamPodSandboxesRequest) -> AsyncIterator[Encoded]:
+        """As ListPodSandbox, in parts: StreamPodSandboxesResponses."""
+        for reply in batches.encoded(batches.sandboxes(self._node.sandboxes.values(), request.filter)):
             yield reply
 
-    async def StreamContainers(self, request: cri.StreamContainersRequest) -> AsyncIterator[cri.StreamContainersResponse]:
-        """As ListContainers, in parts."""
-        items = batches.containers(self._node.containers.values(), request.filter)
-        async for reply in batches.batches(items, cri.StreamContainersResponse, "containers"):
+    async def StreamContainers(self, request: cri.StreamContainersRequest) -> AsyncIterator[Encoded]:
+        """As ListContainers, in parts: StreamContainersResponses."""
+        for reply in batches.encoded(batches.containers(self._node.containers.values(), request.filter)):
             yield reply
 
     async def GetContainerEvents(self, request: cri.GetEventsRequest) -> AsyncIterator[cri.ContainerEventResponse]:

@@ -87,7 +87,7 @@ class RuntimeService(ObservationRpcs):
     async def ListPodSandbox(self, request: cri.ListPodSandboxRequest) -> Encoded:
         """Sandboxes that match: a ListPodSandboxResponse."""
         found = sandbox_status.select(self._node.sandboxes.values(), request.filter)
-        return Encoded(b"".join(listing.each(found, sandbox_status.encoded_item, lambda s: s.record.id)))
+        return Encoded(b"".join(listing.each(found, sandbox_status.entry, lambda s: s.record.id)))
 
     async def CreateContainer(self, request: cri.CreateContainerRequest) -> cri.CreateContainerResponse:
         """Make a container."""
@@ -111,7 +111,7 @@ class RuntimeService(ObservationRpcs):
     async def ListContainers(self, request: cri.ListContainersRequest) -> Encoded:
         """Containers that match: a ListContainersResponse."""
         found = container_status.select(self._node.containers.values(), request.filter)
-        return Encoded(b"".join(listing.each(found, container_status.encoded_item, lambda c: c.record.id)))
+        return Encoded(b"".join(listing.each(found, container_status.entry, lambda c: c.record.id)))
 
     async def ContainerStatus(self, request: cri.ContainerStatusRequest) -> cri.ContainerStatusResponse:
         """One container."""

@@ -87,20 +87,18 @@ def verbose(container: Container, paths: Paths) -> dict[str, str]:
     return {"info": json.dumps(info)}
 
 
-def item(container: Container) -> cri.Container:
-    """The container as ListContainers shows it.
+def entry(container: Container, state: ContainerState | None = None) -> bytes:
+    """The container as ListContainers and its streamed form show it: an encoded entry of the list.
 
-    Only its state ever changes, and kubelets list every second: the message is made once and returned each time. Copy it, as
-    adding it to a reply does, before the next call.
+    Only the state ever changes, and kubelets list every second: the entry is kept. `state`: one that it had before.
     """
-    if container.listed is None:
-        container.listed = _item(container)
-    container.listed.state = STATES.get(container.record.state, cri.CONTAINER_UNKNOWN)
-    return container.listed
+    state = state or container.record.state
+    if container.listed is None or container.listed[0] is not state:
+        container.listed = (state, listing.entry(_item(container, state).SerializeToString()))
+    return container.listed[1]
 
 
-def _item(container: Container) -> cri.Container:
-    """Without its state."""
+def _item(container: Container, state: ContainerState) -> cri.Container:
     record = container.record
     return cri.Container(
         id=record.id,
@@ -113,17 +111,8 @@ def _item(container: Container) -> cri.Container:
         created_at=record.created_at,
         labels=record.config.labels,
         annotations=record.config.annotations,
+        state=STATES.get(state, cri.CONTAINER_UNKNOWN),
     )
-
-
-def encoded_item(container: Container) -> bytes:
-    """The same as an entry of a list, kept as long as the state is the same."""
-    state = STATES.get(container.record.state, cri.CONTAINER_UNKNOWN)
-    if container.listed_as is None or container.listed_as[0] != state:
-        message = _item(container)
-        message.state = state
-        container.listed_as = (state, listing.entry(message.SerializeToString()))
-    return container.listed_as[1]
 
 
 def select(containers: Iterable[Container], criteria: cri.ContainerFilter) -> Iterator[Container]:

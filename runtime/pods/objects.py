@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from imagesvc.store.images import Image
-    from proto import api_pb2 as cri
     from proto import nri_pb2 as nri
+    from runtime.lifecycle import ContainerState, SandboxState
     from runtime.network.netns import Witness
     from runtime.records import ContainerRecord, SandboxRecord
     from runtime.shims.client import ShimClient
@@ -33,10 +33,8 @@ class Sandbox:
     """In its network namespace, once cAdvisor has asked for it: see sandbox_group."""
     network_left: bool = False
     """Its network is being given back: nobody may enter it any more."""
-    listed: cri.PodSandbox | None = None
-    """Kept by `sandbox_status.item`."""
-    listed_as: tuple[int, bytes] | None = None
-    """Kept by `sandbox_status.encoded_item`: the state, and the entry with it."""
+    listed: tuple[SandboxState, bytes] | None = None
+    """Kept by `sandbox_status.entry`."""
     known: bool = False
     """NRI plugins are told of it, and not of its removal yet: see `plugin_hooks`."""
     stop_told: bool = False
@@ -74,10 +72,8 @@ class Container:
     """Clients that are attached to its streams."""
     process: dict[str, Any] | None = None
     """Its OCI process object, read when the first exec needs it."""
-    listed: cri.Container | None = None
-    """Kept by `container_status.item`."""
-    listed_as: tuple[int, bytes] | None = None
-    """Kept by `container_status.encoded_item`: the state, and the entry with it."""
+    listed: tuple[ContainerState, bytes] | None = None
+    """Kept by `container_status.entry`."""
     resizing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while its limits are written. Whoever holds it asks nobody: plugins change containers while verbs hold `lock`."""
     known: bool = False

@@ -118,16 +118,18 @@ def _runtime_spec(record: SandboxRecord, paths: Paths) -> dict[str, Any]:
     return spec
 
 
-def item(sandbox: Sandbox) -> cri.PodSandbox:
-    """The sandbox as ListPodSandbox shows it: as with `container_status.item`, one message that is returned each time."""
-    if sandbox.listed is None:
-        sandbox.listed = _item(sandbox)
-    sandbox.listed.state = STATES.get(sandbox.record.state, cri.SANDBOX_NOTREADY)
-    return sandbox.listed
+def entry(sandbox: Sandbox, state: SandboxState | None = None) -> bytes:
+    """The sandbox as ListPodSandbox and its streamed form show it: an encoded entry of the list.
+
+    Only the state ever changes, and kubelets list every second: the entry is kept. `state`: one that it had before.
+    """
+    state = state or sandbox.record.state
+    if sandbox.listed is None or sandbox.listed[0] is not state:
+        sandbox.listed = (state, listing.entry(_item(sandbox, state).SerializeToString()))
+    return sandbox.listed[1]
 
 
-def _item(sandbox: Sandbox) -> cri.PodSandbox:
-    """Without its state."""
+def _item(sandbox: Sandbox, state: SandboxState) -> cri.PodSandbox:
     record = sandbox.record
     return cri.PodSandbox(
         id=record.id,
@@ -136,17 +138,8 @@ def _item(sandbox: Sandbox) -> cri.PodSandbox:
         labels=record.config.labels,
         annotations=record.config.annotations,
         runtime_handler=record.handler,
+        state=STATES.get(state, cri.SANDBOX_NOTREADY),
     )
-
-
-def encoded_item(sandbox: Sandbox) -> bytes:
-    """The same as an entry of a list, kept as long as the state is the same."""
-    state = STATES.get(sandbox.record.state, cri.SANDBOX_NOTREADY)
-    if sandbox.listed_as is None or sandbox.listed_as[0] != state:
-        message = _item(sandbox)
-        message.state = state
-        sandbox.listed_as = (state, listing.entry(message.SerializeToString()))
-    return sandbox.listed_as[1]
 
 
 def select(sandboxes: Iterable[Sandbox], criteria: cri.PodSandboxFilter) -> Iterator[Sandbox]:

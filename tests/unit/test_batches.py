@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 from proto import api_pb2 as cri
+from runtime import listing
 from runtime.api import batches
 
 
@@ -30,3 +31,12 @@ async def test_asynchronous_items() -> None:
 
 async def test_nothing_to_send() -> None:
     assert [reply async for reply in batches.batches([], cri.StreamImagesResponse, "images")] == []
+
+
+def test_entries_that_are_encoded_already() -> None:
+    """The same parts, and a message for none of them."""
+    found = [cri.Container(id=f"{number:05}" + "x" * 1000) for number in range(5000)]
+    sent = list(batches.encoded(listing.entry(item.SerializeToString()) for item in found))
+    assert [item for reply in sent for item in cri.StreamContainersResponse.FromString(reply.data).containers] == found
+    assert (len(sent), max(len(reply.data) for reply in sent) < batches.BATCH_BYTES + 20_000) == (5, True)
+    assert list(batches.encoded([])) == []

@@ -56,5 +56,6 @@ def test_entries_that_were_encoded_before_are_a_list(size: int) -> None:
 
 
 def test_the_lists_that_are_put_together_have_their_entries_in_field_1() -> None:
-    for reply in (cri.ListContainersResponse, cri.ListPodSandboxResponse, cri.ListContainerStatsResponse):
+    streamed = (cri.StreamContainersResponse, cri.StreamPodSandboxesResponse)
+    for reply in (cri.ListContainersResponse, cri.ListPodSandboxResponse, cri.ListContainerStatsResponse, *streamed):
         assert [field.number for field in reply.DESCRIPTOR.fields] == [1]
