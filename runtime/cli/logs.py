@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import glob
 import gzip
 import os
@@ -21,7 +20,7 @@ from kernel.descriptors import write_all
 from runtime.cli import completion
 from runtime.cli.lookup import Node
 from runtime.cli.output import errors, fail
-from runtime.client import Client
+from runtime.client import Client, patiently
 
 if TYPE_CHECKING:
     from proto import api_pb2 as cri
@@ -65,17 +64,20 @@ def command(socket_path: str, container: str, follow: bool, tail: str, since: st
 
         def running() -> bool:
             try:
-                state: cri.ContainerState = client.runtime.ContainerStatus(request).status.state
+                state: cri.ContainerState = patiently(lambda: client.runtime.ContainerStatus(request)).status.state
             except grpc.RpcError as error:
                 if error.code() == grpc.StatusCode.NOT_FOUND:
                     return False  # it has ended, and was removed
                 raise
             return state in (cri.CONTAINER_CREATED, cri.CONTAINER_RUNNING)
 
+        skipped = 0
+        if tail != "all":
+            with _Log(path) as log:  # read twice, for what is kept meanwhile has no bound
+                skipped = _begun(line for line in log.past() if line.time >= first) - int(tail)
         with _Log(path) as log:
-            lines = (line for line in log.past() if line.time >= first)
             printer = _Printer(timestamps)
-            printer.print(lines if tail == "all" else _last(lines, int(tail)))
+            printer.print(_after(skipped, (line for line in log.past() if line.time >= first)))
             while follow:
                 ending = not running()
                 printer.print(log.more())
@@ -136,19 +138,31 @@ def _line(raw: bytes) -> Line | None:
     return Line(parts[0], parts[1], parts[2] != b"P", parts[3]) if len(parts) == 4 else None
 
 
-def _last(lines: Iterable[Line], count: int) -> Iterable[Line]:
-    """The last whole lines, each with all of its pieces."""
-    kept: collections.deque[list[Line]] = collections.deque(maxlen=count)
-    begun: dict[bytes, list[Line]] = {}
+def _begun(lines: Iterable[Line]) -> int:
+    """How many lines there are; one has pieces, and need not be whole yet."""
+    return sum(1 for _, first in _firsts(lines) if first)
+
+
+def _after(count: int, lines: Iterable[Line]) -> Iterator[Line]:
+    """Without the first lines, as many as that, and without all of their pieces."""
+    dropped: set[bytes] = set()
+    """Streams whose present line is one of these."""
+    for line, first in _firsts(lines):
+        if first and count > 0:
+            count -= 1
+            dropped.add(line.stream)
+        elif first:
+            dropped.discard(line.stream)
+        if line.stream not in dropped:
+            yield line
+
+
+def _firsts(lines: Iterable[Line]) -> Iterator[tuple[Line, bool]]:
+    """Each piece, and whether its line begins with it."""
+    begun: set[bytes] = set()
     for line in lines:
-        if line.stream in begun:
-            begun[line.stream].append(line)
-        else:
-            begun[line.stream] = [line]
-            kept.append(begun[line.stream])
-        if line.whole:
-            del begun[line.stream]
-    return (line for pieces in kept for line in pieces)
+        yield line, line.stream not in begun
+        (begun.discard if line.whole else begun.add)(line.stream)
 
 
 class _Printer:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from proto import api_pb2 as cri
-from runtime.cli.logs import Line, _last
+from runtime.cli.logs import Line, _after, _begun
 from runtime.cli.lookup import Node
 
 
@@ -54,6 +56,21 @@ def test_a_last_line_has_all_of_its_pieces() -> None:
     pieces = [line(b"stdout", False, b"a"), line(b"stdout", False, b"b"), line(b"stdout", True, b"c")]
     other = line(b"stderr", True, b"other")
     lines = [first, pieces[0], other, *pieces[1:]]
-    assert list(_last(lines, 1)) == [other]
-    assert list(_last(lines, 2)) == [*pieces, other]
-    assert list(_last(lines, 0)) == []
+
+    def last(count: int) -> list[Line]:
+        return list(_after(_begun(lines) - count, lines))
+
+    assert last(1) == [other]
+    assert last(2) == [pieces[0], other, *pieces[1:]]
+    assert last(0) == []
+    assert last(9) == lines
+
+
+def test_a_line_without_end_is_not_kept_in_memory() -> None:
+    """`crisp logs --tail` goes through it twice instead."""
+    pieces = Line(b"t", b"stdout", False, bytes(1000))
+    tracemalloc.start()
+    count = _begun(itertools.repeat(pieces, 50_000))
+    assert sum(len(line.text) for line in _after(count - 1, itertools.repeat(pieces, 50_000))) == 50_000_000
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
