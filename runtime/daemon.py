@@ -37,7 +37,7 @@ from runtime.network.config import HandlerNetworks
 from runtime.nri.plugins import Plugins
 from runtime.oci import apparmor_loader, seccomp
 from runtime.paths import Paths
-from runtime.pods import builds, plugin_world
+from runtime.pods import builds, ended, plugin_world
 from runtime.pods.events import EventBus
 from runtime.pods.node import Node, new_executor
 from runtime.shims.fork_server import ForkServer
@@ -84,6 +84,7 @@ async def serve(config: Config, ready: Callable[[Node], None], load: Callable[[]
             handler_probe.retry(lambda: (node.handlers, node.config), node.paths, node.host, node.fork_server), stack
         )
         _background(rules_watch.follow(node.network), stack)
+        _background(ended.follow(node), stack)
         if (seconds := systemd.watchdog_seconds()) > 0:
             _background(systemd.feed_watchdog(seconds), stack)
         ready(node)

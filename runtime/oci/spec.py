@@ -15,6 +15,7 @@ from proto import oci_annotations
 from proto.errors import invalid
 from runtime.oci import (
     apparmor,
+    asked,
     base_spec,
     cdi,
     devices,
@@ -117,8 +118,8 @@ def build(inputs: Inputs) -> dict[str, Any]:
 
 
 def _rlimits(inputs: Inputs) -> list[dict[str, Any]]:
-    asked = ulimits.of_annotations(inputs.sandbox.annotations, inputs.config.metadata.name)
-    return ulimits.build(inputs.daemon.containers.limits(), base_spec.rlimits(inputs.files.base) | asked, inputs.host)
+    wanted = ulimits.of_annotations(inputs.sandbox.annotations, inputs.config)
+    return ulimits.build(inputs.daemon.containers.limits(), base_spec.rlimits(inputs.files.base) | wanted, inputs.host)
 
 
 def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
@@ -139,7 +140,7 @@ def _mounts(inputs: Inputs) -> list[dict[str, Any]]:
         mounts.client_mount(mount, source, rro=inputs.features.recursive_read_only)
         for mount, source in zip(inputs.config.mounts, inputs.sources, strict=True)
     ]
-    return mounts.arrange(defaults, clients)
+    return mounts.arrange(defaults, clients + asked.tmpfs(inputs.sandbox.annotations, inputs.config))
 
 
 def _annotations(inputs: Inputs) -> dict[str, str]:

@@ -21,8 +21,8 @@ from runtime import limits
 from runtime.host import handler_probe
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.nri import placed
+from runtime.oci import asked, seccomp_programs, stop_signals, systemd_limits, user_namespaces
 from runtime.oci import document as oci_document
-from runtime.oci import seccomp_programs, stop_signals, systemd_limits, user_namespaces
 from runtime.oci.process import user
 from runtime.pods import (
     container_adjust,
@@ -69,6 +69,7 @@ async def create(node: Node, request: cri.CreateContainerRequest, restore_from: 
         raise invalid("the container's metadata lacks a name")
     if not request.config.image.image:
         raise invalid(f"container {metadata.name} names no image")
+    asked.check_removal(request.config.annotations)
     key = ("container", sandbox.record.id, metadata.name, metadata.attempt)
     return await node.joiner.run(key, lambda: _create(node, sandbox, request.config, restore_from))
 
@@ -178,6 +179,8 @@ def _register(
         node.images.acquire(held, holder)
     node.containers[container_id] = container
     sandbox.containers[container_id] = container
+    if asked.removed_at_end(config.annotations):
+        node.to_be_removed.set()
     return container
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
+from google.protobuf import json_format
+
 from proto import api_pb2 as cri
 from runtime import listing
 from runtime.filters import labels_match
@@ -79,6 +81,7 @@ def verbose(container: Container, paths: Paths) -> dict[str, str]:
         "runtimeHandler": record.handler,
         "terminal": record.config.tty,
         "attached": container.attached,
+        "config": json_format.MessageToDict(record.config, preserving_proto_field_name=True),
     }
     try:
         info["runtimeSpec"] = document.shown((bundle / "config.json").read_bytes())

@@ -6,6 +6,7 @@ these dictionaries and take no lock.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,8 @@ class Node:
     """Containers that were ended because their shim was killed."""
     looked_at: bool = False
     """Somebody looks for pods in the cgroup tree: see sandbox_group."""
+    to_be_removed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when something is made that is removed at its end: see ended."""
     pod_cidr: str = ""
     """As the kubelet handed it over."""
 

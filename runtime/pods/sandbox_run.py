@@ -19,7 +19,7 @@ from runtime import limits
 from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
-from runtime.oci import user_namespaces
+from runtime.oci import asked, user_namespaces
 from runtime.pods import builds, pause_watch, plugin_hooks, sandbox_group, sandbox_network, sandbox_release, selinux
 from runtime.pods.node import new_id
 from runtime.pods.objects import Sandbox
@@ -60,6 +60,7 @@ def _check(config: cri.PodSandboxConfig) -> None:
     options = config.linux.security_context.namespace_options
     if options.pid == cri.TARGET:
         raise invalid("a sandbox cannot share the PID namespace of a target container")
+    asked.check(config)
 
 
 async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
@@ -83,6 +84,8 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
     record.selinux_level = selinux.level_for(node, record.config)
     sandbox = Sandbox(record, build=builds.of_pod(node, record.config))
     node.sandboxes[record.id] = sandbox
+    if asked.removed_at_end(record.config.annotations):
+        node.to_be_removed.set()
     async with sandbox.lock:
         try:
             await node.store.sandboxes.put(record.id, record.document())
@@ -153,7 +156,7 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
         },
         "shm": {
             "path": str(directory / "shm"),
-            "size": node.config.containers.shm_size,
+            "size": asked.shm_size(record.config, node.config.containers.shm_size),
             "label": selinux.pod_label(node, record),
         }
         if "ipc" in kinds
@@ -208,10 +211,18 @@ def _write_files(node: Node, record: SandboxRecord) -> None:
     (directory / "hostname").write_text(name + "\n")
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines += [f"{address}\t{name}" for address in record.ips if name]
+    lines += asked.hosts(config, _way_to_node(node, record))
     (directory / "hosts").write_text("\n".join(lines) + "\n")
     if label := selinux.pod_label(node, record):
         for file in ("resolv.conf", "hostname", "hosts"):
             lsm.set_file_label(str(directory / file), label)
+
+
+def _way_to_node(node: Node, record: SandboxRecord) -> str:
+    """The address under which a pod reaches its node; empty if the network does not tell."""
+    if record.config.linux.security_context.namespace_options.network == cri.NODE:
+        return "127.0.0.1"
+    return next(iter(record.network.get("gateways", ())), "")
 
 
 async def share_pid_namespace(node: Node, sandbox: Sandbox) -> None:

@@ -6,6 +6,7 @@ import resource
 
 import pytest
 
+from proto import api_pb2 as cri
 from proto.errors import CrispError
 from runtime.config.settings import ContainersConfig
 from runtime.config.ulimits import UNLIMITED, Ulimit
@@ -13,15 +14,22 @@ from runtime.oci import ulimits
 from tests.unit.test_oci_spec import host
 
 
+def container(name: str, **annotations: str) -> cri.ContainerConfig:
+    own = {key.replace("_", "."): text for key, text in annotations.items()}
+    return cri.ContainerConfig(metadata=cri.ContainerMetadata(name=name), annotations=own)
+
+
 def test_annotation() -> None:
     annotations = {"io.crisp.ulimits/c": " nofile=64:128, MEMLOCK=unlimited,core=-1:-1,RLIMIT_NPROC=5"}
-    assert ulimits.of_annotations(annotations, "c") == {
+    assert ulimits.of_annotations(annotations, container("c")) == {
         "nofile": Ulimit(64, 128),
         "memlock": Ulimit(UNLIMITED, UNLIMITED),
         "core": Ulimit(UNLIMITED, UNLIMITED),
         "nproc": Ulimit(5, 5),
     }
-    assert ulimits.of_annotations(annotations, "other") == {}
+    assert ulimits.of_annotations(annotations, container("other")) == {}
+    own = container("c", io_crisp_ulimits="core=1")
+    assert ulimits.of_annotations(annotations, own) == {"core": Ulimit(1, 1)}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +37,7 @@ def test_annotation() -> None:
 )
 def test_bad_annotations(text: str) -> None:
     with pytest.raises(CrispError, match=r"io\.crisp\.ulimits/c"):
-        ulimits.of_annotations({"io.crisp.ulimits/c": text}, "c")
+        ulimits.of_annotations({"io.crisp.ulimits/c": text}, container("c"))
 
 
 def test_annotation_before_configuration_before_default() -> None:

@@ -1,0 +1,88 @@
+"""Pods and containers that are removed when they have ended: docker's --rm, by the annotation io.crisp.remove-at-end.
+
+Whoever made them may be gone by then, so it is the daemon that does it. What has to go is derived at each look from what is
+recorded: a daemon that was started anew goes on with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from runtime.lifecycle import ContainerState, SandboxState
+from runtime.oci import asked
+from runtime.pods import container_remove, sandbox_stop
+from runtime.records import CLOCK
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+
+    from runtime.pods.node import Node
+    from runtime.pods.objects import Container, Sandbox
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS: Final = 2.0
+
+KEPT_SECONDS: Final = 10
+"""That it stays: somebody may want to know the exit code, or be about to create or start a container."""
+
+
+async def follow(node: Node) -> None:
+    """Look, and remove, until the daemon ends; nothing is done while there is nothing of this kind."""
+    removing: dict[str, asyncio.Task[None]] = {}
+    try:
+        while True:
+            node.to_be_removed.clear()
+            if not any(map(_asks, node.sandboxes.values())) and not any(map(_asks, node.containers.values())):
+                await node.to_be_removed.wait()
+            await asyncio.sleep(LOOK_SECONDS)
+            removing = {key: task for key, task in removing.items() if not task.done()}
+            for key, work in _over(node, set(removing)):
+                removing[key] = asyncio.create_task(_remove(key, work))
+    finally:
+        for task in removing.values():
+            task.cancel()
+        await asyncio.gather(*removing.values(), return_exceptions=True)
+
+
+async def _remove(key: str, work: Awaitable[None]) -> None:
+    """One that does not end now is tried again at the next look."""
+    try:
+        await work
+    except Exception as error:
+        log.warning("what has ended cannot be removed yet", id=key, error=repr(error))
+
+
+def _over(node: Node, under_way: set[str]) -> Iterator[tuple[str, Awaitable[None]]]:
+    before = CLOCK.now() - KEPT_SECONDS * 1_000_000_000
+    for sandbox in list(node.sandboxes.values()):
+        if sandbox.record.id not in under_way and _is_over(sandbox, before):
+            yield sandbox.record.id, sandbox_stop.remove(node, sandbox.record.id)
+            continue
+        for container in list(sandbox.containers.values()):
+            key = container.record.id
+            if key not in under_way and _asks(container) and _last(container) < before:
+                yield key, container_remove.remove_container(node, container)
+
+
+def _is_over(sandbox: Sandbox, before: int) -> bool:
+    """Whether nothing has run in it, and nothing was made in it, since then."""
+    record = sandbox.record
+    if record.state is SandboxState.CREATING or not _asks(sandbox):
+        return False
+    return max(record.ready_at, *map(_last, sandbox.containers.values()), 0) < before
+
+
+def _asks(it: Sandbox | Container) -> bool:
+    return asked.removed_at_end(it.record.config.annotations)
+
+
+def _last(container: Container) -> int:
+    """When it has ended, or was made if it does not run yet; the end of days if it runs or is about to."""
+    record = container.record
+    if record.state in (ContainerState.CREATING, ContainerState.RUNNING) or container.beginning or container.starting:
+        return 1 << 63
+    return max(record.made_at, record.finished_at, record.lost_at)
