@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -191,6 +192,14 @@ class ImageService:
             return self._index.all()
         image = self._index.resolve(reference)
         return [image] if image else []
+
+    async def history(self, image: Image) -> Sequence[Mapping[str, Any]]:
+        """How an image was made, as its configuration tells (OCI config.md, "history"), oldest first; else empty."""
+        try:
+            document = json.loads(await self._blocking(self._store.read, image.id))
+            return [line for line in document["history"] if isinstance(line, dict)]
+        except (CrispError, ValueError, KeyError, TypeError):
+            return []
 
     async def remove(self, reference: str) -> None:
         """Removes an image with all its names; nothing happens where there is none.

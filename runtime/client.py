@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 
@@ -15,6 +17,8 @@ from runtime import limits
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+T = TypeVar("T")
 
 
 class Client:
@@ -29,7 +33,13 @@ class Client:
             )
         self._channel = grpc.insecure_channel(
             f"unix://{os.path.abspath(socket_path)}",
-            options=(("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES),),
+            options=(
+                ("grpc.max_receive_message_length", limits.GRPC_MESSAGE_BYTES),
+                # For who waits for a daemon that is being started anew; by default gRPC waits up to two minutes.
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.min_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 500),
+            ),
         )
         self.runtime = api_pb2_grpc.RuntimeServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self.images = api_pb2_grpc.ImageServiceStub(self._channel)  # type: ignore[no-untyped-call]
@@ -46,3 +56,27 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._channel.close()
+
+
+AWAY_SECONDS: Final = 60.0
+"""For which a daemon may be away, being started anew, until a command that waits for something gives it up."""
+_LOOK_SECONDS: Final = 0.1
+_AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+"""What calls end with whose daemon has gone, and those to where none is."""
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Make a call that may be made again, until a daemon answers."""
+    deadline = time.monotonic() + AWAY_SECONDS
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            if not is_away(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_SECONDS)
+
+
+def is_away(error: grpc.RpcError) -> bool:
+    """Whether a call has failed for want of a daemon."""
+    return error.code() in _AWAY

@@ -45,16 +45,18 @@ class ImageService:
         if not request.image.image:
             raise invalid("ImageStatus without an image")
         image = self._images.resolve(request.image.image)
-        info = self._info(image) if request.verbose else {}
+        info = await self._info(image) if request.verbose else {}
         if image is None:
             return cri.ImageStatusResponse(info=info)
         return cri.ImageStatusResponse(image=message(image), info=info)
 
-    def _info(self, image: Image | None) -> dict[str, str]:
+    async def _info(self, image: Image | None) -> dict[str, str]:
         """For people: what is known of the image, and the pulls that run."""
         info = {"pulls": json.dumps([pull.describe() for pull in self._images.running_pulls()])}
         if image is not None:
-            info["info"] = json.dumps(image.describe())
+            described = image.describe()
+            described["imageSpec"]["history"] = list(await self._images.history(image))
+            info["info"] = json.dumps(described)
         return info
 
     async def PullImage(self, request: cri.PullImageRequest) -> cri.PullImageResponse:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
+from datetime import datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runtime.cli import completion, listing
 from runtime.cli.lookup import Node
-from runtime.cli.output import errors, fail, short, show, size
+from runtime.cli.output import age, errors, fail, short, show, size
 from runtime.client import Client
 
 if TYPE_CHECKING:
@@ -73,6 +76,62 @@ def ls(socket_path: str, everything: bool, quiet: bool, form: str, no_trunc: boo
     if form == "table" and not quiet:  # a line for each name
         found = [{**row, "Name": name} for row in found for name in row["Names"] or row["Digests"] or ["(none)"]]
     listing.show(found, columns, form, quiet=quiet)
+
+
+@group.command("history")
+@click.argument("reference", shell_complete=completion.images)
+@listing.options(filters=False)
+@click.pass_obj
+def history(socket_path: str, reference: str, quiet: bool, form: str, no_trunc: bool) -> None:
+    """List how an image was made, the newest step first; the size of a layer is that in its registry."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    with errors(), Client(socket_path) as client:
+        request = cri.ImageStatusRequest(image=cri.ImageSpec(image=reference), verbose=True)
+        reply = client.images.ImageStatus(request)
+        if not reply.HasField("image"):
+            fail(f"no such image: {reference}")
+        rows = _steps(reply.image.id, json.loads(reply.info["info"]))
+    now, width = time.time_ns(), None if no_trunc else 45
+    columns = {
+        "IMAGE": lambda row: row["ID"] if no_trunc else short(row["ID"]),
+        "CREATED": lambda row: _ago(row["CreatedAt"], now),
+        "CREATED BY": lambda row: row["CreatedBy"][:width],
+        "SIZE": lambda row: size(row["Size"]),
+        "COMMENT": lambda row: row["Comment"],
+    }
+    listing.show(rows, columns, form, quiet=quiet)
+
+
+def _steps(image: str, known: dict[str, Any]) -> list[listing.Row]:
+    """One for each line of the history, and for each layer that has none; the last made the image."""
+    layers = iter(known["layers"])
+    steps = []
+    for line in known["imageSpec"]["history"]:
+        layer: dict[str, Any] = {} if line.get("empty_layer") else next(layers, {})
+        steps.append((line, layer))
+    steps += [({}, layer) for layer in layers]
+    rows: list[listing.Row] = [
+        {
+            "ID": "<missing>",
+            "CreatedAt": str(line.get("created", "")),
+            "CreatedBy": str(line.get("created_by", "")),
+            "Size": layer.get("size", 0),
+            "Layer": layer.get("diff_id", ""),
+            "Comment": str(line.get("comment", "")),
+        }
+        for line, layer in reversed(steps or [({}, {})])
+    ]
+    return [{**rows[0], "ID": image}, *rows[1:]]
+
+
+def _ago(text: str, now: int) -> str:
+    """How long before now a time of RFC 3339 was; nothing for what is none."""
+    try:
+        moment = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text))
+        return f"{age(int(moment.timestamp() * 1e9), now)} ago"
+    except (ValueError, OverflowError):
+        return ""
 
 
 @group.command("pull")

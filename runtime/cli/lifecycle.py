@@ -1,23 +1,21 @@
-"""`crisp start stop kill rm wait`: what is done to containers that are there. Each takes several, by name or id."""
+"""`crisp start stop restart kill rm wait`: what is done to containers that are there. Each takes several, by name or id."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 import grpc
 
-from runtime.cli import completion
+from runtime.cli import completion, run_logs
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, errors, fail
-from runtime.client import Client
+from runtime.client import Client, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,9 +27,6 @@ STOP_SECONDS: Final = 10
 
 LOOK_SECONDS: Final = 0.1
 
-RUN_LOGS: Final = Path("/var/log/crisp-run")
-"""Has a directory of logs for each pod that `crisp run` has left, by the pod's uid. It goes with the pod."""
-
 AT_ONCE: Final = 16
 """Calls at the same time for several containers."""
 
@@ -42,21 +37,19 @@ AT_ONCE: Final = 16
 def start(socket_path: str, containers: tuple[str, ...]) -> None:
     """Start containers that were created.
 
-    One that has ended does not start again: in Kubernetes the next attempt is a new container.
+    One that has ended does not start again, `crisp restart` makes it anew.
     """
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
     def one(client: Client, container: cri.Container) -> None:
         if container.state == cri.CONTAINER_EXITED:
-            fail(f"{container.metadata.name} has ended, and a container runs once: `crisp run` makes a new one")
+            fail(f"{container.metadata.name} has ended, and a container runs once: `crisp restart` makes it anew")
         client.runtime.StartContainer(cri.StartContainerRequest(container_id=container.id))
 
     _each(socket_path, containers, one)
 
 
-@click.command("stop")
-@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
-@click.option(
+_time = click.option(
     "--time",
     "-t",
     "seconds",
@@ -65,6 +58,11 @@ def start(socket_path: str, containers: tuple[str, ...]) -> None:
     show_default=True,
     help="Seconds until it is killed.",
 )
+
+
+@click.command("stop")
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@_time
 @click.pass_obj
 def stop(socket_path: str, containers: tuple[str, ...], seconds: int) -> None:
     """End containers: their stop signal, some time, then SIGKILL."""
@@ -72,6 +70,39 @@ def stop(socket_path: str, containers: tuple[str, ...], seconds: int) -> None:
 
     def one(client: Client, container: cri.Container) -> None:
         client.runtime.StopContainer(cri.StopContainerRequest(container_id=container.id, timeout=seconds))
+
+    _each(socket_path, containers, one)
+
+
+@click.command("restart")
+@click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
+@_time
+@click.pass_obj
+def restart(socket_path: str, containers: tuple[str, ...], seconds: int) -> None:
+    """End containers, and make each anew: the same configuration, name, pod and log, another id.
+
+    Of what the old one has written only volumes and the log are left: a container runs once. It goes when the new one runs.
+    """
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    def one(client: Client, container: cri.Container) -> None:
+        client.runtime.StopContainer(cri.StopContainerRequest(container_id=container.id, timeout=seconds))
+        config = container_config(client, container.id)
+        config.image.image = container.image_id  # a name may be another image's by now
+        of_name = [c.metadata for c in Node(client).of_pod(container.pod_sandbox_id)]
+        config.metadata.attempt = 1 + max(m.attempt for m in of_name if m.name == config.metadata.name)
+        request = cri.CreateContainerRequest(
+            pod_sandbox_id=container.pod_sandbox_id,
+            config=config,
+            sandbox_config=sandbox_config(client, container.pod_sandbox_id),
+        )
+        made = client.runtime.CreateContainer(request).container_id
+        try:
+            client.runtime.StartContainer(cri.StartContainerRequest(container_id=made))
+        except grpc.RpcError:
+            client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=made))
+            raise
+        client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container.id))
 
     _each(socket_path, containers, one)
 
@@ -111,7 +142,7 @@ def rm(socket_path: str, containers: tuple[str, ...], force: bool) -> None:
         client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container.id))
         node = Node(client)
         pod = node.pods.get(container.pod_sandbox_id)
-        if pod is not None and not node.of_pod(pod.id) and run_logs(pod.metadata.uid).is_dir():
+        if pod is not None and not node.of_pod(pod.id) and run_logs.directory(pod.metadata.uid).is_dir():
             remove_pod(client, pod)
 
     _each(socket_path, containers, one)
@@ -128,7 +159,8 @@ def wait(socket_path: str, containers: tuple[str, ...]) -> None:
         node = Node(client)
         for container in [node.container(word) for word in containers]:
             request = cri.ContainerStatusRequest(container_id=container.id)
-            while (status := client.runtime.ContainerStatus(request).status).state != cri.CONTAINER_EXITED:
+            ended = (cri.CONTAINER_EXITED, cri.CONTAINER_UNKNOWN)
+            while (status := patiently(lambda: client.runtime.ContainerStatus(request).status)).state not in ended:  # noqa: B023
                 time.sleep(LOOK_SECONDS)
             click.echo(status.exit_code)
 
@@ -144,18 +176,33 @@ def first_process(client: Client, container: str) -> int:
     return pid
 
 
+def container_config(client: Client, container: str) -> cri.ContainerConfig:
+    """What a container was made of."""
+    from google.protobuf import json_format  # noqa: PLC0415
+
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    reply = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=container, verbose=True))
+    return json_format.ParseDict(json.loads(reply.info["info"])["config"], cri.ContainerConfig())
+
+
+def sandbox_config(client: Client, pod: str) -> cri.PodSandboxConfig:
+    """What a pod was made of."""
+    from google.protobuf import json_format  # noqa: PLC0415
+
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    reply = client.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
+    return json_format.ParseDict(json.loads(reply.info["info"])["config"], cri.PodSandboxConfig())
+
+
 def remove_pod(client: Client, pod: cri.PodSandbox) -> None:
     """Stop and remove a pod, and the logs that `crisp run` has made for it."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
     client.runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=pod.id))
     client.runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=pod.id))
-    shutil.rmtree(run_logs(pod.metadata.uid), ignore_errors=True)
-
-
-def run_logs(uid: str) -> Path:
-    """Where `crisp run` keeps the logs of its pod with this uid, which need not be one of its pods."""
-    return RUN_LOGS / (uid if uid.isalnum() else "none")
+    run_logs.discard(pod.metadata.uid)
 
 
 def _send(client: Client, container: str, number: int) -> None:

@@ -23,9 +23,11 @@ LEAST_DIGITS = 2
 class Node:
     """What there is, as it was a moment ago: asked for once."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, code: int = 1) -> None:
+        """`code` is what the command ends with where a name means nothing, or too much."""
         from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
+        self._code = code
         self.pods = {pod.id: pod for pod in client.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items}
         self.containers = list(client.runtime.ListContainers(cri.ListContainersRequest()).containers)
 
@@ -82,9 +84,9 @@ class Node:
 
     def _only(self, found: list[Any], word: str, kind: str) -> Any:
         if not found:
-            fail(f"no such {kind}: {word}")
+            fail(f"no such {kind}: {word}", self._code)
         if len(found) > 1:
-            fail(f"{word} could be any of {len(found)} {kind}s: {', '.join(sorted(map(self._called, found)))}")
+            fail(f"{word} could be any of {len(found)} {kind}s: {', '.join(sorted(map(self._called, found)))}", self._code)
         return found[0]
 
     def _called(self, thing: Any) -> str:

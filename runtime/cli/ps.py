@@ -60,18 +60,21 @@ def command(socket_path: str, everything: bool, quiet: bool, form: str, no_trunc
 
 
 def _rows(client: Client, node: Node, containers: list[cri.Container]) -> list[listing.Row]:
-    now = time.time_ns()
-    pods = {key: network(client, key) for key in {c.pod_sandbox_id for c in containers}}
-    return [_row(client, node, container, *pods[container.pod_sandbox_id], now) for container in containers]
-
-
-def _row(client: Client, node: Node, container: cri.Container, address: str, ports: str, now: int) -> dict[str, Any]:
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    status = cri.ContainerStatus()
-    if container.state != cri.CONTAINER_CREATED:
-        request = cri.ContainerStatusRequest(container_id=container.id)
-        status = client.runtime.ContainerStatus(request).status
+    now = time.time_ns()
+    pods = {key: look(client, key) for key in {c.pod_sandbox_id for c in containers}}
+    statuses = {status.id: status for pod in pods.values() for status in pod.containers_statuses}
+    ways = {key: _network(pod) for key, pod in pods.items()}
+    return [
+        _row(node, container, statuses.get(container.id, cri.ContainerStatus()), *ways[container.pod_sandbox_id], now)
+        for container in containers
+    ]
+
+
+def _row(
+    node: Node, container: cri.Container, status: cri.ContainerStatus, address: str, ports: str, now: int
+) -> dict[str, Any]:
     state = STATES[container.state]
     return {
         "ID": container.id,
@@ -101,12 +104,30 @@ def _status(state: str, status: cri.ContainerStatus, now: int) -> str:
     return state.capitalize()
 
 
-def network(client: Client, pod: str) -> tuple[str, str]:
-    """A pod's first address, and its ports on the node."""
+def look(client: Client, pod: str) -> cri.PodSandboxStatusResponse:
+    """A pod with its containers; an empty reply if it has gone meanwhile."""
+    import grpc  # noqa: PLC0415
+
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    reply = client.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
-    return reply.status.network.ip, ", ".join(ports(json.loads(reply.info["info"])["config"].get("port_mappings", ())))
+    request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
+    try:
+        found: cri.PodSandboxStatusResponse = client.runtime.PodSandboxStatus(request)
+    except grpc.RpcError as error:
+        if error.code() != grpc.StatusCode.NOT_FOUND:
+            raise
+        return cri.PodSandboxStatusResponse()
+    return found
+
+
+def network(client: Client, pod: str) -> tuple[str, str]:
+    """A pod's first address, and its ports on the node."""
+    return _network(look(client, pod))
+
+
+def _network(pod: cri.PodSandboxStatusResponse) -> tuple[str, str]:
+    config = json.loads(pod.info["info"])["config"] if pod.info else {}
+    return pod.status.network.ip, ", ".join(ports(config.get("port_mappings", ())))
 
 
 def ports(mappings: Iterable[dict[str, Any]]) -> list[str]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,12 +13,14 @@ import click
 import grpc
 
 from kernel.descriptors import write_all
-from runtime.cli import completion, run_options
-from runtime.cli.lifecycle import STOP_SECONDS, run_logs
+from proto.errors import Code, CrispError
+from runtime.cli import completion, run_logs, run_options
+from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, commands_failure, errors, fail, show, without_dashes
 from runtime.cli.signals import Signalled, Signals
-from runtime.client import Client
+from runtime.client import Client, is_away, patiently
+from runtime.streaming.detach_keys import DEFAULT, parse
 
 if TYPE_CHECKING:
     from proto import api_pb2 as cri
@@ -42,10 +41,11 @@ LOG_BYTES: Final = 16 << 20
 @click.option("--name", help="Name of container and pod; made up if absent.")
 @click.option("--pod", "inside", help="A pod that is there, to run in.", shell_complete=completion.pods)
 @click.option("-d", "--detach", is_flag=True, help="Print the container's id and leave it running.")
-@click.option("--rm", "remove", is_flag=True, help="Remove it at its end: so it is, without --detach or --keep.")
+@click.option("--rm", "remove", is_flag=True, help="Remove it when it has ended: so it is, without --detach or --keep.")
 @click.option("--keep", is_flag=True, help="Leave the pod there when it has ended.")
 @click.option("--pull", "when", type=click.Choice(["always", "missing", "never"]), default="missing", help="The image.")
 @click.option("--handler", "--runtime", default="", help="Runtime handler: crun, runc …")
+@click.option("--detach-keys", default=DEFAULT, show_default=True, metavar="KEYS", help="Leave with them what -it runs.")
 @run_options.options
 @click.pass_obj
 def command(
@@ -60,6 +60,7 @@ def command(
     keep: bool,
     when: str,
     handler: str,
+    detach_keys: str,
     options: run_options.Options,
 ) -> None:
     """Run a container, in a pod of its own, and show its output; ends with the container's exit code.
@@ -77,114 +78,112 @@ def command(
     command = without_dashes(command)
     if rootfs is None and image is None:
         fail("name an image, or a directory with --rootfs", 2)
-    if detach and (remove or rootfs is not None):
-        fail("--detach leaves nobody who could remove what --rm and --rootfs mean to be removed", 2)
-    if options.interactive and detach:
-        fail("--interactive and --detach contradict each other: `crisp attach` comes later", 2)
+    if remove and keep:
+        fail("--rm and --keep contradict each other", 2)
+    if inside is not None:
+        run_options.refuse_for_pod(options)
     name = name or f"run-{secrets.token_hex(4)}"
     container = run_options.container(options, name, command)
-    uid, keep = secrets.token_hex(8), keep or detach
-    with (
-        Signals().told() as signals,
-        errors(FAILED),
-        Client(socket_path) as client,
-        _image(client, signals, image, rootfs, when) as image_id,
-        _logs(uid, keep or inside is not None) as logs,
-    ):
-        container.image.image = image_id
-        container.image.user_specified_image = image or f"{rootfs}"
-        run = _Run(client, signals, container, keep)
-        if inside is None:
-            run.in_new_pod(run_options.pod(options, name, uid, logs), handler)
-        else:
-            run.in_pod(inside)
+    container.stdin_once = container.stdin_once and not detach
+    uid, keep = secrets.token_hex(8), keep or (detach and not remove)
+    pod = run_options.pod(options, name, uid, str(run_logs.directory(uid)))
+    with Signals().told() as signals, errors(FAILED), Client(socket_path) as client:
+        keys = parse(detach_keys) if options.tty else b""
+        run_logs.sweep(client, socket_path)
+        run = _Run(client, signals, container, uid, keep=keep, keys=keys)
+        with run.or_nothing():
+            if rootfs is not None or inside is None:
+                run.make_logs(socket_path)
+            run.take_image(image, rootfs, when)
+            if inside is None:
+                if options.userns == "auto":
+                    run_options.give_users(pod, _first_users(client))
+                run.in_new_pod(pod, handler)
+            else:
+                run.in_pod(inside)
         code = run.detached() if detach else run.to_its_end()
     raise SystemExit(code)
 
 
-@contextmanager
-def _image(client: Client, signals: Signals, image: str | None, rootfs: str | None, when: str) -> Iterator[str]:
-    """The id of the image to run: pulled if it is absent, made of the directory and removed afterwards if not."""
-    from proto import admin_pb2 as admin  # noqa: PLC0415
+def _first_users(client: Client) -> Iterator[int]:
+    """Where the users of pods with user namespaces begin."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    if rootfs is not None:
-        name = f"localhost/rootfs-{secrets.token_hex(4)}:run"
-        request = admin.AddRootfsRequest(name=name, directory=os.path.realpath(rootfs))
-        try:
-            with signals.held():  # a call that is given up may still make it, after its removal
-                made = client.admin.AddRootfs(request).image_id
-            yield made
-        finally:
-            client.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=name)))
-        return
-    assert image is not None
-    present = client.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=image)))
-    if present.HasField("image") and when != "always":
-        yield present.image.id
-    elif when == "never":
-        fail(f"no such image: {image}", FAILED)
-    else:
-        yield show(client.admin.PullImage(admin.PullImageRequest(reference=image)))[0]
-
-
-@contextmanager
-def _logs(uid: str, keep: bool) -> Iterator[str]:
-    """The directory for the logs of a new pod; one that stays has them where `crisp rm` looks for them."""
-    if keep:
-        yield str(run_logs(uid))
-        return
-    directory = tempfile.mkdtemp(prefix="crisp-run-")
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    for pod in Node(client).pods:
+        reply = client.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod))
+        yield from (line.host_id for line in reply.status.linux.namespaces.options.userns_options.uids)
 
 
 class _Run:
-    """One container from its creation to its end, and the pod that was made for it."""
+    """One container from its creation to its end, and what was made for it."""
 
-    def __init__(self, client: Client, signals: Signals, container: cri.ContainerConfig, keep: bool) -> None:
+    def __init__(
+        self, client: Client, signals: Signals, container: cri.ContainerConfig, uid: str, *, keep: bool, keys: bytes
+    ) -> None:
         self._client = client
         self._runtime = client.runtime
         self._signals = signals
         self._container = container
+        self._uid = uid
         self._keep = keep
+        self._keys = keys
         self._id = ""
         self._pod = ""
         """The one that was made; empty for a container in another's."""
-        self._logs = ""
-        """The directory that was made for that pod's logs."""
+        self._has_logs = False
+        self._has_rootfs = False
+
+    def make_logs(self, socket_path: str) -> None:
+        """By which also what a run has left that was killed is found."""
+        self._has_logs = True
+        run_logs.make(self._uid, socket_path)
+
+    def take_image(self, image: str | None, rootfs: str | None, when: str) -> None:
+        """The image to run: pulled if it is absent, made of the directory if there is one."""
+        from proto import admin_pb2 as admin  # noqa: PLC0415
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        self._container.image.user_specified_image = image or f"{rootfs}"
+        if rootfs is not None:
+            request = admin.AddRootfsRequest(name=run_logs.rootfs_image(self._uid), directory=os.path.realpath(rootfs))
+            self._has_rootfs = True
+            with self._signals.held():  # a call that is given up may still make it, after its removal
+                self._container.image.image = self._client.admin.AddRootfs(request).image_id
+            return
+        assert image is not None
+        present = self._client.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=image)))
+        if present.HasField("image") and when != "always":
+            self._container.image.image = present.image.id
+        elif when == "never":
+            fail(f"no such image: {image}", FAILED)
+        else:
+            self._container.image.image = show(self._client.admin.PullImage(admin.PullImageRequest(reference=image)))[0]
 
     def in_new_pod(self, sandbox: cri.PodSandboxConfig, handler: str) -> None:
         """Make the pod and the container."""
         from proto import api_pb2 as cri  # noqa: PLC0415
+        from runtime.oci import asked  # noqa: PLC0415
 
-        with self._or_nothing():
-            self._logs = sandbox.log_directory
-            os.makedirs(self._logs, mode=0o700, exist_ok=True)
-            with self._signals.held():
-                request = cri.RunPodSandboxRequest(config=sandbox, runtime_handler=handler)
-                self._pod = self._runtime.RunPodSandbox(request).pod_sandbox_id
-            self._create(self._pod, sandbox)
+        if not self._keep:
+            sandbox.annotations[asked.REMOVE_AT_END] = "true"  # in case that we are killed, or left by the detach keys
+        with self._signals.held():
+            request = cri.RunPodSandboxRequest(config=sandbox, runtime_handler=handler)
+            self._pod = self._runtime.RunPodSandbox(request).pod_sandbox_id
+        self._create(self._pod, sandbox)
 
     def in_pod(self, word: str) -> None:
         """Make the container in a pod that is there."""
-        from google.protobuf import json_format  # noqa: PLC0415
+        from runtime.oci import asked  # noqa: PLC0415
 
-        from proto import api_pb2 as cri  # noqa: PLC0415
-
-        pod = Node(self._client).pod(word).id
-        reply = self._runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
-        sandbox = json_format.ParseDict(json.loads(reply.info["info"])["config"], cri.PodSandboxConfig())
-        shared = sandbox.linux.security_context.namespace_options
-        options = self._container.linux.security_context.namespace_options
-        options.network, options.ipc = shared.network, shared.ipc
-        with self._or_nothing(), self._signals.held():
+        pod = Node(self._client, FAILED).pod(word).id
+        if not self._keep:
+            self._container.annotations[asked.REMOVE_AT_END] = "true"
+        sandbox = sandbox_config(self._client, pod)
+        with self._signals.held():
             self._create(pod, sandbox)
 
     @contextmanager
-    def _or_nothing(self) -> Iterator[None]:
+    def or_nothing(self) -> Iterator[None]:
         """What cannot be done to its end leaves nothing, not even what would have been kept."""
         try:
             yield
@@ -196,6 +195,13 @@ class _Run:
     def _create(self, pod: str, sandbox: cri.PodSandboxConfig) -> None:
         from proto import api_pb2 as cri  # noqa: PLC0415
 
+        shared, ours = sandbox.linux.security_context.namespace_options, self._container.linux.security_context
+        ours.namespace_options.network, ours.namespace_options.ipc = shared.network, shared.ipc
+        if shared.HasField("userns_options"):
+            ours.namespace_options.userns_options.CopyFrom(shared.userns_options)
+            for mount in self._container.mounts:  # as the kubelet does: root in there is root for its volumes
+                mount.uidMappings.extend(shared.userns_options.uids)
+                mount.gidMappings.extend(shared.userns_options.gids)
         request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=self._container, sandbox_config=sandbox)
         with commands_failure():
             self._id = self._runtime.CreateContainer(request).container_id
@@ -208,7 +214,7 @@ class _Run:
 
     def detached(self) -> int:
         """Start it, and say which it is."""
-        with self._or_nothing():
+        with self.or_nothing():
             self._start()
         click.echo(self._id)
         return 0
@@ -224,7 +230,8 @@ class _Run:
             return _follow(self._client, self._id)
         except Signalled:
             self._signals.ignore()
-            self._runtime.StopContainer(cri.StopContainerRequest(container_id=self._id, timeout=STOP_SECONDS))
+            request = cri.StopContainerRequest(container_id=self._id, timeout=STOP_SECONDS)
+            patiently(lambda: self._runtime.StopContainer(request))
             raise
         finally:
             self.end()
@@ -232,13 +239,39 @@ class _Run:
     def _attached(self) -> int:
         """With our own streams as its: it is attached to before it starts, so that nothing is lost."""
         from proto import api_pb2 as cri  # noqa: PLC0415
-        from runtime.cli.streams import join  # noqa: PLC0415
+        from runtime.cli.streams import Joint  # noqa: PLC0415  --help needs no streams
+        from runtime.streaming.client import DetachedError  # noqa: PLC0415
 
-        join(self._client, self._id, stdin=self._container.stdin, tty=self._container.tty, begin=self._start)
-        request = cri.ContainerStatusRequest(container_id=self._id)
-        while (status := self._runtime.ContainerStatus(request).status).state == cri.CONTAINER_RUNNING:
+        joint = Joint(self._client, self._id, stdin=self._container.stdin, tty=self._container.tty, keys=self._keys)
+        begin = self._start
+        while True:
+            try:
+                joint.join(begin)
+            except DetachedError:
+                self._keep = True
+                return 0
+            except (CrispError, grpc.RpcError) as error:
+                lost = error.code is Code.UNAVAILABLE if isinstance(error, CrispError) else is_away(error)
+                if not lost or (state := self._status().state) == cri.CONTAINER_CREATED:
+                    raise
+                if not self._container.tty:
+                    # Its input has ended with the daemon's connection, and the log has the output that is missing.
+                    return _follow(self._client, self._id, joint.written)
+                click.echo("crisp: the daemon was away, and what was written meanwhile is not shown", err=True)
+                begin = _begun
+                if state == cri.CONTAINER_RUNNING:
+                    continue
+            break
+        while (status := self._status()).state == cri.CONTAINER_RUNNING:
             time.sleep(LOOK_SECONDS)
         return int(status.exit_code)
+
+    def _status(self) -> cri.ContainerStatus:
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        request = cri.ContainerStatusRequest(container_id=self._id)
+        found: cri.ContainerStatus = patiently(lambda: self._runtime.ContainerStatus(request)).status
+        return found
 
     def end(self) -> None:
         """Remove what is not to be kept."""
@@ -248,33 +281,41 @@ class _Run:
         if self._keep:
             return
         if self._pod:
-            self._runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=self._pod))
-            self._runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=self._pod))
+            patiently(lambda: self._runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=self._pod)))
+            patiently(lambda: self._runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=self._pod)))
         elif self._id:
-            self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self._id))
-        if self._logs:
-            shutil.rmtree(self._logs, ignore_errors=True)
+            patiently(lambda: self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self._id)))
+        if self._has_rootfs:
+            image = cri.ImageSpec(image=run_logs.rootfs_image(self._uid))
+            self._client.images.RemoveImage(cri.RemoveImageRequest(image=image))
+        if self._has_logs:
+            run_logs.discard(self._uid)
 
 
-def _follow(client: Client, container_id: str) -> int:
-    """Copy the log to our own output until the container has ended."""
+def _begun() -> None:
+    """It runs already."""
+
+
+def _follow(client: Client, container_id: str, shown: dict[int, int] | None = None) -> int:
+    """Copy the log to our own output until the container has ended; `shown` are bytes that were written there already."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
     request = cri.ContainerStatusRequest(container_id=container_id)
-    status = client.runtime.ContainerStatus(request).status
+    status = patiently(lambda: client.runtime.ContainerStatus(request).status)
     log, pending = open(status.log_path, "rb"), b""  # noqa: SIM115  closed in its turn
+    skipped = dict(shown or {})
     try:
         while True:
             ended = status.state in (cri.CONTAINER_EXITED, cri.CONTAINER_UNKNOWN)
-            pending = _copy(log, pending)
+            pending = _copy(log, pending, skipped)
             if ended:
                 break
             if log.tell() > LOG_BYTES and _begin_log(client, container_id, status.log_path):
-                pending = _copy(log, pending)  # nobody writes to it any more
+                pending = _copy(log, pending, skipped)  # nobody writes to it any more
                 log.close()
                 log = open(status.log_path, "rb")  # noqa: SIM115
             time.sleep(LOOK_SECONDS)
-            status = client.runtime.ContainerStatus(request).status
+            status = patiently(lambda: client.runtime.ContainerStatus(request).status)
     finally:
         log.close()
     if status.reason not in ("Completed", "Error") or status.message:
@@ -295,12 +336,17 @@ def _begin_log(client: Client, container_id: str, path: str) -> bool:
     return True
 
 
-def _copy(log: BinaryIO, pending: bytes) -> bytes:
-    """Copy whole log lines (`time stream tag text`); what remains of the last one."""
+def _copy(log: BinaryIO, pending: bytes, skipped: dict[int, int]) -> bytes:
+    """Copy whole log lines (`time stream tag text`); what remains of the last one. `skipped`: bytes to leave out yet."""
     while chunk := log.read(65536):
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             _, stream, tag, text = line.split(b" ", 3)
+            output = 1 if stream == b"stdout" else 2
+            text = text if tag == b"P" else text + b"\n"
+            if skipping := min(skipped.get(output, 0), len(text)):
+                skipped[output] -= skipping
+                text = text[skipping:]
             # Past `sys.stdout`, which there is none of if it was closed from the beginning.
-            write_all(1 if stream == b"stdout" else 2, text if tag == b"P" else text + b"\n")
+            write_all(output, text)
     return pending

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
@@ -34,12 +35,15 @@ READONLY: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sys
 MAX_ID: Final = (1 << 32) - 2
 MAX_BYTES: Final = (1 << 63) - 1
 CPU_PERIOD: Final = 100_000  # µs, as docker and the kubelet
+_OF_PODS: Final = ("publish", "hostname", "dns", "dns_search", "add_host", "shm_size", "sysctls")
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
-_OURS_NOT: Final = {
-    "restart": "crisp does not restart containers: the kubelet does, or systemd",
-    "gpus": "ask for GPUs by their CDI names: --device vendor.com/gpu=all",
-}
+_GPU: Final = "nvidia.com/gpu="
+"""The CDI devices that --gpus means, with docker and podman too."""
+USERS: Final = 1 << 16
+"""Ids of a user namespace."""
+_FIRST_USER, _LAST_USER = 1 << 29, 1 << 30
+"""Between them are the ids that --userns auto takes: above what adduser, the kubelet and /etc/subuid hand out by default."""
 
 
 @dataclass
@@ -60,7 +64,9 @@ class Options:
     hostname: str = ""
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
+    add_host: tuple[str, ...] = ()
     network: str = "pod"
+    userns: str = "host"
     pid: str = ""
     ipc: str = ""
     cpus: float = 0
@@ -71,6 +77,10 @@ class Options:
     oom_score_adj: int = 0
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
+    ulimits: tuple[str, ...] = ()
+    init: bool = False
+    tmpfs: tuple[str, ...] = ()
+    shm_size: str = ""
     privileged: bool = False
     read_only: bool = False
     security: tuple[str, ...] = ()
@@ -79,7 +89,7 @@ class Options:
     annotations: tuple[str, ...] = ()
     sysctls: tuple[str, ...] = ()
     stop_signal: str = ""
-    restart: str = ""
+    restart: str = "no"
     gpus: str = ""
 
 
@@ -92,7 +102,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         several("-e", "--env", "environment", metavar="NAME[=VALUE]", help="Variable; without a value, ours."),
         several("--env-file", "env_files", metavar="FILE", help="Variables, one a line."),
         several("-v", "--volume", "volumes", metavar="DIR:PLACE[:ro]", help="A directory of this node."),
-        several("--mount", "mounts", metavar="type=bind,source=…,target=…[,readonly]", help="The same in words."),
+        several("--mount", "mounts", metavar="type=bind|tmpfs,target=…", help="The same in words: source=…, readonly."),
         several("-p", "--publish", metavar="[ADDRESS:]PORT:PORT[/udp]", help="A port of this node that leads there."),
         text("-w", "--workdir", default="", help="Working directory."),
         text("-u", "--user", default="", metavar="USER[:GROUP]", help="Names, or numbers."),
@@ -101,7 +111,22 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         text("-h", "--hostname", default="", help="The pod's; its name if absent."),
         several("--dns", metavar="ADDRESS", help="Name server in place of the node's."),
         several("--dns-search", metavar="DOMAIN", help="Domain to search."),
-        text("--network", "--net", type=click.Choice(["pod", "host"]), default="pod", help="Its own, or the node's."),
+        several(
+            "--add-host", metavar="NAME:ADDRESS", help="A line for its /etc/hosts; host-gateway is this node's address."
+        ),
+        text(
+            "--network",
+            "--net",
+            type=click.Choice(["pod", "host", "none"]),
+            default="pod",
+            help="Its own, the node's, or the loopback alone.",
+        ),
+        text(
+            "--userns",
+            type=click.Choice(["host", "auto"]),
+            default="host",
+            help="auto: users of its own; root in there is nobody here.",
+        ),
         text("--pid", type=click.Choice(["", "host"]), default="", help="The node's processes."),
         text("--ipc", type=click.Choice(["", "host"]), default="", help="The node's IPC."),
         text("--cpus", type=float, default=0, metavar="NUMBER", help="Processors that it may use, such as 0.5."),
@@ -118,6 +143,10 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         text(
             "--oom-score-adj", type=click.IntRange(-1000, 1000), default=0, help="Who the kernel kills first: -1000 to 1000."
         ),
+        several("--ulimit", "ulimits", metavar="NAME=SOFT[:HARD]", help="A resource limit, such as nofile=1024:2048."),
+        text("--init", is_flag=True, help="An init beside it takes in what others leave behind."),
+        several("--tmpfs", metavar="PLACE[:OPTIONS]", help="A tmpfs, such as /run:size=64M,mode=755,exec."),
+        text("--shm-size", default="", metavar="SIZE", help="Of the pod's /dev/shm, such as 256M."),
         several("--cap-add", metavar="NAME", help="A capability more, or ALL."),
         several("--cap-drop", metavar="NAME", help="A capability less, or ALL."),
         text("--privileged", is_flag=True, help="All capabilities and devices, no protection."),
@@ -128,8 +157,8 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         several("--annotation", "annotations", metavar="NAME=VALUE", help="Annotation of the container."),
         several("--sysctl", "sysctls", metavar="NAME=VALUE", help="Kernel parameter of the pod's namespaces."),
         text("--stop-signal", default="", help="What asks it to end, such as SIGQUIT."),
-        text("--restart", default="", hidden=True),
-        text("--gpus", default="", hidden=True),
+        text("--gpus", default="", metavar="all|device=…", help=f"NVIDIA's, by CDI: the same as --device {_GPU}all."),
+        text("--restart", default="no", metavar="no", help="Nothing else: what restarts is the kubelet, or systemd."),
     ]
 
     @functools.wraps(command)
@@ -144,9 +173,10 @@ def container(options: Options, name: str, words: tuple[str, ...]) -> cri.Contai
     """The container as it is wanted, without its image. Ends the command for what is none of it."""
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
-    for key, why in _OURS_NOT.items():
-        if getattr(options, key) not in ("", "no"):
-            fail(f"--{key}: {why}", 2)
+    if options.restart != "no":
+        fail("--restart: crisp restarts no container of its own accord: the kubelet does, or systemd", 2)
+    if options.init and options.pid == "host":
+        fail("--init: with --pid host the node's init is its", 2)
     config = cri.ContainerConfig(
         metadata=cri.ContainerMetadata(name=name),
         command=[] if options.entrypoint is None else [options.entrypoint],
@@ -155,10 +185,11 @@ def container(options: Options, name: str, words: tuple[str, ...]) -> cri.Contai
         envs=_variables(options),
         mounts=_mounts(options),
         labels=_pairs("--label", options.labels),
-        annotations=_pairs("--annotation", options.annotations),
+        annotations=_annotations(options),
         log_path=f"{name}.log",
         stdin=options.interactive,
-        stdin_once=options.interactive,
+        # A terminal stays when whoever is at it leaves; other input ends with who gives it.
+        stdin_once=options.interactive and not options.tty,
         tty=options.tty,
     )
     if options.stop_signal:
@@ -166,16 +197,26 @@ def container(options: Options, name: str, words: tuple[str, ...]) -> cri.Contai
         if signal not in dict(cri.Signal.items()):
             fail(f"--stop-signal {options.stop_signal}: no such signal", 2)
         config.stop_signal = cri.Signal.Value(signal)  # type: ignore[assignment]
-    for device in options.devices:
+    for device in (*options.devices, *_gpus(options.gpus)):
         _add_device(config, device)
     _fill_resources(config.linux.resources, options)
     _fill_security(config.linux.security_context, options)
     return config
 
 
+def refuse_for_pod(options: Options) -> None:
+    """End the command for what is a pod's, where that is there already."""
+    usual = Options()
+    for field in (*_OF_PODS, "network", "userns"):
+        if getattr(options, field) != getattr(usual, field):
+            word = {"sysctls": "sysctl"}.get(field, field.replace("_", "-"))
+            fail(f"--{word}: that is the pod's, and the pod is there: it goes with none for --pod", 2)
+
+
 def pod(options: Options, name: str, uid: str, logs: str) -> cri.PodSandboxConfig:
     """The pod around it."""
     from proto import api_pb2 as cri  # noqa: PLC0415
+    from runtime.oci import asked  # noqa: PLC0415
 
     own = options.network != "host"
     config = cri.PodSandboxConfig(
@@ -184,8 +225,12 @@ def pod(options: Options, name: str, uid: str, logs: str) -> cri.PodSandboxConfi
         log_directory=logs,
         port_mappings=[mapping for text in options.publish for mapping in _ports(text)],
     )
-    if options.publish and not own:
-        fail("--publish: a container in the node's network needs none", 2)
+    if options.publish and options.network != "pod":
+        fail(f"--publish: nothing leads to a container with --network {options.network}, or needs to", 2)
+    if options.shm_size:
+        config.annotations[asked.SHM_SIZE] = str(amount("--shm-size", options.shm_size))
+    if options.add_host:
+        config.annotations[asked.HOSTS] = "\n".join(map(_host, options.add_host))
     if options.dns or options.dns_search:
         config.dns_config.servers.extend(options.dns)
         config.dns_config.searches.extend(options.dns_search)
@@ -198,11 +243,62 @@ def pod(options: Options, name: str, uid: str, logs: str) -> cri.PodSandboxConfi
 def _namespaces(options: Options) -> cri.NamespaceOption:
     from proto import api_pb2 as cri  # noqa: PLC0415
 
+    networks = {"pod": cri.POD, "host": cri.NODE, "none": cri.CONTAINER}
     return cri.NamespaceOption(
-        network=cri.NODE if options.network == "host" else cri.POD,
-        pid=cri.NODE if options.pid == "host" else cri.CONTAINER,
+        network=networks[options.network],
+        # With a pod's PID namespace comes an init that reaps; the container's own process is then not the first one.
+        pid=cri.NODE if options.pid == "host" else cri.POD if options.init else cri.CONTAINER,
         ipc=cri.NODE if options.ipc == "host" else cri.POD,
     )
+
+
+def give_users(pod: cri.PodSandboxConfig, taken: Iterable[int]) -> None:
+    """Users of its own for a new pod; `taken` are the first ids of others'."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    free = sorted(set(range(_FIRST_USER, _LAST_USER, USERS)) - set(taken))
+    mapped = [cri.IDMapping(host_id=secrets.choice(free), container_id=0, length=USERS)]
+    users = cri.UserNamespace(mode=cri.POD, uids=mapped, gids=mapped)
+    pod.linux.security_context.namespace_options.userns_options.CopyFrom(users)
+
+
+def _annotations(options: Options) -> dict[str, str]:
+    """The container's own, with those by which crisp takes what the CRI has no field for."""
+    from runtime.oci import asked  # noqa: PLC0415
+
+    found = {}
+    places = [*options.tmpfs, *(_tmpfs(text, named) for text, named in _named(options) if named.get("type") == "tmpfs")]
+    for text in places:
+        if not text.startswith("/") or "\n" in text:
+            fail(f"--tmpfs {text}: not of the form PLACE[:OPTION,…]", 2)
+    if places:
+        found[asked.PREFIX + asked.TMPFS] = "\n".join(places)
+    if options.ulimits:
+        found[asked.PREFIX + asked.ULIMITS] = ",".join(options.ulimits)
+    return {**_pairs("--annotation", options.annotations), **found}
+
+
+def _tmpfs(text: str, named: dict[str, str]) -> str:
+    """--mount type=tmpfs as --tmpfs has it."""
+    options = [f"{key}={named[f'tmpfs-{key}']}" for key in ("size", "mode") if f"tmpfs-{key}" in named]
+    return f"{_target(text, named)}:{','.join([*options, *(['ro'] if _is_readonly(named) else [])])}"
+
+
+def _host(text: str) -> str:
+    """NAME:ADDRESS, or NAME=ADDRESS, as a line of /etc/hosts; the address may have brackets and colons."""
+    name, sign, address = text.partition("=" if "=" in text else ":")
+    if not name or not sign or not address or set(text) & set(" \t\n"):
+        fail(f"--add-host {text}: not of the form NAME:ADDRESS", 2)
+    return f"{address.strip('[]')} {name}"
+
+
+def _gpus(text: str) -> Iterable[str]:
+    """`all`, or `device=0,1`, as CDI names."""
+    text = text.strip('"')
+    chosen = text.removeprefix("device=")
+    if text and text != "all" and (chosen == text or not chosen):
+        fail(f"--gpus {text}: all, or device=… with the names of some; their number alone does not say which", 2)
+    return [_GPU + name for name in chosen.split(",")] if text else []
 
 
 def _variables(options: Options) -> Iterable[cri.KeyValue]:
@@ -241,17 +337,38 @@ def _mounts(options: Options) -> Iterable[cri.Mount]:
             selinux_relabel=bool(given & {"z", "Z"}),
             propagation=_propagation(given),
         )
-    for text in options.mounts:
-        named = dict(word.partition("=")[::2] for word in text.split(","))
-        source = named.get("source") or named.get("src", "")
-        target = named.get("target") or named.get("destination") or named.get("dst", "")
-        if named.get("type", "bind") != "bind" or not source or not target:
-            fail(f"--mount {text}: type=bind, source and target are what there is", 2)
-        readonly = any(named.get(key, "false") in ("", "true", "1") for key in ("readonly", "ro"))
-        given = {named.get("bind-propagation", "")}
+    for text, named in _named(options):
+        source, target = named.get("source") or named.get("src", ""), _target(text, named)
+        if named["type"] == "tmpfs":
+            continue
+        if not source:
+            fail(f"--mount {text}: it lacks a source", 2)
         yield cri.Mount(
-            host_path=os.path.realpath(source), container_path=target, readonly=readonly, propagation=_propagation(given)
+            host_path=os.path.realpath(source),
+            container_path=target,
+            readonly=_is_readonly(named),
+            propagation=_propagation({named.get("bind-propagation", "")}),
         )
+
+
+def _named(options: Options) -> Iterable[tuple[str, dict[str, str]]]:
+    """Each --mount, and its words by their names; each has a type."""
+    for text in options.mounts:
+        named = {"type": "bind", **dict(word.partition("=")[::2] for word in text.split(","))}
+        if named["type"] not in ("bind", "tmpfs"):
+            fail(f"--mount {text}: type=bind and type=tmpfs are what there is", 2)
+        yield text, named
+
+
+def _target(text: str, named: dict[str, str]) -> str:
+    target = named.get("target") or named.get("destination") or named.get("dst", "")
+    if not target:
+        fail(f"--mount {text}: it lacks a target", 2)
+    return target
+
+
+def _is_readonly(named: dict[str, str]) -> bool:
+    return any(named.get(key, "false") in ("", "true", "1") for key in ("readonly", "ro"))
 
 
 def _propagation(words: set[str]) -> cri.MountPropagation:

@@ -2,46 +2,76 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from runtime.cli import completion, listing
+from runtime.cli.lookup import Node
 from runtime.cli.output import errors, size, table
 from runtime.client import Client
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proto import api_pb2 as cri
 
 HEADER = ("POD", "CONTAINER", "CPU", "MEMORY", "LIMIT", "SWAP", "DISK", "RECEIVED", "SENT")
 FIRST_SECONDS = 1.0
 
 
+FILTERS: listing.Filters = {
+    "pod": lambda row, value: value in (row["pod"], row["pod"].partition("/")[2]),
+    "container": lambda row, value: row["container"] == value,
+}
+
+
 @click.command("stats")
+@click.argument("names", nargs=-1, shell_complete=completion.containers)
 @click.option("--interval", "-i", default=2.0, show_default=True, type=click.FloatRange(min=0.2), help="Seconds.")
 @click.option("--no-stream", "once", is_flag=True, help="Print one table and end; so it is when the output is no terminal.")
-@click.option(
-    "--format", "form", type=click.Choice(["table", "json"]), default="table", help="json: once, an object per line."
-)
+@click.option("--format", "form", default="table", metavar="json|table|TEMPLATE", help="Other than table: once.")
+@click.option("--filter", "-f", "wanted", multiple=True, metavar="KEY=VALUE", help="Repeatable.")
 @click.pass_obj
-def command(socket_path: str, interval: float, once: bool, form: str) -> None:
-    """Show CPU, memory, disk and network of pods and containers, the busiest first.
+def command(
+    socket_path: str, names: tuple[str, ...], interval: float, once: bool, form: str, wanted: tuple[str, ...]
+) -> None:
+    """Show CPU, memory, disk and network of pods and containers, the busiest first: of all, or of those named.
 
     CPU is in percent of one processor, memory is the working set. Network counts since the pod began.
     """
+    listing.chosen((), wanted, FILTERS)
     with errors(), Client(socket_path) as client:
-        look(client)  # a rate of CPU use needs two looks
+        meant = _meant(client, names) if names else None
+
+        def found() -> list[dict[str, Any]]:
+            rows = [row for row in look(client) if meant is None or row["id"] in meant]
+            return [dict(row) for row in listing.chosen(rows, wanted, FILTERS)]
+
+        found()  # a rate of CPU use needs two looks
         time.sleep(min(interval, FIRST_SECONDS))
-        rows = look(client)
-        if form == "json":
-            for row in rows:
-                click.echo(json.dumps(row))
+        rows = found()
+        if form != "table":
+            listing.show(rows, {}, form, quiet=False)
         elif once or not sys.stdout.isatty():
             table(HEADER, [cells(row) for row in rows])
         else:
-            _live(client, rows, interval)
+            _live(found, rows, interval)
+
+
+def _meant(client: Client, names: tuple[str, ...]) -> set[str]:
+    """The ids of these containers and pods; a pod's name alone means all that is in it."""
+    node = Node(client)
+    ids: set[str] = set()
+    for name in names:
+        if node.is_pod(name):
+            pod = node.pod(name).id
+            ids |= {pod, *(container.id for container in node.of_pod(pod))}
+        else:
+            ids.add(node.container(name).id)
+    return ids
 
 
 def look(client: Client) -> list[dict[str, Any]]:
@@ -54,15 +84,16 @@ def look(client: Client) -> list[dict[str, Any]]:
         metadata, network = pod.attributes.metadata, pod.linux.network.default_interface
         name = f"{metadata.namespace}/{metadata.name}"
         received, sent = network.rx_bytes.value, network.tx_bytes.value
-        rows.append(_row(name, "", pod.linux) | {"received": received, "sent": sent})
+        rows.append(_row(pod.attributes.id, name, "", pod.linux) | {"received": received, "sent": sent})
         containers = sorted(pod.linux.containers, key=lambda c: c.cpu.usage_nano_cores.value, reverse=True)
-        rows += [_row(name, c.attributes.metadata.name, c) for c in containers]
+        rows += [_row(c.attributes.id, name, c.attributes.metadata.name, c) for c in containers]
     return rows
 
 
-def _row(pod: str, container: str, stats: cri.LinuxPodSandboxStats | cri.ContainerStats) -> dict[str, Any]:
+def _row(key: str, pod: str, container: str, stats: cri.LinuxPodSandboxStats | cri.ContainerStats) -> dict[str, Any]:
     memory = stats.memory
     row: dict[str, Any] = {
+        "id": key,
         "pod": pod,
         "container": container,
         "cpu_nano_cores": stats.cpu.usage_nano_cores.value,
@@ -88,7 +119,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (pod, row["container"], cpu, *figures)
 
 
-def _live(client: Client, rows: list[dict[str, Any]], interval: float) -> None:
+def _live(found: Callable[[], list[dict[str, Any]]], rows: list[dict[str, Any]], interval: float) -> None:
     """Draw until Ctrl-C."""
     from rich.live import Live  # noqa: PLC0415  only where a person looks on
     from rich.table import Table  # noqa: PLC0415
@@ -105,6 +136,6 @@ def _live(client: Client, rows: list[dict[str, Any]], interval: float) -> None:
         with Live(draw(rows), screen=True, auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
-                live.update(draw(look(client)), refresh=True)
+                live.update(draw(found()), refresh=True)
     except KeyboardInterrupt:
         return

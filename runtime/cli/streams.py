@@ -15,6 +15,7 @@ from runtime.cli.lookup import Node
 from runtime.cli.output import commands_failure, errors, fail, without_dashes
 from runtime.cli.signals import Signals
 from runtime.client import Client
+from runtime.streaming.detach_keys import DEFAULT, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from proto import admin_pb2 as admin
 
 LOOK_SECONDS: Final = 0.01
-OURS: Final = {"stdin": 0, "stdout": 1, "stderr": 2}
+OURS: Final[dict[str, Any]] = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
 @click.command("exec", context_settings={"allow_interspersed_args": False})
@@ -33,6 +34,7 @@ OURS: Final = {"stdin": 0, "stdout": 1, "stderr": 2}
 @click.option("-e", "--env", "environment", multiple=True, metavar="NAME=VALUE", help="Variable; repeatable.")
 @click.option("-w", "--workdir", default="", help="Working directory in place of the container's.")
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Names of the container's, or numbers.")
+@click.option("--detach-keys", default=DEFAULT, show_default=True, metavar="KEYS", help="End it with them, with -it.")
 @click.pass_obj
 def exec_(
     socket_path: str,
@@ -43,16 +45,18 @@ def exec_(
     environment: tuple[str, ...],
     workdir: str,
     user: str,
+    detach_keys: str,
 ) -> None:
     """Run a command in a running container; ends with its exit code: 126 if it cannot be run, 127 if it is not there."""
     from proto import admin_pb2 as admin  # noqa: PLC0415  --help needs no protobuf
-    from runtime.streaming.client import run_command  # noqa: PLC0415
+    from runtime.streaming.client import DetachedError, run_command  # noqa: PLC0415
     from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
 
     command = without_dashes(command)
     if not command:
         fail("name the command to run", 2)
     with Signals().told(), errors(), Client(socket_path) as client:
+        keys = parse(detach_keys) if tty else b""
         found = Node(client).container(container).id
         request = admin.ExecRequest(
             container_id=found, cmd=command, tty=tty, stdin=stdin, env=environment, working_dir=workdir
@@ -62,7 +66,11 @@ def exec_(
         url = client.admin.Exec(request).url
         trusted, options = _certificate(client), StreamOptions(tty, stdin, True, not tty)
         with commands_failure():
-            code = asyncio.run(run_command(url, options, certificate=trusted, **OURS))
+            try:
+                code = asyncio.run(run_command(url, options, certificate=trusted, detach_keys=keys, **OURS))
+            except DetachedError:
+                click.echo("crisp: left, and the command has ended with its terminal", err=True)
+                code = 0
     raise SystemExit(code)
 
 
@@ -81,46 +89,68 @@ def _user(client: Client, container: str, name: str) -> admin.User:
 
 @click.command("attach")
 @click.argument("container", shell_complete=completion.containers)
-@click.option("-i", "--stdin", is_flag=True, help="Pass our input on.")
+@click.option("--stdin/--no-stdin", "-i", default=None, help="Pass our input on: so it is where the container takes any.")
+@click.option("--detach-keys", default=DEFAULT, show_default=True, metavar="KEYS", help="Leave a terminal with them.")
 @click.pass_obj
-def attach(socket_path: str, container: str, stdin: bool) -> None:
-    """Show a running container's output from now on, until it ends."""
+def attach(socket_path: str, container: str, stdin: bool | None, detach_keys: str) -> None:
+    """Join a running container: its output from now on, and our input if it takes any, until it ends."""
+    from runtime.streaming.client import DetachedError  # noqa: PLC0415
+
     with Signals().told(), errors(), Client(socket_path) as client:
         found = Node(client).container(container).id
-        code = join(client, found, stdin=stdin, tty=_has_terminal(client, found))
+        info = _info(client, found)
+        tty, wanted = bool(info["terminal"]), info["config"].get("stdin", False) if stdin is None else stdin
+        try:
+            code = Joint(client, found, stdin=wanted, tty=tty, keys=parse(detach_keys) if tty else b"").join()
+        except DetachedError:
+            code = 0
     raise SystemExit(code)
 
 
-def join(client: Client, container: str, *, stdin: bool, tty: bool, begin: Callable[[], None] = lambda: None) -> int:
-    """Join our own streams with a container's until it ends; its exit code. `begin` is called once they are joined."""
-    from proto import api_pb2 as cri  # noqa: PLC0415
-    from runtime.streaming.client import run_command  # noqa: PLC0415
-    from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
+class Joint:
+    """Our own streams and a container's; they may be joined again, when a daemon was away."""
 
-    before = _attached(client, container)
-    request = cri.AttachRequest(container_id=container, tty=tty, stdin=stdin, stdout=True, stderr=not tty)
-    url, options = client.runtime.Attach(request).url, StreamOptions(tty, stdin, True, not tty)
+    def __init__(self, client: Client, container: str, *, stdin: bool, tty: bool, keys: bytes) -> None:
+        from runtime.streaming.client import Input  # noqa: PLC0415
 
-    async def joined() -> int:
-        work = asyncio.create_task(run_command(url, options, certificate=_certificate(client), **OURS))
-        try:
-            while not work.done() and _attached(client, container) <= before:
-                await asyncio.wait((work,), timeout=LOOK_SECONDS)
-            if not work.done():
-                await asyncio.to_thread(begin)
-            return await work
-        finally:
-            work.cancel()
+        self._client = client
+        self._container = container
+        self._stdin = stdin
+        self._tty = tty
+        self._keys = keys
+        self._source = Input(OURS["stdin"])
+        self.written: dict[int, int] = {}
+        """Bytes that each of our descriptors got."""
 
-    return asyncio.run(joined())
+    def join(self, begin: Callable[[], None] = lambda: None) -> int:
+        """Until the container ends; its exit code. `begin` is called once they are joined. Raises what run_command does."""
+        from proto import api_pb2 as cri  # noqa: PLC0415
+        from runtime.streaming.client import run_command  # noqa: PLC0415
+        from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
 
+        before = self._attached()
+        request = cri.AttachRequest(
+            container_id=self._container, tty=self._tty, stdin=self._stdin, stdout=True, stderr=not self._tty
+        )
+        url, options = self._client.runtime.Attach(request).url, StreamOptions(self._tty, self._stdin, True, not self._tty)
+        trusted = _certificate(self._client)
+        ends: dict[str, Any] = {**OURS, "stdin": self._source, "written": self.written, "detach_keys": self._keys}
 
-def _attached(client: Client, container: str) -> int:
-    return int(_info(client, container)["attached"])
+        async def joined() -> int:
+            work = asyncio.create_task(run_command(url, options, certificate=trusted, **ends))
+            try:
+                while not work.done() and self._attached() <= before:
+                    await asyncio.wait((work,), timeout=LOOK_SECONDS)
+                if not work.done():
+                    await asyncio.to_thread(begin)
+                return await work
+            finally:
+                work.cancel()
 
+        return asyncio.run(joined())
 
-def _has_terminal(client: Client, container: str) -> bool:
-    return bool(_info(client, container)["terminal"])
+    def _attached(self) -> int:
+        return int(_info(self._client, self._container)["attached"])
 
 
 def _info(client: Client, container: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ It speaks SPDY/3.1, as crictl.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import hashlib
 import itertools
@@ -28,6 +29,7 @@ from kernel.descriptors import write_all
 from proto.errors import Code, CrispError
 from runtime.streaming import portforward
 from runtime.streaming.connection import Connection, ConnectionLostError, unless_lost
+from runtime.streaming.detach_keys import DetachKeys
 from runtime.streaming.http_upgrade import PROTOCOL_HEADER, SPDY
 from runtime.streaming.relay import CHUNK_BYTES, read_fd, write_fd
 from runtime.streaming.remote_command import SPDY_PROTOCOLS, StreamOptions, expected_streams
@@ -118,18 +120,80 @@ def _refused(events: Sequence[Any]) -> CrispError:
 # -- exec and attach -------------------------------------------------------------------------------------------------
 
 
+class DetachedError(Exception):
+    """Who is at the terminal has left it, by the detach keys."""
+
+
+class Input:
+    """What a descriptor of this program has to say, read by a thread: it may be a file, and a terminal's flags are not ours.
+
+    The thread may outlast one session's interest in it: what it has read then is the next one's.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._chunks: collections.deque[bytes] = collections.deque()
+        self._wanted = threading.Semaphore(0)
+        self._asked = self._ended = False
+        self._thread: threading.Thread | None = None
+        self._tell: Callable[[], object] = lambda: None
+
+    def _read(self) -> None:
+        data = b"begin"
+        while data:
+            self._wanted.acquire()
+            try:
+                data = os.read(self.fd, CHUNK_BYTES)
+            except OSError:
+                data = b""
+            self._chunks.append(data)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._tell()
+
+    async def next(self) -> bytes:
+        """The next piece; empty at the end."""
+        if self._ended:
+            return b""
+        loop, come = asyncio.get_running_loop(), asyncio.Event()
+        self._tell = lambda: loop.call_soon_threadsafe(come.set)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._read, name="stdin", daemon=True)
+            self._thread.start()
+        if not self._asked:
+            self._asked = True
+            self._wanted.release()
+        while not self._chunks:
+            await come.wait()
+        self._asked = False
+        data = self._chunks.popleft()
+        self._ended = not data
+        return data
+
+
 async def run_command(
-    url: str, options: StreamOptions, *, stdin: int, stdout: int, stderr: int, certificate: str = ""
+    url: str,
+    options: StreamOptions,
+    *,
+    stdin: int | Input,
+    stdout: int,
+    stderr: int,
+    certificate: str = "",
+    detach_keys: bytes = b"",
+    written: dict[int, int] | None = None,
 ) -> int:
     """Join descriptors of this program with an exec's or attach's streams; returns the exit code.
 
-    With a terminal on both sides it is raw for as long as this takes, and its size is followed. Raises the failure that the
-    server reports, or UNAVAILABLE if the connection is lost.
+    With a terminal on both sides it is raw for as long as this takes, its size is followed, and the detach keys end it with
+    DetachedError. `written` counts the bytes that each descriptor got. Raises the failure that the server reports, or
+    UNAVAILABLE if the connection is lost.
     """
     session, protocol = await connect(url, SPDY_PROTOCOLS, certificate)
     watcher = asyncio.create_task(session.watch())
+    source = stdin if isinstance(stdin, Input) else Input(stdin)
     try:
-        return await _joined(session, protocol, options, (stdin, stdout, stderr))
+        counts = written if written is not None else {}
+        joined = _Joined(session, source, {"stdout": stdout, "stderr": stderr}, detach_keys, counts)
+        return await joined.run(options, protocol)
     except (ConnectionLostError, StreamResetError):
         raise CrispError(Code.UNAVAILABLE, "the connection was lost before the command ended") from None
     finally:
@@ -138,31 +202,69 @@ async def run_command(
         await asyncio.gather(watcher, return_exceptions=True)
 
 
-async def _joined(session: SpdySession, protocol: str, options: StreamOptions, fds: tuple[int, int, int]) -> int:
-    stdin, stdout, stderr = fds
-    # The error stream first, as other clients do: a server may count on it.
-    kinds = sorted(expected_streams(options, protocol), key=lambda kind: kind != "error")
-    streams = {kind: await session.open({"streamtype": kind}) for kind in kinds}
-    raw = options.tty and options.stdin and os.isatty(stdin)
-    background: list[asyncio.Task[Any]] = []
-    outputs: list[asyncio.Task[Any]] = []
-    with _raw(stdin) if raw else contextlib.nullcontext():
-        try:
-            if "stdin" in streams:
-                background.append(asyncio.create_task(_send_input(stdin, streams["stdin"])))
-            if "resize" in streams and os.isatty(stdin):
-                background.append(asyncio.create_task(_send_size(stdin, streams["resize"])))
-            message = asyncio.create_task(_all(streams["error"]))
-            background.append(message)
-            for kind, fd in (("stdout", stdout), ("stderr", stderr)):
-                if kind in streams:
-                    outputs.append(asyncio.create_task(_print(streams[kind], fd)))
-            await asyncio.gather(message, *outputs)
-        finally:
-            for task in (*background, *outputs):
-                task.cancel()
-            await asyncio.gather(*background, *outputs, return_exceptions=True)
-    return _exit_code(message.result())
+class _Joined:
+    """A session's streams, and descriptors of this program."""
+
+    def __init__(
+        self, session: SpdySession, source: Input, outputs: dict[str, int], detach_keys: bytes, written: dict[int, int]
+    ) -> None:
+        self._session = session
+        self._source = source
+        self._outputs = outputs
+        self._keys = DetachKeys(detach_keys)
+        self._written = written
+        self._left = asyncio.Event()
+
+    async def run(self, options: StreamOptions, protocol: str) -> int:
+        """The exit code."""
+        # The error stream first, as other clients do: a server may count on it.
+        kinds = sorted(expected_streams(options, protocol), key=lambda kind: kind != "error")
+        streams = {kind: await self._session.open({"streamtype": kind}) for kind in kinds}
+        fd = self._source.fd
+        raw = options.tty and options.stdin and os.isatty(fd)
+        message = asyncio.create_task(_all(streams["error"]))
+        left = asyncio.create_task(self._left.wait())
+        ending: list[asyncio.Task[Any]] = [message]
+        background: list[asyncio.Task[Any]] = [left]
+        with _raw(fd) if raw else contextlib.nullcontext():
+            try:
+                if "stdin" in streams:
+                    background.append(asyncio.create_task(self._send_input(streams["stdin"])))
+                if "resize" in streams and os.isatty(fd):
+                    background.append(asyncio.create_task(_send_size(fd, streams["resize"])))
+                for kind, output in self._outputs.items():
+                    if kind in streams:
+                        ending.append(asyncio.create_task(self._print(streams[kind], output)))
+                background.append(ended := asyncio.create_task(_all_done(ending)))
+                await asyncio.wait((ended, left), return_when=asyncio.FIRST_COMPLETED)
+                if not ended.done():
+                    raise DetachedError
+                ended.result()
+            finally:
+                for task in (*background, *ending):
+                    task.cancel()
+                await asyncio.gather(*background, *ending, return_exceptions=True)
+        return _exit_code(message.result())
+
+    async def _print(self, stream: Stream, fd: int) -> None:
+        """Write to a descriptor of this program. If that blocks, everything waits, as it should."""
+        async for data in _chunks(stream):
+            write_all(fd, data)
+            self._written[fd] = self._written.get(fd, 0) + len(data)
+
+    async def _send_input(self, stream: Stream) -> None:
+        with contextlib.suppress(StreamResetError):
+            while data := await self._source.next():
+                if passed := self._keys.feed(data):
+                    await stream.write(passed)
+                if self._keys.pressed:
+                    self._left.set()
+                    return
+            stream.end()
+
+
+async def _all_done(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks)
 
 
 async def _all(stream: Stream) -> bytes:
@@ -172,43 +274,6 @@ async def _all(stream: Stream) -> bytes:
 async def _chunks(stream: Stream) -> AsyncIterator[bytes]:
     while data := await stream.read():
         yield data
-
-
-async def _print(stream: Stream, fd: int) -> None:
-    """Write to a descriptor of this program. If that blocks, everything waits, as it should."""
-    async for data in _chunks(stream):
-        write_all(fd, data)
-
-
-async def _send_input(fd: int, stream: Stream) -> None:
-    with contextlib.suppress(StreamResetError):
-        async for data in _input(fd):
-            await stream.write(data)
-        stream.end()
-
-
-async def _input(fd: int) -> AsyncIterator[bytes]:
-    """What a descriptor of this program's has to say, read by a thread: it may be a file, and a terminal's flags are not
-    ours to change. The thread may outlast the program's interest in it, so it is a daemon."""
-    loop = asyncio.get_running_loop()
-    chunks: asyncio.Queue[bytes] = asyncio.Queue()
-    wanted = threading.Semaphore(1)
-
-    def read() -> None:
-        data = b"begin"
-        while data:
-            wanted.acquire()
-            try:
-                data = os.read(fd, CHUNK_BYTES)
-            except OSError:
-                data = b""
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(chunks.put_nowait, data)
-
-    threading.Thread(target=read, name="stdin", daemon=True).start()
-    while data := await chunks.get():
-        yield data
-        wanted.release()
 
 
 async def _send_size(fd: int, stream: Stream) -> None:

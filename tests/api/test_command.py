@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import pytest
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from runtime.cli import output
+from runtime.cli.run_logs import RUN_LOGS
 from tests.harness.daemon import ROOT
 from tests.harness.kubelet import Kubelet
 from tests.harness.waiting import wait_until
@@ -37,8 +37,11 @@ def pods(kubelet: Kubelet) -> list[str]:
     return [item.metadata.name for item in kubelet.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items]
 
 
-def logs(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.glob("crisp-run-*"))
+def logs(kubelet: Kubelet) -> list[Path]:
+    """The directories of logs that `crisp run` has for this daemon's pods."""
+    if not RUN_LOGS.is_dir():
+        return []
+    return sorted(path.parent for path in RUN_LOGS.glob("*/socket") if path.read_text() == kubelet.daemon.socket)
 
 
 def test_what_follows_the_name_is_the_commands(kubelet: Kubelet) -> None:
@@ -69,38 +72,34 @@ def test_the_socket_as_crictl_writes_it(kubelet: Kubelet) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_ends_the_pod(kubelet: Kubelet, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_pod(kubelet: Kubelet, number: signal.Signals) -> None:
     """The container has its signal and its time; nothing of it stays."""
     before = pods(kubelet)
     script = "trap 'echo asked; exit 3' TERM; echo ready; while :; do sleep 0.1; done"
-    running = subprocess.Popen(
-        command(kubelet, "run", IMAGE, "/bin/sh", "-c", script),
-        stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
+    running = subprocess.Popen(command(kubelet, "run", IMAGE, "/bin/sh", "-c", script), stdout=subprocess.PIPE)
     assert running.stdout is not None
     assert running.stdout.readline() == b"ready\n"
-    assert len(logs(tmp_path)) == 1
+    assert len(logs(kubelet)) == 1
     running.send_signal(number)
     running.communicate(timeout=300)
     assert running.returncode == 128 + number
     assert pods(kubelet) == before
-    assert logs(tmp_path) == []
+    assert logs(kubelet) == []
 
 
-def test_a_signal_while_the_pod_is_made(kubelet: Kubelet, tmp_path: Path) -> None:
+def test_a_signal_while_the_pod_is_made(kubelet: Kubelet) -> None:
     """Whenever it comes: before the sandbox is there, while it is made, before the container runs."""
     before = pods(kubelet)
     for fraction in range(8):
         words = command(kubelet, "run", "--stop-signal", "KILL", IMAGE, "/bin/sleep", "1000")
-        running = subprocess.Popen(words, env={**os.environ, "TMPDIR": str(tmp_path)})
+        running = subprocess.Popen(words)
         if fraction:
-            wait_until(lambda: logs(tmp_path), pause=0.001)
+            wait_until(lambda: logs(kubelet), pause=0.001)
         with pytest.raises(subprocess.TimeoutExpired):
             running.wait(fraction * 0.02 + 0.001)
         running.send_signal(signal.SIGTERM)
         assert running.wait(300) in (-signal.SIGTERM, 128 + signal.SIGTERM)
-        assert (pods(kubelet), logs(tmp_path)) == (before, [])
+        assert (pods(kubelet), logs(kubelet)) == (before, [])
 
 
 def test_output_that_cannot_be_written(kubelet: Kubelet) -> None:
@@ -149,16 +148,14 @@ def test_a_pull_says_what_it_was_in_all(capfd: pytest.CaptureFixture[str]) -> No
     assert re.fullmatch(r"2.0 MB in \d+\.\d s, 1 of 2 layers were there", lines[4])
 
 
-def test_a_long_output_is_whole_and_its_log_is_not_kept(kubelet: Kubelet, tmp_path: Path) -> None:
-    running = subprocess.Popen(
-        command(kubelet, "run", IMAGE, "/bin/sh", "-c", "seq 1 600000; sleep 1000"),
-        stdout=subprocess.PIPE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-    )
+def test_a_long_output_is_whole_and_its_log_is_not_kept(kubelet: Kubelet) -> None:
+    words = command(kubelet, "run", IMAGE, "/bin/sh", "-c", "seq 1 600000; sleep 1000")
+    running = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert running.stdout is not None
     for number in range(1, 600_001):
         assert int(running.stdout.readline()) == number
-    wait_until(lambda: sum(path.stat().st_size for path in tmp_path.glob("crisp-run-*/*")) == 0)
+    [directory] = logs(kubelet)
+    wait_until(lambda: sum(path.stat().st_size for path in directory.glob("*.log")) == 0)
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=300)
     assert running.returncode == 128 + signal.SIGTERM

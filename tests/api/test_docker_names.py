@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from proto import api_pb2 as cri
-from runtime.cli.lifecycle import run_logs
+from runtime.cli import run_logs
 from tests.api.test_command import IMAGE, command, crisp, pods
 from tests.harness.kubelet import Kubelet
 from tests.harness.waiting import WAIT_SECONDS, wait_until
@@ -175,12 +175,12 @@ def test_ends(kubelet: Kubelet, web: str) -> None:
     assert said(kubelet, "ps", "-a", "--format", "{{.Status}}", "-f", "exited=137", "-f", "name=web").startswith("Exited")
     assert b"runs once" in crisp(kubelet, "start", "web").stderr
     uid = json.loads(said(kubelet, "pod", "ls", "--format", "json", "-f", "name=web"))["UID"]
-    assert run_logs(uid).is_dir()
+    assert run_logs.directory(uid).is_dir()
     said(kubelet, "run", "--pod", "web", "--name", "beside", "--keep", IMAGE, "/bin/hostname")
     assert said(kubelet, "logs", "beside") == "host1\n"
     assert said(kubelet, "rm", "web", "beside") == "web\nbeside\n"
     assert "web" not in pods(kubelet)
-    assert not run_logs(uid).exists()
+    assert not run_logs.directory(uid).exists()
 
 
 def test_names_that_could_be_several(kubelet: Kubelet) -> None:
@@ -213,7 +213,7 @@ def test_failures_of_its_own(kubelet: Kubelet) -> None:
         ["--publish", "x"],
         ["--memory", "much"],
         ["--volume", "named:/x"],
-        ["--gpus", "all"],
+        ["--gpus", "2"],
         ["--restart", "always"],
         ["--security-opt", "what"],
         ["--user", "0:wheel"],

@@ -1,0 +1,240 @@
+"""How what `crisp run` has begun ends or goes on: killed clients, daemons that are started anew, detach keys, `restart`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from proto import api_pb2 as cri
+from runtime.cli import run_logs
+from tests.api.test_command import IMAGE, command, crisp, logs, pods
+from tests.api.test_docker_names import said, until
+from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import WAIT_SECONDS, wait_until
+
+pytestmark = pytest.mark.root
+
+CRICTL = os.environ.get("CRISP_CRICTL") or shutil.which("crictl")
+
+
+def containers(kubelet: Kubelet) -> dict[str, str]:
+    """Names and ids."""
+    return {item.metadata.name: item.id for item in kubelet.runtime.ListContainers(cri.ListContainersRequest()).containers}
+
+
+def test_what_nobody_waits_for_is_removed_at_its_end(kubelet: Kubelet, rootfs: Path) -> None:
+    """Whoever began it is killed or has left: it goes on as docker's does, and the daemon removes it, also a new one."""
+    before = set(pods(kubelet))
+    kept = kubelet.pod()
+    words = ["run", "--name", "killed", "--rootfs", str(rootfs), "/bin/sh", "-c", "echo begun; sleep 1000"]
+    with subprocess.Popen(command(kubelet, *words), stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"begun\n"
+        running.kill()
+    [left] = logs(kubelet)
+    said(kubelet, "run", "-d", "--rm", "--name", "gone", IMAGE, "/bin/true")
+    said(kubelet, "run", "-d", "--rm", "--name", "beside", "--pod", kept.id, IMAGE, "/bin/true")
+    assert {"killed", "gone"} <= set(pods(kubelet)), "it goes on, and its exit code can be asked for"
+    assert said(kubelet, "wait", "gone", "beside") == "0\n0\n"
+    said(kubelet, "kill", "killed")
+    kubelet.daemon.kill()
+    kubelet.daemon.start()
+    wait_until(lambda: set(pods(kubelet)) == before | {kept.config.metadata.name})
+    wait_until(lambda: not containers(kubelet))
+    assert left.exists()
+    said(kubelet, "run", IMAGE, "/bin/true")
+    assert logs(kubelet) == [], "the next run has swept"
+    tags = [tag for image in kubelet.images.ListImages(cri.ListImagesRequest()).images for tag in image.repo_tags]
+    assert run_logs.rootfs_image(left.name) not in tags
+
+
+def test_a_new_daemon_goes_on_showing(kubelet: Kubelet, tmp_path: Path) -> None:
+    """All of the output, once, and the exit code."""
+    script = "seq 1 20000; until test -e /flag/over; do sleep 0.05; done; seq 20001 40000; exit 7"
+    for words in (["run"], ["run", "-i"]):
+        with subprocess.Popen(
+            command(kubelet, *words, "-v", f"{tmp_path}:/flag", IMAGE, "/bin/sh", "-c", script),
+            stdout=subprocess.PIPE,
+            stdin=subprocess.PIPE,
+        ) as running:
+            assert running.stdout is not None
+            seen = [int(running.stdout.readline()) for _ in range(10_000)]
+            kubelet.daemon.kill()
+            kubelet.daemon.start()
+            (tmp_path / "over").touch()
+            seen += map(int, running.stdout.read().split())
+            assert (running.wait(WAIT_SECONDS), seen == list(range(1, 40_001))) == (7, True)
+        (tmp_path / "over").unlink()
+    assert logs(kubelet) == []
+
+
+def test_keys_leave_a_terminal_and_come_back(kubelet: Kubelet) -> None:
+    ours, theirs = pty.openpty()
+    words = command(
+        kubelet,
+        "run",
+        "-it",
+        "--rm",
+        "--name",
+        "shell",
+        IMAGE,
+        "/bin/sh",
+        "-c",
+        "echo begun; while read x; do echo got $x; done",
+    )
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as running:
+        until(ours, b"begun")
+        os.write(ours, b"\x10a\n")
+        assert b"got" in until(ours, b"got \x10a")
+        os.write(ours, b"\x10")
+        os.write(ours, b"\x11")
+        assert running.wait(WAIT_SECONDS) == 0
+    assert "shell" in pods(kubelet)
+    words = command(kubelet, "attach", "--detach-keys", "ctrl-a,d", "shell")
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as attached:
+        os.write(ours, b"again\n")
+        until(ours, b"got again")
+        kubelet.daemon.kill()  # and who is attached does not wait for ever
+        assert attached.wait(WAIT_SECONDS) == 1
+        kubelet.daemon.start()
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as attached:
+        os.write(ours, b"more\n")
+        until(ours, b"got more")
+        os.write(ours, b"\x01d")
+        assert attached.wait(WAIT_SECONDS) == 0
+    words = command(kubelet, "exec", "-it", "shell", "/bin/sh")
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as inside:
+        os.write(ours, b"echo in$((1+1))\n")
+        until(ours, b"in2")
+        os.write(ours, b"\x10\x11")
+        assert inside.wait(WAIT_SECONDS) == 0
+    said(kubelet, "rm", "-f", "shell")
+    assert "shell" not in pods(kubelet)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_restart(kubelet: Kubelet, tmp_path: Path) -> None:
+    """The same again under the same name, and what it has written is gone; the log goes on."""
+    script = (
+        "test -e /written && echo old; touch /written /ready; echo run $A; trap 'exit 3' TERM; while :; do sleep 0.05; done"
+    )
+    words = ["-e", "A=b c", "-v", f"{tmp_path}:/data:ro", "-m", "64M", "--tmpfs", "/scratch", "--ulimit", "core=0"]
+    first = said(kubelet, "run", "-d", "--name", "again", *words, IMAGE, "/bin/sh", "-c", script).strip()
+    wait_until(lambda: crisp(kubelet, "exec", "again", "test", "-e", "/ready").returncode == 0)
+    assert said(kubelet, "restart", "-t", "5", "again") == "again\n"
+    second = containers(kubelet)["again"]
+    assert second != first
+    wait_until(lambda: crisp(kubelet, "exec", "again", "test", "-e", "/ready").returncode == 0)
+    assert said(kubelet, "logs", "again") == "run b c\nrun b c\n"
+    before, after = (json.loads(said(kubelet, "inspect", key))[0]["info"]["config"] for key in (second, second))
+    assert before == after
+    assert after["metadata"]["attempt"] == 1
+    assert said(kubelet, "exec", "again", "/bin/sh", "-c", "ulimit -c; grep -c /scratch /proc/mounts").split() == ["0", "1"]
+    said(kubelet, "kill", "again")
+    said(kubelet, "wait", "again")
+    assert b"`crisp restart` makes it anew" in crisp(kubelet, "start", "again").stderr
+    said(kubelet, "restart", "again")
+    assert said(kubelet, "ps", "-f", "name=again", "--format", "{{.Attempt}} {{.State}}") == "2 running\n"
+    refused = crisp(kubelet, "restart", "nobody")
+    assert (refused.returncode, b"no such container: nobody" in refused.stderr) == (1, True)
+    said(kubelet, "pod", "stop", "again")
+    refused = crisp(kubelet, "restart", "again")
+    assert (refused.returncode, b"not ready" in refused.stderr) == (1, True), refused
+    said(kubelet, "rm", "again")
+    assert logs(kubelet) == []
+
+
+def test_what_cannot_be_made_anew_stays_as_it_was(kubelet: Kubelet) -> None:
+    said(kubelet, "run", "-d", "--name", "base", IMAGE, "/bin/true")
+    said(kubelet, "commit", "base", "localhost/once:1")
+    said(kubelet, "run", "-d", "--name", "once", "localhost/once:1", "/bin/true")
+    said(kubelet, "wait", "once")
+    said(kubelet, "rmi", "localhost/once:1")
+    kept = containers(kubelet)
+    refused = crisp(kubelet, "restart", "once")
+    assert (refused.returncode, b"not on this node" in refused.stderr) == (1, True), refused
+    assert containers(kubelet) == kept
+    said(kubelet, "rm", "once", "base")
+
+
+@pytest.mark.skipif(CRICTL is None, reason="no crictl: put it on PATH, or name it with CRISP_CRICTL")
+def test_crictl_and_crisp_see_the_same(kubelet: Kubelet, tmp_path: Path) -> None:
+    def crictl(*words: str) -> str:
+        base = [
+            str(CRICTL),
+            "-c",
+            "/dev/null",
+            "-r",
+            f"unix://{kubelet.daemon.socket}",
+            "-i",
+            f"unix://{kubelet.daemon.socket}",
+        ]
+        done = subprocess.run([*base, *words], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, (words, done)
+        return done.stdout
+
+    # What crisp has made.
+    words = ["--tmpfs", "/run", "--init", "--add-host", "db:10.1.2.3", "--shm-size", "1M"]
+    key = said(kubelet, "run", "-d", "--name", "ours", *words, IMAGE, "/bin/sh", "-c", "echo hello; sleep 1000").strip()
+    pod = crictl("pods", "-q", "--name", "ours").strip()
+    assert key in crictl("ps", "-q", "--no-trunc")
+    assert json.loads(crictl("inspect", key))["info"]["config"]["metadata"]["name"] == "ours"
+    assert json.loads(crictl("inspectp", pod))["status"]["annotations"]["io.crisp.shm-size"] == str(1 << 20)
+    wait_until(lambda: crictl("logs", key) == "hello\n")
+    assert crictl("exec", key, "cat", "/proc/1/comm") == "crisp-pause\n"
+    crictl("stop", "-t", "0", key)
+    crictl("rm", key)
+    crictl("rmp", "-f", pod)
+    assert "ours" not in pods(kubelet)
+    said(kubelet, "run", IMAGE, "/bin/true")
+    assert logs(kubelet) == [], "the logs of a pod that crictl has removed"
+    # What crictl has made.
+    sandbox = {
+        "metadata": {"name": "theirs", "uid": "u1", "namespace": "default"},
+        "log_directory": str(tmp_path),
+        "annotations": {"io.crisp.tmpfs/inner": "/scratch", "io.crisp.ulimits/inner": "core=0"},
+        "linux": {},
+    }
+    container = {
+        "metadata": {"name": "inner"},
+        "image": {"image": IMAGE},
+        "command": ["/bin/sh", "-c", "echo hi; sleep 1000"],
+        "log_path": "inner.log",
+        "linux": {},
+    }
+    for name, document in (("pod", sandbox), ("container", container)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(document))
+    pod = crictl("runp", str(tmp_path / "pod.json")).strip()
+    made = crictl("create", pod, str(tmp_path / "container.json"), str(tmp_path / "pod.json")).strip()
+    said(kubelet, "start", "theirs/inner")
+    wait_until(lambda: said(kubelet, "logs", "inner") == "hi\n")
+    assert said(kubelet, "ps", "-q", "-f", "pod=theirs").split() == [made]
+    said(kubelet, "restart", "-t", "0", "theirs")
+    assert said(kubelet, "exec", "inner", "/bin/sh", "-c", "ulimit -c; grep -c /scratch /proc/mounts").split() == ["0", "1"]
+    assert made not in crictl("ps", "-a", "-q", "--no-trunc")
+    assert json.loads(said(kubelet, "inspect", "inner"))[0]["status"]["metadata"]["attempt"] == 1
+    said(kubelet, "pod", "rm", "-f", "theirs")
+    assert pod not in crictl("pods", "-q", "--no-trunc")
+
+
+def test_signals_still_end_what_is_left(kubelet: Kubelet) -> None:
+    """The daemon is away while a signal ends `crisp run`: it waits for the next one."""
+    with subprocess.Popen(
+        command(kubelet, "run", "--stop-signal", "KILL", IMAGE, "/bin/sh", "-c", "echo begun; exec sleep 1000"),
+        stdout=subprocess.PIPE,
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"begun\n"
+        kubelet.daemon.kill()
+        running.send_signal(signal.SIGTERM)
+        kubelet.daemon.start()
+        assert running.wait(WAIT_SECONDS) == 128 + signal.SIGTERM
+    assert (pods(kubelet), logs(kubelet)) == ([], [])

@@ -1,0 +1,81 @@
+"""Options of `crisp run`: what comes of them, and what is refused before any daemon is asked."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from proto import api_pb2 as cri
+from runtime.cli import run_options
+from runtime.cli.main import load
+from runtime.cli.run_options import Options
+
+REFUSED = [
+    ["run", "--tmpfs", "run", "x"],
+    ["run", "--add-host", "x", "x"],
+    ["run", "--add-host", "x:", "x"],
+    ["run", "--mount", "type=volume,target=/x", "x"],
+    ["run", "--mount", "type=tmpfs", "x"],
+    ["run", "--mount", "type=bind,target=/x", "x"],
+    ["run", "--shm-size", "x", "x"],
+    ["run", "--restart", "always", "x"],
+    ["run", "--gpus", "2", "x"],
+    ["run", "--gpus", "device=", "x"],
+    ["run", "--rm", "--keep", "x"],
+    ["run", "--userns", "keep-id", "x"],
+    ["run", "--init", "--pid", "host", "x"],
+    ["run", "--pod", "x", "--publish", "1:1", "x"],
+    ["run", "--pod", "x", "--network", "host", "x"],
+    ["run", "--pod", "x", "--shm-size", "1M", "x"],
+    ["run", "--pod", "x", "--sysctl", "a=b", "x"],
+    ["stats", "--filter", "x=y"],
+    ["events", "--filter", "x=y"],
+    ["events", "--format", "{{x}}"],
+]
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_what_is_refused(words: list[str]) -> None:
+    done = CliRunner().invoke(load(words[0]), words[1:], obj="/no/such/socket")
+    option = next(word for word in words if word.startswith("--") and word != "--pod")
+    assert (done.exit_code, option in done.output) == (2, True), done.output
+
+
+def container(options: Options) -> cri.ContainerConfig:
+    return run_options.container(options, "c", ())
+
+
+def test_gpus_are_cdi_s() -> None:
+    def names(text: str) -> list[str]:
+        return [device.name for device in container(Options(gpus=text)).CDI_devices]
+
+    assert names("all") == ["nvidia.com/gpu=all"]
+    assert names('"device=0,1"') == ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]
+    assert names("") == []
+
+
+def test_input_ends_with_who_gives_it_but_for_terminals() -> None:
+    assert container(Options(interactive=True)).stdin_once
+    assert not container(Options(interactive=True, tty=True)).stdin_once
+
+
+def test_what_the_cri_has_no_field_for() -> None:
+    own = container(
+        Options(tmpfs=("/run:size=1m",), mounts=("type=tmpfs,dst=/x,tmpfs-mode=700",), ulimits=("core=0", "cpu=1"))
+    )
+    assert own.annotations == {"io.crisp.tmpfs": "/run:size=1m\n/x:mode=700", "io.crisp.ulimits": "core=0,cpu=1"}
+    assert not own.mounts
+    pod = run_options.pod(Options(add_host=("db:1.2.3.4", "six=[::1]"), shm_size="2k"), "n", "u", "/logs")
+    assert pod.annotations == {"io.crisp.hosts": "1.2.3.4 db\n::1 six", "io.crisp.shm-size": "2048"}
+    assert container(Options(init=True)).linux.security_context.namespace_options.pid == cri.POD
+    none = run_options.pod(Options(network="none"), "n", "u", "/logs")
+    assert none.linux.security_context.namespace_options.network == cri.CONTAINER
+
+
+def test_users_are_others_than_those_of_other_pods() -> None:
+    every = range(1 << 29, 1 << 30, run_options.USERS)
+    pod = run_options.pod(Options(), "n", "u", "/logs")
+    assert not pod.linux.security_context.namespace_options.HasField("userns_options")
+    run_options.give_users(pod, set(every) - {every[77]})
+    [line] = pod.linux.security_context.namespace_options.userns_options.uids
+    assert (line.host_id, line.container_id, line.length) == (every[77], 0, 65536)
