@@ -18,6 +18,7 @@ from runtime.cli import completion, run_logs, run_options
 from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, commands_failure, errors, fail, show, without_dashes
+from runtime.cli.ps import look
 from runtime.cli.signals import Signalled, Signals
 from runtime.client import Client, is_away, patiently
 from runtime.streaming.detach_keys import DEFAULT, parse
@@ -107,11 +108,9 @@ def command(
 
 def _first_users(client: Client) -> Iterator[int]:
     """Where the users of pods with user namespaces begin."""
-    from proto import api_pb2 as cri  # noqa: PLC0415
-
     for pod in Node(client).pods:
-        reply = client.runtime.PodSandboxStatus(cri.PodSandboxStatusRequest(pod_sandbox_id=pod))
-        yield from (line.host_id for line in reply.status.linux.namespaces.options.userns_options.uids)
+        options = look(client, pod).status.linux.namespaces.options
+        yield from (line.host_id for line in options.userns_options.uids)
 
 
 class _Run:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ import pytest
 from proto import api_pb2 as cri
 from runtime.cli import run_logs
 from tests.api.test_command import IMAGE, command, crisp, pods
+from tests.harness.daemon import ROOT
 from tests.harness.kubelet import Kubelet
 from tests.harness.waiting import WAIT_SECONDS, wait_until
 
@@ -294,3 +297,22 @@ def test_archives(kubelet: Kubelet, web: str, tmp_path: Path) -> None:
 def test_about(kubelet: Kubelet) -> None:
     assert "RuntimeReady" in said(kubelet, "info")
     assert "Server: crisp" in said(kubelet, "version")
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_progress_is_drawn_without_colours_where_nobody_wants_them(plain: bool) -> None:
+    """Bars on a terminal; with NO_COLOR in black and white."""
+    script = (
+        "from proto import admin_pb2 as a; from runtime.cli import output;"
+        " output.show([a.ImageProgress(item='layer', stage='downloading', current=5, total=9), a.ImageProgress(done=True)])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    environment |= {"TERM": "xterm-256color", **({"NO_COLOR": "1"} if plain else {})}
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, "-c", script], stderr=theirs, cwd=ROOT, env=environment) as drawing:
+        os.close(theirs)
+        seen = until(ours, b" s\r\n")
+        assert drawing.wait(WAIT_SECONDS) == 0
+    os.close(ours)
+    assert b"downloading" in seen
+    assert bool(re.search(rb"\x1b\[[\d;]*3[\d;]*m", seen)) is not plain, seen
