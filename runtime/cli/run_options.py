@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from runtime.cli import run_mounts
 from runtime.cli.output import fail
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class Options:
 
 def options(command: Callable[..., Any]) -> Callable[..., Any]:
     """All of them, for a command; it gets one Options."""
-    text, several = click.option, functools.partial(click.option, multiple=True)
-    added = [
+    text, several = click.option, _several
+    added: list[Callable[[Callable[..., Any]], Callable[..., Any]]] = [
         text("-i", "--interactive", is_flag=True, help="Pass our input on."),
         text("-t", "--tty", is_flag=True, help="Give the container a terminal."),
         several("-e", "--env", "environment", metavar="NAME[=VALUE]", help="Variable; without a value, ours."),
@@ -129,6 +130,25 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         text("--pid", type=click.Choice(["", "host"]), default="", help="The node's processes."),
         text("--ipc", type=click.Choice(["", "host"]), default="", help="The node's IPC."),
+        *_limits_and_rights(),
+    ]
+
+    @functools.wraps(command)
+    def gathered(*words: Any, **values: Any) -> Any:
+        ours = {field.name: values.pop(field.name) for field in fields(Options)}
+        return command(*words, options=Options(**ours), **values)
+
+    return functools.reduce(lambda done, option: option(done), reversed(added), gathered)
+
+
+def _several(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """One that may be given more than once."""
+    return click.option(*names, multiple=True, **attributes)
+
+
+def _limits_and_rights() -> list[Callable[[Callable[..., Any]], Callable[..., Any]]]:
+    text, several = click.option, _several
+    return [
         text("--cpus", type=float, default=0, metavar="NUMBER", help="Processors that it may use, such as 0.5."),
         text(
             "--cpu-shares",
@@ -161,13 +181,6 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         text("--restart", default="no", metavar="no", help="Nothing else: what restarts is the kubelet, or systemd."),
     ]
 
-    @functools.wraps(command)
-    def gathered(*words: Any, **values: Any) -> Any:
-        ours = {field.name: values.pop(field.name) for field in fields(Options)}
-        return command(*words, options=Options(**ours), **values)
-
-    return functools.reduce(lambda done, option: option(done), reversed(added), gathered)
-
 
 def container(options: Options, name: str, words: tuple[str, ...]) -> cri.ContainerConfig:
     """The container as it is wanted, without its image. Ends the command for what is none of it."""
@@ -183,7 +196,7 @@ def container(options: Options, name: str, words: tuple[str, ...]) -> cri.Contai
         args=words,
         working_dir=options.workdir,
         envs=_variables(options),
-        mounts=_mounts(options),
+        mounts=run_mounts.binds(options.volumes, options.mounts),
         labels=_pairs("--label", options.labels),
         annotations=_annotations(options),
         log_path=f"{name}.log",
@@ -267,21 +280,11 @@ def _annotations(options: Options) -> dict[str, str]:
     from runtime.oci import asked  # noqa: PLC0415
 
     found = {}
-    places = [*options.tmpfs, *(_tmpfs(text, named) for text, named in _named(options) if named.get("type") == "tmpfs")]
-    for text in places:
-        if not text.startswith("/") or "\n" in text:
-            fail(f"--tmpfs {text}: not of the form PLACE[:OPTION,…]", 2)
-    if places:
+    if places := run_mounts.in_memory(options.tmpfs, options.mounts):
         found[asked.PREFIX + asked.TMPFS] = "\n".join(places)
     if options.ulimits:
         found[asked.PREFIX + asked.ULIMITS] = ",".join(options.ulimits)
     return {**_pairs("--annotation", options.annotations), **found}
-
-
-def _tmpfs(text: str, named: dict[str, str]) -> str:
-    """--mount type=tmpfs as --tmpfs has it."""
-    options = [f"{key}={named[f'tmpfs-{key}']}" for key in ("size", "mode") if f"tmpfs-{key}" in named]
-    return f"{_target(text, named)}:{','.join([*options, *(['ro'] if _is_readonly(named) else [])])}"
 
 
 def _host(text: str) -> str:
@@ -317,66 +320,6 @@ def _variables(options: Options) -> Iterable[cri.KeyValue]:
             fail(f"--env {entry}: not of the form NAME=VALUE", 2)
         if equals or name in os.environ:
             yield cri.KeyValue(key=name, value=os.fsencode(value if equals else os.environ[name]))
-
-
-def _mounts(options: Options) -> Iterable[cri.Mount]:
-    from proto import api_pb2 as cri  # noqa: PLC0415
-
-    for text in options.volumes:
-        source, colon, rest = text.partition(":")
-        target, _, words = rest.partition(":")
-        if not colon or not source.startswith(("/", ".")):
-            fail(f"--volume {text}: not of the form DIR:PLACE[:ro]; crisp keeps no volumes of its own", 2)
-        given = set(words.split(",")) - {""}
-        if given - {"ro", "rw", "z", "Z", "rprivate", "rslave", "rshared"}:
-            fail(f"--volume {text}: {words} is not understood", 2)
-        yield cri.Mount(
-            host_path=os.path.realpath(source),
-            container_path=target,
-            readonly="ro" in given,
-            selinux_relabel=bool(given & {"z", "Z"}),
-            propagation=_propagation(given),
-        )
-    for text, named in _named(options):
-        source, target = named.get("source") or named.get("src", ""), _target(text, named)
-        if named["type"] == "tmpfs":
-            continue
-        if not source:
-            fail(f"--mount {text}: it lacks a source", 2)
-        yield cri.Mount(
-            host_path=os.path.realpath(source),
-            container_path=target,
-            readonly=_is_readonly(named),
-            propagation=_propagation({named.get("bind-propagation", "")}),
-        )
-
-
-def _named(options: Options) -> Iterable[tuple[str, dict[str, str]]]:
-    """Each --mount, and its words by their names; each has a type."""
-    for text in options.mounts:
-        named = {"type": "bind", **dict(word.partition("=")[::2] for word in text.split(","))}
-        if named["type"] not in ("bind", "tmpfs"):
-            fail(f"--mount {text}: type=bind and type=tmpfs are what there is", 2)
-        yield text, named
-
-
-def _target(text: str, named: dict[str, str]) -> str:
-    target = named.get("target") or named.get("destination") or named.get("dst", "")
-    if not target:
-        fail(f"--mount {text}: it lacks a target", 2)
-    return target
-
-
-def _is_readonly(named: dict[str, str]) -> bool:
-    return any(named.get(key, "false") in ("", "true", "1") for key in ("readonly", "ro"))
-
-
-def _propagation(words: set[str]) -> cri.MountPropagation:
-    from proto import api_pb2 as cri  # noqa: PLC0415
-
-    if words & {"rshared", "shared"}:
-        return cri.PROPAGATION_BIDIRECTIONAL
-    return cri.PROPAGATION_HOST_TO_CONTAINER if words & {"rslave", "slave"} else cri.PROPAGATION_PRIVATE
 
 
 def _ports(text: str) -> Iterable[cri.PortMapping]:
