@@ -16,11 +16,17 @@ from proto import api_pb2 as cri
 if TYPE_CHECKING:
     from runtime.build.run_mounts import Extras
     from runtime.build.session import Session
+    from runtime.build.wishes import Limits
 
 LABEL: Final = "crisp.build"
 LOOK_SECONDS: Final = 0.02
 LOG_BYTES: Final = 16 << 20
 """Size of a log from which on another is begun: what was shown is not kept."""
+
+CPU_PERIOD: Final = 100_000  # µs, as docker and the kubelet
+
+NETWORKS: Final = {"default": cri.POD, "none": cri.CONTAINER, "host": cri.NODE}
+"""RUN --network: a namespace that no network is attached to is what the CRI has for none."""
 
 HOSTNAME: Final = "crisp-build"
 """The same for all builds: it may end up in what they make."""
@@ -31,17 +37,17 @@ READONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sys
 
 
 class Pod:
-    """A pod for the steps of one stage, with a network of its own or the node's."""
+    """A pod for the steps of one stage."""
 
-    def __init__(self, session: Session, *, host_network: bool) -> None:
+    def __init__(self, session: Session, network: str, limits: Limits) -> None:
         self._session = session
         self._runtime = session.client.runtime
-        network = cri.NODE if host_network else cri.POD
-        self._namespaces = cri.NamespaceOption(network=network, pid=cri.CONTAINER, ipc=cri.POD)
+        self._limits = limits
+        self._namespaces = cri.NamespaceOption(network=NETWORKS[network], pid=cri.CONTAINER, ipc=cri.POD)
         name = f"{session.id}-{secrets.token_hex(4)}"
         self._config = cri.PodSandboxConfig(
             metadata=cri.PodSandboxMetadata(name=name, uid=name, namespace="crisp-build"),
-            hostname="" if host_network else HOSTNAME,
+            hostname="" if network == "host" else HOSTNAME,
             log_directory=os.path.join(session.scratch, f"logs-{name}"),
             labels={LABEL: session.id},
         )
@@ -71,6 +77,10 @@ class Pod:
             labels={LABEL: self._session.id},
             log_path=f"step-{self._steps}.log",
         )
+        resources = config.linux.resources
+        resources.memory_limit_in_bytes = self._limits.memory
+        if self._limits.cpus:
+            resources.cpu_period, resources.cpu_quota = CPU_PERIOD, max(1000, round(self._limits.cpus * CPU_PERIOD))
         context = config.linux.security_context
         context.namespace_options.CopyFrom(self._namespaces)
         context.masked_paths.extend(MASKED)

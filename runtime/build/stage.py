@@ -35,7 +35,8 @@ class Stage:
         self._session = shop.session
         self._name = name
         self._index = index
-        self._pods: dict[bool, Pod] = {}
+        self._pods: dict[str, Pod] = {}
+        """By their network."""
         self.state = state
         self.scope = scope
 
@@ -151,7 +152,7 @@ class Stage:
             sources = run_mounts.Sources(self._shop.wishes.secrets, self._shop.wishes.agents, self._image, self._context_of)
             extras = run_mounts.prepare(step, self._session, sources, state.workdir, stack)
             environment = {**arguments, **self.scope.proxies}
-            begun = self._pod(host_network=self._in_host_network(step))
+            begun = self._pod(self._network(step))
             with begun.ran(state.image_id, command, environment, extras, self._show(shown)) as (container, code):
                 if code:
                     raise step.error(f"the command ended with exit code {code}")
@@ -164,23 +165,21 @@ class Stage:
     def _check(self, step: Run) -> None:
         if step.security != "sandbox":
             raise step.error("--security=insecure: builds have no privileges here; what needs some can be run beforehand")
-        if step.network == "none":
-            raise step.error("--network=none is not supported: default and host are")
-        if step.network == "host" and not (self._shop.wishes.allow_host_network or self._shop.wishes.host_network):
+        if step.network == "host" and not self._shop.wishes.allow_host_network:
             raise step.error("--network=host: give `--allow network.host`, for it reaches all that listens on this node")
 
-    def _in_host_network(self, step: Run) -> bool:
-        return step.network == "host" or self._shop.wishes.host_network
+    def _network(self, step: Run) -> str:
+        return self._shop.wishes.network if step.network == "default" else step.network
 
     def _command(self, step: Run) -> list[str]:
         if step.script:
             return [run_mounts.SCRIPT]
         return [*self.state.shell, *step.command] if step.shell else list(step.command)
 
-    def _pod(self, *, host_network: bool) -> Pod:
-        if host_network not in self._pods:
-            self._pods[host_network] = Pod(self._session, host_network=host_network)
-        return self._pods[host_network]
+    def _pod(self, network: str) -> Pod:
+        if network not in self._pods:
+            self._pods[network] = Pod(self._session, network, self._shop.wishes.limits)
+        return self._pods[network]
 
     def _mount_digest(self, step: Run, mount: RunMount) -> str:
         """What of a mount can change what the command makes."""
@@ -204,10 +203,9 @@ class Stage:
         )
         copier.put(selection, root, root, "/")
         source = posixpath.normpath("/" + mount.source)
-        place = os.path.join(root, "source")
-        if os.path.isdir(os.path.join(context.root, source.strip("/"))):
-            return place
-        return os.path.join(place, posixpath.basename(source))
+        is_directory = os.path.isdir(os.path.join(context.root, source.strip("/")))
+        place = "/source" if is_directory else posixpath.join("/source", posixpath.basename(source))
+        return run_mounts.inside(root, place, step)
 
 
 def _meaning(step: Instruction) -> dict[str, Any]:

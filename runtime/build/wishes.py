@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Of each step's container; 0 for none."""
+
+    memory: int = 0
+    """Bytes."""
+    cpus: float = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Wishes:
     """What is asked of a build besides its Containerfile."""
 
@@ -26,10 +35,11 @@ class Wishes:
     target: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     no_cache: bool = False
-    host_network: bool = False
-    """Steps that do not say otherwise are in the node's network."""
+    network: str = "default"
+    """Of steps that do not say otherwise: default (a pod's), none or host."""
     allow_host_network: bool = False
-    """Steps may say so."""
+    """Steps may ask for the node's."""
+    limits: Limits = field(default_factory=Limits)
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     agents: Mapping[str, str] = field(default_factory=dict)
     """Sockets of SSH agents by their ids."""

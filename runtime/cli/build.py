@@ -11,6 +11,7 @@ import click
 
 from runtime.cli import build_progress
 from runtime.cli.output import errors, fail
+from runtime.cli.run_options import amount
 from runtime.cli.signals import Signals
 from runtime.client import Client
 
@@ -37,7 +38,16 @@ if TYPE_CHECKING:
 @click.option("--no-cache", is_flag=True, help="Do every step anew.")
 @click.option("--pull", "always", is_flag=True, help="Ask registries for base images that are here too.")
 @click.option("--platform", default="", metavar="OS/ARCH", help="What the image is for; it has to be this node's.")
-@click.option("--network", type=click.Choice(["default", "host"]), default="default", help="Of RUN: its own, or the node's.")
+@click.option(
+    "--network",
+    type=click.Choice(["default", "none", "host"]),
+    default="default",
+    help="Of RUN: a pod's, none, or the node's.",
+)
+@click.option("-m", "--memory", default="", metavar="SIZE", help="Limit of each RUN, such as 512M.")
+@click.option(
+    "--cpus", type=click.FloatRange(0, 1 << 20), default=0, metavar="NUMBER", help="Processors that each RUN may use."
+)
 @click.option("--allow", "allowed", multiple=True, type=click.Choice(["network.host"]), help="What RUN may ask for.")
 @click.option("-o", "--output", metavar="type=oci|docker,dest=FILE", help="Write an archive too; - is the standard output.")
 @click.option("--push", is_flag=True, help="Upload it under its names when it is done.")
@@ -140,11 +150,13 @@ def _wishes(
     no_cache: bool,
     platform: str,
     network: str,
+    memory: str,
+    cpus: float,
     allowed: Sequence[str],
 ) -> Wishes:
     from imagesvc.containerfile.scopes import Platforms  # noqa: PLC0415
     from imagesvc.platforms import host_platform, parse_platform  # noqa: PLC0415
-    from runtime.build.wishes import Wishes  # noqa: PLC0415
+    from runtime.build.wishes import Limits, Wishes  # noqa: PLC0415
 
     given: dict[str, str] = {}
     for text in arguments:
@@ -162,8 +174,9 @@ def _wishes(
         target=target,
         labels=pairs,
         no_cache=no_cache,
-        host_network=network == "host",
-        allow_host_network="network.host" in allowed,
+        network=network,
+        allow_host_network="network.host" in allowed or network == "host",
+        limits=Limits(amount("--memory", memory) if memory else 0, cpus),
         secrets=_secrets(secrets),
         agents=_agents(agents),
     )

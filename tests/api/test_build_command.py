@@ -279,3 +279,19 @@ def test_nothing_stays_of_a_daemon_that_is_killed(kubelet: Kubelet, tmp_path: Pa
         assert running.wait() == 1
     kubelet.daemon.start()
     assert kubelet.daemon.leftovers() == []
+
+
+def test_networks_and_limits_of_steps(kubelet: Kubelet, tmp_path: Path) -> None:
+    place = str(
+        context(
+            tmp_path,
+            "FROM BASE\n"
+            "RUN echo pod $(ls /sys/class/net | grep -c eth0)\n"
+            "RUN --network=none echo none $(ls /sys/class/net | grep -c eth0) && ping -c 1 127.0.0.1 > /dev/null && echo lo\n"
+            "RUN --network=host readlink /proc/self/ns/net\n"
+            "RUN cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2> /dev/null; true\n",
+        )
+    )
+    _, err = build(kubelet, "--allow", "network.host", "-m", "64M", "--cpus", "1", place)
+    told = re.findall(r"(?m)^#\d+ \d+\.\d+ (.*)$", err)
+    assert told == ["pod 1", "none 0", "lo", os.readlink("/proc/self/ns/net"), str(64 << 20)]
