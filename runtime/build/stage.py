@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from imagesvc.containerfile.errors import ContainerfileError
 from imagesvc.containerfile.instructions import Add, Arg, Copy, Instruction, Run, RunMount, Workdir
 from proto.errors import CrispError
 from runtime.build import run_mounts
-from runtime.build.copying import Tree
+from runtime.build.copying import Selection, Tree
 from runtime.build.fetching import fetch_urls
 from runtime.build.run_step import Pod
 
@@ -187,9 +188,16 @@ class Stage:
             return ""
         if mount.from_:
             return self._image(step, mount)
+        return self._part_of_context(step, mount).digest
+
+    def _part_of_context(self, step: Run, mount: RunMount) -> Selection:
+        """What a bind without `from` shows."""
         context = self._shop.context
         tree = Tree(context.root, "the context", context.rules, keep_owners=False)
-        return str(self._shop.copier.select(run_mounts.copy_of(step, mount), tree).digest)
+        try:
+            return self._shop.copier.select(run_mounts.copy_of(step, mount), tree)
+        except ContainerfileError as error:
+            raise step.error(f"--mount: {error.problem}") from None
 
     def _image(self, step: Run, mount: RunMount) -> str:
         return self._shop.source(mount.from_, self._index, step)[0]
@@ -198,10 +206,7 @@ class Stage:
         """A copy of a part of the context."""
         context, copier = self._shop.context, self._shop.copier
         root = stack.enter_context(self._session.mounted("", writable=True)).directory
-        selection = copier.select(
-            run_mounts.copy_of(step, mount), Tree(context.root, "the context", context.rules, keep_owners=False)
-        )
-        copier.put(selection, root, root, "/")
+        copier.put(self._part_of_context(step, mount), root, root, "/")
         source = posixpath.normpath("/" + mount.source)
         is_directory = os.path.isdir(os.path.join(context.root, source.strip("/")))
         place = "/source" if is_directory else posixpath.join("/source", posixpath.basename(source))

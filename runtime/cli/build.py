@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from runtime.cli import build_progress
+from runtime.cli import build_output, build_progress
 from runtime.cli.output import errors, fail
 from runtime.cli.run_options import amount
 from runtime.cli.signals import Signals
@@ -18,6 +17,7 @@ from runtime.client import Client
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from runtime.build.copying import Copier
     from runtime.build.session import Session
     from runtime.build.wishes import Wishes
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     "--cpus", type=click.FloatRange(0, 1 << 20), default=0, metavar="NUMBER", help="Processors that each RUN may use."
 )
 @click.option("--allow", "allowed", multiple=True, type=click.Choice(["network.host"]), help="What RUN may ask for.")
-@click.option("-o", "--output", metavar="type=oci|docker,dest=FILE", help="Write an archive too; - is the standard output.")
+@click.option("-o", "--output", metavar="type=oci|docker|tar|local,dest=PLACE", help="An archive, or files.")
 @click.option("--push", is_flag=True, help="Upload it under its names when it is done.")
 @click.option("--iidfile", type=click.Path(dir_okay=False), help="A file that gets the image's id.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the image's id, and what has failed.")
@@ -84,7 +84,7 @@ def command(
     from runtime.build.copying import Copier  # noqa: PLC0415
     from runtime.build.session import Session  # noqa: PLC0415
 
-    archive = _archive(output)
+    wanted_output = build_output.parse(output) if output is not None else None
     if push and not tags:
         fail("--push needs a name: give one by --tag", 2)
     with Signals().told(), errors():
@@ -95,8 +95,8 @@ def command(
             image_id = _build(session, copier, context, containerfile, wishes, shown, _puller(client, always=always))
             for tag in tags:
                 client.admin.TagImage(admin.TagImageRequest(reference=image_id, name=tag))
-            if archive is not None:
-                _export(session, archive, tags or (image_id,))
+            if wanted_output is not None:
+                build_output.write(wanted_output, session, copier, image_id, tags)
             for tag in tags if push else ():
                 number = shown.begin(f"push {tag}")
                 for _step in client.admin.PushImage(admin.PushImageRequest(reference=tag)):
@@ -105,13 +105,13 @@ def command(
         if iidfile:
             with open(iidfile, "w", encoding="ascii") as file:
                 file.write(image_id)
-    if archive is None or archive[1] != "-":
+    if wanted_output is None or not wanted_output.is_stream:
         click.echo(image_id)
 
 
 def _build(
     session: Session,
-    copier: object,
+    copier: Copier,
     context: str,
     containerfile: str | None,
     wishes: Wishes,
@@ -123,7 +123,7 @@ def _build(
     from runtime.build.executor import Build  # noqa: PLC0415
 
     opened = open_context(context, containerfile, sys.stdin.buffer, session.scratch)
-    return Build(session, copier, opened, parse(opened.text, opened.name), wishes, shown, pull).run()  # type: ignore[arg-type]
+    return Build(session, copier, opened, parse(opened.text, opened.name), wishes, shown, pull).run()
 
 
 def _puller(client: Client, *, always: bool) -> Callable[[str], str]:
@@ -221,25 +221,3 @@ def _epoch(arguments: Mapping[str, str]) -> int | None:
     if text and not text.isdecimal():
         fail(f"SOURCE_DATE_EPOCH {text}: not a number of seconds", 2)
     return int(text) if text else None
-
-
-def _archive(output: str | None) -> tuple[str, str] | None:
-    """Format and file."""
-    if output is None:
-        return None
-    named = dict(word.partition("=")[::2] for word in output.split(","))
-    kind, dest = named.pop("type", ""), named.pop("dest", "")
-    if kind not in ("oci", "docker") or not dest or named:
-        fail(f"--output {output}: type=oci,dest=FILE and type=docker,dest=FILE are what there is", 2)
-    return kind, dest
-
-
-def _export(session: Session, archive: tuple[str, str], references: Sequence[str]) -> None:
-    from proto import admin_pb2 as admin  # noqa: PLC0415
-
-    kind, dest = archive
-    path = os.path.join(session.scratch, "archive") if dest == "-" else os.path.abspath(dest)
-    session.client.admin.ExportImages(admin.ExportImagesRequest(references=references, path=path, format=kind))
-    if dest == "-":
-        with open(path, "rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)

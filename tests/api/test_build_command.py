@@ -30,7 +30,7 @@ NAME = "localhost/built-app:1"
 @pytest.fixture(autouse=True)
 def no_images_stay(kubelet: Kubelet) -> Iterator[None]:
     yield
-    wait_until(lambda: not any((kubelet.daemon.root / "builds").iterdir()))
+    wait_until(lambda: not list(kubelet.daemon.root.glob("builds/*")))
     kubelet.client.admin.PruneBuildCache(admin.PruneBuildCacheRequest())
     for image in kubelet.images.ListImages(cri.ListImagesRequest()).images:
         if any("/built" in tag for tag in image.repo_tags):
@@ -167,6 +167,21 @@ def test_mounts_of_a_step(kubelet: Kubelet, tmp_path: Path) -> None:
     assert not named.exists()
 
 
+def test_links_lead_no_mount_out(kubelet: Kubelet, tmp_path: Path) -> None:
+    """Neither a link in an image nor one in the context shows a step a file of the host."""
+    host = tmp_path / "of-the-host"
+    host.mkdir()
+    (host / "file").write_text("of the host")
+    (tmp_path / "context").mkdir()
+    (tmp_path / "context/link").symlink_to(host)
+    place = tmp_path / "context"
+    for mount in ("from=a,source=/link", "from=a,rw,source=/link", "source=link", "rw,source=link", "source=link/file"):
+        text = f"FROM BASE AS a\nRUN ln -s {host} /link\nFROM BASE\nRUN --mount=target=/t,{mount} ls /t/ && cat /t/file\n"
+        _, err = build(kubelet, str(context(place, text)), code=1)
+        assert "of the host" not in err
+        assert "Containerfile:4: RUN" in err
+
+
 def test_stages_that_need_nothing_of_each_other_are_built_at_once(kubelet: Kubelet, tmp_path: Path) -> None:
     """Each waits for the other: one after the other they would wait for ever."""
     wait = "until [ -e /meet/{} ]; do sleep 0.01; done"
@@ -208,7 +223,8 @@ def test_what_is_wrong_is_said_with_its_place(kubelet: Kubelet, tmp_path: Path, 
     "words",
     [
         ["--squash", "."],
-        ["--output", "type=local,dest=x", "."],
+        ["--output", "type=local", "."],
+        ["--output", "type=image,name=x", "."],
         ["--push", "."],
         ["--secret", "src=x", "."],
         ["--progress", "x", "."],
@@ -287,7 +303,7 @@ def test_networks_and_limits_of_steps(kubelet: Kubelet, tmp_path: Path) -> None:
             tmp_path,
             "FROM BASE\n"
             "RUN echo pod $(ls /sys/class/net | grep -c eth0)\n"
-            "RUN --network=none echo none $(ls /sys/class/net | grep -c eth0) && ping -c 1 127.0.0.1 > /dev/null && echo lo\n"
+            "RUN --network=none echo none $(ls /sys/class/net | grep -c eth0); ping -c 1 127.0.0.1 > /dev/null && echo lo\n"
             "RUN --network=host readlink /proc/self/ns/net\n"
             "RUN cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max 2> /dev/null; true\n",
         )
@@ -295,3 +311,23 @@ def test_networks_and_limits_of_steps(kubelet: Kubelet, tmp_path: Path) -> None:
     _, err = build(kubelet, "--allow", "network.host", "-m", "64M", "--cpus", "1", place)
     told = re.findall(r"(?m)^#\d+ \d+\.\d+ (.*)$", err)
     assert told == ["pod 1", "none 0", "lo", os.readlink("/proc/self/ns/net"), str(64 << 20)]
+
+
+def test_outputs(kubelet: Kubelet, tmp_path: Path) -> None:
+    (tmp_path / "context").mkdir()
+    place = str(context(tmp_path / "context", "FROM scratch\nCOPY --chown=7:8 d /d/\n"))
+    (tmp_path / "context/d").mkdir()
+    (tmp_path / "context/d/file").write_text("a file")
+    (tmp_path / "context/d/link").symlink_to("/etc/passwd")
+    build(kubelet, "-o", f"{tmp_path}/out", place)
+    copied = tmp_path / "out/d/file"
+    assert (copied.read_text(), copied.stat().st_uid) == ("a file", 0)
+    assert os.readlink(tmp_path / "out/d/link") == "/etc/passwd"
+    done = subprocess.run(command(kubelet, "build", "-o", "-", place), check=True, capture_output=True)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        members = {member.name: member for member in archive}
+    assert sorted(members) == ["d", "d/file", "d/link"]
+    assert (members["d/file"].uid, members["d/link"].linkname) == (7, "/etc/passwd")
+    done = subprocess.run(command(kubelet, "build", "-t", NAME, "-o", "type=docker", place), check=True, capture_output=True)
+    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+        assert "manifest.json" in archive.getnames()

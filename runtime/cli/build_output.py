@@ -1,0 +1,98 @@
+"""`crisp build --output`: what is made of an image besides its record: an archive of it, or its files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Final
+
+from runtime.cli.output import fail
+
+if TYPE_CHECKING:
+    from runtime.build.copying import Copier
+    from runtime.build.session import Session
+
+KINDS: Final = ("oci", "docker", "tar", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What is wanted, and where: a file, `-` for the standard output, or a directory."""
+
+    kind: str
+    dest: str
+
+    @property
+    def is_stream(self) -> bool:
+        """It goes to the standard output."""
+        return self.dest == "-"
+
+
+def parse(text: str) -> Output:
+    """type=oci|docker|tar|local,dest=PLACE; docker's short forms DIR and -. Ends the command for what is none."""
+    if "=" not in text:
+        return Output("tar", "-") if text == "-" else Output("local", text)
+    named = dict(word.partition("=")[::2] for word in text.split(","))
+    kind, dest = named.pop("type", ""), named.pop("dest", "")
+    if kind in KINDS and not dest and kind != "local":
+        dest = "-"
+    if kind not in KINDS or not dest or named or (kind == "local" and dest == "-"):
+        fail(f"--output {text}: not of the form type={'|'.join(KINDS)},dest=PLACE", 2)
+    if dest == "-" and sys.stdout.isatty():
+        fail(f"--output {text}: an archive is not for a terminal: say dest=FILE", 2)
+    return Output(kind, dest)
+
+
+def write(output: Output, session: Session, copier: Copier, image_id: str, references: Sequence[str]) -> None:
+    """Make it. `references` are the names that an archive gives the image."""
+    if output.kind in ("oci", "docker"):
+        _archive(output, session, references or (image_id,))
+        return
+    with session.mounted(image_id) as tree:
+        if output.kind == "local":
+            _files(output.dest, copier, tree.directory)
+        elif output.is_stream:
+            _tar(tree.directory, sys.stdout.buffer)
+        else:
+            with open(output.dest, "wb") as file:
+                _tar(tree.directory, file)
+
+
+def _archive(output: Output, session: Session, references: Sequence[str]) -> None:
+    from proto import admin_pb2 as admin  # noqa: PLC0415  --help needs no protobuf
+
+    path = os.path.join(session.scratch, "archive") if output.is_stream else os.path.abspath(output.dest)
+    request = admin.ExportImagesRequest(references=references, path=path, format=output.kind)
+    session.client.admin.ExportImages(request)
+    if output.is_stream:
+        with open(path, "rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+
+
+def _files(place: str, copier: Copier, tree: str) -> None:
+    """The image's files in a directory here, as our own."""
+    from imagesvc.containerfile.errors import Place  # noqa: PLC0415
+    from imagesvc.containerfile.instructions import Copy  # noqa: PLC0415
+    from runtime.build.copying import Tree  # noqa: PLC0415
+
+    os.makedirs(place, exist_ok=True)
+    everything = Copy(at=Place("--output", 1), text="", sources=("/",), target="/")
+    selection = copier.select(everything, Tree(tree, "the image", keep_owners=False))
+    copier.put(selection, os.path.abspath(place), tree, "/")
+
+
+def _tar(tree: str, target: IO[bytes]) -> None:
+    """The image's files as an archive. The tree is read-only, and links in it are not followed."""
+    with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+        for name in sorted(os.listdir(tree)):
+            archive.add(os.path.join(tree, name), arcname=name, filter=_nameless)
+
+
+def _nameless(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Without this host's names of users."""
+    member.uname = member.gname = ""
+    return member
