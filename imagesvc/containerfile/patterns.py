@@ -49,6 +49,11 @@ class PathPattern:
         self.components: tuple[Component, ...] = tuple(
             component for i, part in enumerate(parts) for component in _components(part, first=i == 0)
         )
+        leading = bool(self.components) and self.components[0].deep
+        end = self.components[1:] if leading else self.components
+        # Most patterns are names, or `**/` and names: then it is known which component is to fit which.
+        self._end = end if end and not any(component.deep for component in end) else ()
+        self._leading = leading
 
     @property
     def wild(self) -> bool:
@@ -57,8 +62,15 @@ class PathPattern:
 
     def matches(self, path: str) -> bool:
         """Whether the whole path fits."""
-        reached = self._reached(path.split("/"))
-        return len(self.components) in reached
+        names = path.split("/")
+        end = self._end
+        if not end:
+            return len(self.components) in self._reached(names)
+        if len(names) != len(end):
+            if not self._leading or len(names) < len(end):
+                return False
+            names = names[-len(end) :]
+        return all(component.matches(name) for component, name in zip(end, names, strict=True))
 
     def may_match_below(self, directory: str) -> bool:
         """Whether a path below this directory could fit."""
