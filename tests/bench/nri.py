@@ -58,7 +58,7 @@ class Idle(NriPlugin):
 
     def stay(self) -> None:
         """Until the runtime has closed the connection."""
-        with self.start(), self.changed:
+        with self, self.changed:
             while not self.closed:
                 self.changed.wait()
 
