@@ -80,6 +80,7 @@ def numbers(witness: Container) -> list[int]:
 def whole_life(kubelet: Kubelet, config: cri.PodSandboxConfig) -> None:
     """Every operation that has a failpoint."""
     pod = kubelet.pod(config)
+    kubelet.runtime.UpdatePodSandboxResources(cri.UpdatePodSandboxResourcesRequest(pod_sandbox_id=pod.id))
     container = pod.run_trap("exit 0", "TERM")
     container.update(**some_limit(512))
     assert container.sh("echo hello") == "hello\n"

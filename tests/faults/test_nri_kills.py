@@ -19,6 +19,8 @@ pytestmark = pytest.mark.root
 
 REQUESTS = (
     "RunPodSandbox",
+    "UpdatePodSandbox",
+    "PostUpdatePodSandbox",
     "CreateContainer",
     "ValidateContainerAdjustment",
     "PostCreateContainer",
