@@ -224,7 +224,7 @@ def _unmount(node: Node, build: str, name: str) -> None:
 
 async def prune(node: Node, *, dry: bool) -> Left:
     """Forget steps and directories of RUN --mount=type=cache that no build uses; `dry` counts all of them."""
-    held = {image_id for lease in node.builds.values() for image_id in lease.images}
+    held = {image_id for lease in node.builds.values() if not lease.ended for image_id in lease.images}
     steps = size = 0
     for image in node.images.list():
         names = [name for name in (*image.repo_tags, *image.repo_digests) if is_step(name)]
