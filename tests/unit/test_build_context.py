@@ -122,6 +122,17 @@ def test_archives_that_are_refused(tmp_path: Path, content: bytes, said: str) ->
     assert said in caught.value.message
 
 
+def test_a_fifo_in_an_archive(tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("Dockerfile"))
+        info = tarfile.TarInfo("fifo")
+        info.type = tarfile.FIFOTYPE
+        tar.addfile(info)
+    assert opened("-", None, out.getvalue(), tmp_path).text == b""
+    assert (tmp_path / "fifo").is_fifo()
+
+
 @pytest.mark.parametrize("link", ["/etc/passwd", "../../../../../../etc/passwd"])
 def test_a_link_in_an_archive_is_not_followed_out_of_it(tmp_path: Path, link: str) -> None:
     for name, asked in (("Dockerfile", None), ("other", "other")):

@@ -165,6 +165,17 @@ def test_special_files_links_and_attributes(lab: Lab) -> None:
     assert (lab.root / os.fsdecode(b"x/\xff\xe9")).read_text() == "odd"
 
 
+def test_devices_of_an_image(lab: Lab) -> None:
+    os.mknod(lab.source / "src/null", stat.S_IFCHR | 0o640, os.makedev(1, 3))
+    os.mknod(lab.source / "src/disk", stat.S_IFBLK | 0o600, os.makedev(7, 200))
+    image = Tree(str(lab.source), "image x")
+    lab.copier.put(lab.copier.select(step("COPY --from=x src /x"), image), str(lab.root), "", "/")
+    for name, kind, device in (("null", stat.S_IFCHR, (1, 3)), ("disk", stat.S_IFBLK, (7, 200))):
+        status = (lab.root / "x" / name).lstat()
+        assert (stat.S_IFMT(status.st_mode), os.major(status.st_rdev), os.minor(status.st_rdev)) == (kind, *device)
+    assert stat.S_IMODE((lab.root / "x/null").lstat().st_mode) == 0o640
+
+
 def test_owners(lab: Lab) -> None:
     (lab.root / "etc").mkdir()
     (lab.root / "etc/passwd").write_text("root:x:0:0::/:\nwww:x:33:34::/:\n")

@@ -90,6 +90,14 @@ def test_from_lines_see_global_arguments() -> None:
         graph("FROM $none")
 
 
+def test_the_target_stage_is_told() -> None:
+    file = read("FROM a\nARG TARGETSTAGE")
+    for target, expected in (("", "default"), ("test", "test")):
+        scope = Scope.of_globals(file, {}, PLATFORMS, target).for_stage({})
+        scope.enter(file.stages[0].instructions[0])
+        assert scope.arguments == {"TARGETSTAGE": expected}
+
+
 def test_stages_inherit_arguments() -> None:
     file = read("FROM a AS one\nARG x=1\nENV y=2\nFROM one\nRUN true")
     whole = Scope.of_globals(file, {}, PLATFORMS)
