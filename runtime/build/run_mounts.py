@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from imagesvc.containerfile.instructions import Copy, Run, RunMount
-from kernel import modes, mounts, syscalls
+from kernel import modes, mounts, removal, syscalls
 from proto import api_pb2 as cri
 from proto.errors import Code, CrispError
 from runtime.build.session import Session
@@ -50,6 +50,8 @@ class Sources:
     """Whose files a bind with `from` shows."""
     context: Callable[[Run, RunMount, ExitStack], str]
     """A copy of what a bind without `from` shows, writable, until the stack is closed."""
+    fill: Callable[[Run, RunMount, str], None]
+    """Puts into a directory what a new cache with `from` begins with."""
 
 
 def prepare(step: Run, session: Session, sources: Sources, workdir: str, stack: ExitStack) -> Extras:
@@ -60,7 +62,7 @@ def prepare(step: Run, session: Session, sources: Sources, workdir: str, stack: 
         if mount.type == "bind":
             extras.mounts.append(_bind(step, mount, target, session, sources, stack))
         elif mount.type == "cache":
-            extras.mounts.append(_cache(step, mount, target, session, stack))
+            extras.mounts.append(_cache(step, mount, target, session, sources, stack))
         elif mount.type == "tmpfs":
             extras.mounts.append(_tmpfs(mount, target, session, stack))
         elif mount.type == "secret":
@@ -103,9 +105,7 @@ def inside(root: str, path: str, step: Run) -> str:
         os.close(found)
 
 
-def _cache(step: Run, mount: RunMount, target: str, session: Session, stack: ExitStack) -> cri.Mount:
-    if mount.from_:
-        raise step.error("--mount=type=cache,from=: a cache begins empty here; copy what it should begin with in the RUN")
+def _cache(step: Run, mount: RunMount, target: str, session: Session, sources: Sources, stack: ExitStack) -> cri.Mount:
     key = hashlib.sha256((mount.id or target).encode()).hexdigest()[:32]
     name, number = key, 0
     while (held := _hold(os.path.join(session.caches, name), mount.sharing)) is None:
@@ -122,9 +122,14 @@ def _cache(step: Run, mount: RunMount, target: str, session: Session, stack: Exi
     with open(os.path.join(session.caches, name, "making"), "wb") as making:
         fcntl.flock(making, fcntl.LOCK_EX)  # another step may be here at the same time
         if not os.path.isdir(data):
-            os.mkdir(data)
-            os.chown(data, mount.uid, mount.gid)
-            os.chmod(data, 0o755 if mount.mode is None else mount.mode)
+            half = f"{data}.half"
+            removal.remove_tree(half)
+            os.mkdir(half)
+            if mount.from_:
+                sources.fill(step, mount, half)
+            os.chown(half, mount.uid, mount.gid)
+            os.chmod(half, 0o755 if mount.mode is None else mount.mode)
+            os.rename(half, data)
     return cri.Mount(container_path=target, host_path=data, readonly=mount.readonly)
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 import grpc
 
 from proto import api_pb2 as cri
+from runtime.oci import asked
 
 if TYPE_CHECKING:
     from runtime.build.run_mounts import Extras
     from runtime.build.session import Session
-    from runtime.build.wishes import Limits
+    from runtime.build.wishes import Conditions
 
 LABEL: Final = "crisp.build"
 LOOK_SECONDS: Final = 0.02
@@ -39,10 +40,10 @@ READONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sys
 class Pod:
     """A pod for the steps of one stage."""
 
-    def __init__(self, session: Session, network: str, limits: Limits) -> None:
+    def __init__(self, session: Session, network: str, conditions: Conditions) -> None:
         self._session = session
         self._runtime = session.client.runtime
-        self._limits = limits
+        self._conditions = conditions
         self._namespaces = cri.NamespaceOption(network=NETWORKS[network], pid=cri.CONTAINER, ipc=cri.POD)
         name = f"{session.id}-{secrets.token_hex(4)}"
         self._config = cri.PodSandboxConfig(
@@ -52,6 +53,10 @@ class Pod:
             labels={LABEL: session.id},
         )
         self._config.linux.security_context.namespace_options.CopyFrom(self._namespaces)
+        if conditions.shm_size:
+            self._config.annotations[asked.SHM_SIZE] = str(conditions.shm_size)
+        if conditions.hosts:
+            self._config.annotations[asked.HOSTS] = "\n".join(conditions.hosts)
         os.mkdir(self._config.log_directory, 0o700)
         reply = self._runtime.RunPodSandbox(cri.RunPodSandboxRequest(config=self._config))
         self._id = reply.pod_sandbox_id
@@ -78,9 +83,12 @@ class Pod:
             log_path=f"step-{self._steps}.log",
         )
         resources = config.linux.resources
-        resources.memory_limit_in_bytes = self._limits.memory
-        if self._limits.cpus:
-            resources.cpu_period, resources.cpu_quota = CPU_PERIOD, max(1000, round(self._limits.cpus * CPU_PERIOD))
+        conditions = self._conditions
+        resources.memory_limit_in_bytes = conditions.memory
+        if conditions.cpus:
+            resources.cpu_period, resources.cpu_quota = CPU_PERIOD, max(1000, round(conditions.cpus * CPU_PERIOD))
+        if conditions.ulimits:
+            config.annotations[asked.PREFIX + asked.ULIMITS] = ",".join(conditions.ulimits)
         context = config.linux.security_context
         context.namespace_options.CopyFrom(self._namespaces)
         context.masked_paths.extend(MASKED)

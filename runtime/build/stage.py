@@ -150,7 +150,8 @@ class Stage:
             return "cached"
         command = self._command(step)
         with ExitStack() as stack:
-            sources = run_mounts.Sources(self._shop.wishes.secrets, self._shop.wishes.agents, self._image, self._context_of)
+            wishes = self._shop.wishes
+            sources = run_mounts.Sources(wishes.secrets, wishes.agents, self._image, self._context_of, self._fill)
             extras = run_mounts.prepare(step, self._session, sources, state.workdir, stack)
             environment = {**arguments, **self.scope.proxies}
             begun = self._pod(self._network(step))
@@ -179,7 +180,7 @@ class Stage:
 
     def _pod(self, network: str) -> Pod:
         if network not in self._pods:
-            self._pods[network] = Pod(self._session, network, self._shop.wishes.limits)
+            self._pods[network] = Pod(self._session, network, self._shop.wishes.conditions)
         return self._pods[network]
 
     def _mount_digest(self, step: Run, mount: RunMount) -> str:
@@ -201,6 +202,17 @@ class Stage:
 
     def _image(self, step: Run, mount: RunMount) -> str:
         return self._shop.source(mount.from_, self._index, step)[0]
+
+    def _fill(self, step: Run, mount: RunMount, place: str) -> None:
+        """Put into a new cache what it begins with."""
+        image_id, called = self._shop.source(mount.from_, self._index, step)
+        wanted = Copy(at=step.at, text=step.text, sources=(mount.source or "/",), target="/")
+        with self._session.mounted(image_id) as tree:
+            try:
+                selection = self._shop.copier.select(wanted, Tree(tree.directory, called))
+                self._shop.copier.put(selection, place, tree.directory, "/")
+            except ContainerfileError as error:
+                raise step.error(f"--mount: {error.problem}") from None
 
     def _context_of(self, step: Run, mount: RunMount, stack: ExitStack) -> str:
         """A copy of a part of the context."""

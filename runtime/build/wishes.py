@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Of each step's container; 0 for none."""
+class Conditions:
+    """Of each step's container; 0 and nothing for what is not asked for."""
 
     memory: int = 0
     """Bytes."""
     cpus: float = 0
+    shm_size: int = 0
+    """Bytes."""
+    hosts: tuple[str, ...] = ()
+    """Lines of /etc/hosts."""
+    ulimits: tuple[str, ...] = ()
+    """NAME=SOFT[:HARD]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +45,7 @@ class Wishes:
     """Of steps that do not say otherwise: default (a pod's), none or host."""
     allow_host_network: bool = False
     """Steps may ask for the node's."""
-    limits: Limits = field(default_factory=Limits)
+    conditions: Conditions = field(default_factory=Conditions)
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     agents: Mapping[str, str] = field(default_factory=dict)
     """Sockets of SSH agents by their ids."""

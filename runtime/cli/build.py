@@ -10,7 +10,7 @@ import click
 
 from runtime.cli import build_output, build_progress
 from runtime.cli.output import errors, fail
-from runtime.cli.run_options import amount
+from runtime.cli.run_options import amount, host
 from runtime.cli.signals import Signals
 from runtime.client import Client
 
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 @click.option(
     "--cpus", type=click.FloatRange(0, 1 << 20), default=0, metavar="NUMBER", help="Processors that each RUN may use."
 )
+@click.option("--shm-size", default="", metavar="SIZE", help="Of /dev/shm of each RUN, such as 256M.")
+@click.option("--ulimit", "ulimits", multiple=True, metavar="NAME=SOFT[:HARD]", help="A resource limit of each RUN.")
+@click.option("--add-host", "hosts", multiple=True, metavar="NAME:ADDRESS", help="A line for /etc/hosts of each RUN.")
 @click.option("--allow", "allowed", multiple=True, type=click.Choice(["network.host"]), help="What RUN may ask for.")
 @click.option("-o", "--output", metavar="type=oci|docker|tar|local,dest=PLACE", help="An archive, or files.")
 @click.option("--push", is_flag=True, help="Upload it under its names when it is done.")
@@ -152,11 +155,14 @@ def _wishes(
     network: str,
     memory: str,
     cpus: float,
+    shm_size: str,
+    ulimits: tuple[str, ...],
+    hosts: Sequence[str],
     allowed: Sequence[str],
 ) -> Wishes:
     from imagesvc.containerfile.scopes import Platforms  # noqa: PLC0415
     from imagesvc.platforms import host_platform, parse_platform  # noqa: PLC0415
-    from runtime.build.wishes import Limits, Wishes  # noqa: PLC0415
+    from runtime.build.wishes import Conditions, Wishes  # noqa: PLC0415
 
     given: dict[str, str] = {}
     for text in arguments:
@@ -176,7 +182,13 @@ def _wishes(
         no_cache=no_cache,
         network=network,
         allow_host_network="network.host" in allowed or network == "host",
-        limits=Limits(amount("--memory", memory) if memory else 0, cpus),
+        conditions=Conditions(
+            memory=amount("--memory", memory) if memory else 0,
+            cpus=cpus,
+            shm_size=amount("--shm-size", shm_size) if shm_size else 0,
+            hosts=tuple(map(host, hosts)),
+            ulimits=ulimits,
+        ),
         secrets=_secrets(secrets),
         agents=_agents(agents),
     )

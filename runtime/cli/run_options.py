@@ -243,7 +243,7 @@ def pod(options: Options, name: str, uid: str, logs: str) -> cri.PodSandboxConfi
     if options.shm_size:
         config.annotations[asked.SHM_SIZE] = str(amount("--shm-size", options.shm_size))
     if options.add_host:
-        config.annotations[asked.HOSTS] = "\n".join(map(_host, options.add_host))
+        config.annotations[asked.HOSTS] = "\n".join(map(host, options.add_host))
     if options.dns or options.dns_search:
         config.dns_config.servers.extend(options.dns)
         config.dns_config.searches.extend(options.dns_search)
@@ -287,7 +287,7 @@ def _annotations(options: Options) -> dict[str, str]:
     return {**_pairs("--annotation", options.annotations), **found}
 
 
-def _host(text: str) -> str:
+def host(text: str) -> str:
     """NAME:ADDRESS, or NAME=ADDRESS, as a line of /etc/hosts; the address may have brackets and colons."""
     name, sign, address = text.partition("=" if "=" in text else ":")
     if not name or not sign or not address or set(text) & set(" \t\n"):

@@ -32,7 +32,7 @@ def df(socket_path: str, form: str) -> None:
         containers = client.runtime.ListContainers(cri.ListContainersRequest()).containers
         stats = client.runtime.ListContainerStats(cri.ListContainerStatsRequest()).stats
         kept = _left(client, dry=True)
-    own = [image for image in images if not image.repo_tags or not all(map(is_step, image.repo_tags))]
+    own = [image for image in images if not all(map(is_step, (*image.repo_tags, *image.repo_digests)))]
     rows: list[listing.Row] = [
         {"Type": "Images", "TotalCount": len(own), "Size": sum(image.size for image in own)},
         {

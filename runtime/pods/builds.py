@@ -227,11 +227,11 @@ async def prune(node: Node, *, dry: bool) -> Left:
     held = {image_id for lease in node.builds.values() if not lease.ended for image_id in lease.images}
     steps = size = 0
     for image in node.images.list():
-        names = [name for name in (*image.repo_tags, *image.repo_digests) if is_step(name)]
-        if not names or (not dry and image.id in held):
+        names = [name for name in image.repo_tags if is_step(name)]
+        alone = len(names) == len(image.repo_tags) + len(image.repo_digests)  # or it has none: a later build has taken it
+        if (not names and not alone) or (not dry and image.id in held):
             continue
-        alone = len(names) == len(image.repo_tags) + len(image.repo_digests)
-        steps += sum("@" not in name for name in names)
+        steps += max(1, len(names))
         size += image.size if alone else 0
         if alone and not dry:
             await node.images.remove(image.id)
