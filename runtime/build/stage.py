@@ -51,7 +51,9 @@ class Stage:
             try:
                 how = self._do(step, shown)
             except grpc.RpcError as error:
-                self._failed(shown, failure := step.error(error.details() or error.code().name))
+                gone = error.code() is grpc.StatusCode.UNAVAILABLE
+                said = "the daemon has ended: start the build again" if gone else error.details() or error.code().name
+                self._failed(shown, failure := step.error(said))
                 raise failure from None
             except CrispError as failure:
                 self._failed(shown, failure)

@@ -294,6 +294,8 @@ def test_nothing_stays_of_a_command_that_is_killed(kubelet: Kubelet, tmp_path: P
 def test_nothing_stays_of_a_daemon_that_is_killed(kubelet: Kubelet, tmp_path: Path) -> None:
     with begun(kubelet, tmp_path) as running:
         kubelet.daemon.kill()
+        assert running.stderr is not None
+        assert b"the daemon has ended" in running.stderr.read()
         assert running.wait() == 1
     kubelet.daemon.start()
     assert kubelet.daemon.leftovers() == []
