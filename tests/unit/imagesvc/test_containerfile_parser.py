@@ -263,6 +263,36 @@ def test_health_checks() -> None:
     assert fields('HEALTHCHECK cmd ["a"]') == {**none, "command": ("a",), "shell": False}
 
 
+@pytest.mark.parametrize(
+    ("text", "nanoseconds"),
+    [
+        ("1000000ns", 10**6),
+        ("2000us", 2 * 10**6),
+        ("2000µs", 2 * 10**6),
+        ("2000μs", 2 * 10**6),
+        ("3ms", 3 * 10**6),
+        ("4s", 4 * SECOND),
+        ("5m", 300 * SECOND),
+        ("6h", 6 * 3600 * SECOND),
+        ("1h1m1.25s", 3661 * SECOND + SECOND // 4),
+        ("0.5h", 1800 * SECOND),
+        ("0", 0),
+        ("0s", 0),
+        ("2562047h", 2562047 * 3600 * SECOND),
+    ],
+)
+def test_durations(text: str, nanoseconds: int) -> None:
+    found = step(f"HEALTHCHECK --timeout={text} CMD true")
+    assert isinstance(found, i.HealthCheck)
+    assert found.timeout == nanoseconds
+
+
+@pytest.mark.parametrize("text", ["1", "s", "-1s", "1s ", "1.s", ".5s", "1d", "2562048h", "999999ns", "1e3s"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(ContainerfileError, match="F:2: HEALTHCHECK: --timeout is to be"):
+        parse(f"FROM a\nHEALTHCHECK --timeout='{text}' CMD true".encode(), "F")
+
+
 def test_triggers() -> None:
     at = Place("ONBUILD of x", 2)
     found = parse_trigger("COPY <<E /a\nb\nE", at)
