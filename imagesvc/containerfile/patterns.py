@@ -46,8 +46,10 @@ class PathPattern:
         self.text = text
         clean = posixpath.normpath("/" + text).lstrip("/")
         parts = clean.split("/") if clean else []
+        # docker takes `**` at the beginning for "ends with" where there is no other wildcard.
+        suffix = not any(character in clean.lstrip("*") for character in "*?[\\")
         self.components: tuple[Component, ...] = tuple(
-            component for i, part in enumerate(parts) for component in _components(part, first=i == 0)
+            component for i, part in enumerate(parts) for component in _components(part, suffix=suffix and i == 0)
         )
         leading = bool(self.components) and self.components[0].deep
         end = self.components[1:] if leading else self.components
@@ -105,13 +107,13 @@ class PathPattern:
         return found
 
 
-def _components(part: str, *, first: bool) -> list[Component]:
-    """`**` and what stands beside it: `**name` is any file that ends so at the beginning, and docker's way elsewhere."""
+def _components(part: str, *, suffix: bool) -> list[Component]:
+    """`**`, and what stands right behind it: with `suffix` `**.c` is every name that ends so, else that name anywhere."""
     deep = Component(None, None)
     if not part.strip("*"):
         return [deep] if len(part) > 1 else [_component("*")]
     if part.startswith("**"):
-        return [deep, _component(("*" if first else "") + part.lstrip("*"))]
+        return [deep, _component(("*" if suffix else "") + part.lstrip("*"))]
     return [_component(part)]
 
 
