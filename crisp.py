@@ -5,6 +5,7 @@ This module is the only name that an installation adds to site-packages. The roo
 path of crisp's own processes here, and nobody else's `import proto` ever meets them.
 """
 
+import gc
 import os
 import sys
 
@@ -12,6 +13,7 @@ import sys
 def main() -> None:
     """Entry point of the `crisp` command."""
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    gc.disable()  # until all is loaded: what is loaded stays, and looking for garbage in it takes a fifth of a short command
     from runtime.cli.main import main as cli  # noqa: PLC0415  the path has to be set first
 
     cli()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from typing import Any, Final
@@ -62,6 +63,8 @@ def load(name: str) -> click.Command:
     """The command of this name, which is one of COMMANDS."""
     module, _, attribute = COMMANDS[name].partition(".")
     found: click.Command = getattr(importlib.import_module(f"runtime.cli.{module}"), attribute)
+    gc.freeze()
+    gc.enable()
     return found
 
 
