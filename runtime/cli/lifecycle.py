@@ -65,11 +65,15 @@ _time = click.option(
 @_time
 @click.pass_obj
 def stop(socket_path: str, containers: tuple[str, ...], seconds: int) -> None:
-    """End containers: their stop signal, some time, then SIGKILL."""
+    """End containers: their stop signal, some time, then SIGKILL. A pod that --rm was said of goes with its last one."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
     def one(client: Client, container: cri.Container) -> None:
         client.runtime.StopContainer(cri.StopContainerRequest(container_id=container.id, timeout=seconds))
+        node = Node(client)
+        pod = node.pods.get(container.pod_sandbox_id)
+        if pod is not None and node.is_over(pod):
+            remove_pod(client, pod)
 
     _each(socket_path, containers, one)
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from proto import api_pb2 as cri
 
+REMOVE_AT_END = "io.crisp.remove-at-end"
+"""As `oci.asked` has it, which takes more time to load."""
+
 LEAST_DIGITS = 2
 """Of an id; one digit is a name's end rather than an id's beginning."""
 
@@ -63,6 +66,13 @@ class Node:
     def of_pod(self, pod: str) -> list[cri.Container]:
         """The containers of a pod, by its id."""
         return [container for container in self.containers if container.pod_sandbox_id == pod]
+
+    def is_over(self, pod: cri.PodSandbox) -> bool:
+        """Whether nothing runs in a pod any more, and the daemon is about to remove it."""
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        living = (cri.CONTAINER_CREATED, cri.CONTAINER_RUNNING)
+        return pod.annotations.get(REMOVE_AT_END) == "true" and not any(c.state in living for c in self.of_pod(pod.id))
 
     def pod_name(self, container: cri.Container) -> str:
         """NAMESPACE/NAME of a container's pod; empty if it went meanwhile."""

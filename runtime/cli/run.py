@@ -91,6 +91,7 @@ def command(
     with Signals().told() as signals, errors(FAILED), Client(socket_path) as client:
         keys = parse(detach_keys) if options.tty else b""
         run_logs.sweep(client, socket_path)
+        _refuse_taken(Node(client, FAILED), name, inside)
         run = _Run(client, signals, container, uid, keep=keep, keys=keys)
         with run.or_nothing():
             if rootfs is not None or inside is None:
@@ -104,6 +105,17 @@ def command(
                 run.in_pod(inside)
         code = run.detached() if detach else run.to_its_end()
     raise SystemExit(code)
+
+
+def _refuse_taken(node: Node, name: str, inside: str | None) -> None:
+    """End the command if there is one of this name, as docker does, though the CRI would have several."""
+    if inside is not None:
+        taken = any(container.metadata.name == name for container in node.of_pod(node.pod(inside).id))
+    else:
+        named = [pod for pod in node.pods.values() if (pod.metadata.namespace, pod.metadata.name) == ("default", name)]
+        taken = any(not node.is_over(pod) for pod in named)
+    if taken:
+        fail(f"the name {name} is taken: `crisp rm {name}`, or another --name", FAILED)
 
 
 def _first_users(client: Client) -> Iterator[int]:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,9 @@ def test_keys_leave_a_terminal_and_come_back(kubelet: Kubelet) -> None:
     )
     with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as running:
         until(ours, b"begun")
+        kubelet.daemon.kill()
+        kubelet.daemon.start()
+        until(ours, b"the daemon was away")
         os.write(ours, b"\x10a\n")
         assert b"got" in until(ours, b"got \x10a")
         os.write(ours, b"\x10")
@@ -115,54 +119,54 @@ def test_keys_leave_a_terminal_and_come_back(kubelet: Kubelet) -> None:
         until(ours, b"in2")
         os.write(ours, b"\x10\x11")
         assert inside.wait(WAIT_SECONDS) == 0
-    said(kubelet, "rm", "-f", "shell")
-    assert "shell" not in pods(kubelet)
+    said(kubelet, "stop", "-t", "0", "shell")
+    assert ("shell" in pods(kubelet), logs(kubelet)) == (False, [])
     os.close(ours)
     os.close(theirs)
 
 
 def test_restart(kubelet: Kubelet, tmp_path: Path) -> None:
     """The same again under the same name, and what it has written is gone; the log goes on."""
-    script = (
-        "test -e /written && echo old; touch /written /ready; echo run $A; trap 'exit 3' TERM; while :; do sleep 0.05; done"
-    )
+    script = "test -e /written && echo old; touch /written; trap 'exit 3' TERM; echo run $A; while :; do sleep 0.05; done"
     words = ["-e", "A=b c", "-v", f"{tmp_path}:/data:ro", "-m", "64M", "--tmpfs", "/scratch", "--ulimit", "core=0"]
     first = said(kubelet, "run", "-d", "--name", "again", *words, IMAGE, "/bin/sh", "-c", script).strip()
-    wait_until(lambda: crisp(kubelet, "exec", "again", "test", "-e", "/ready").returncode == 0)
+    before = config(kubelet, first)
+    [log] = [directory / "again.log" for directory in logs(kubelet)]
+    wait_until(lambda: log.read_text().count("run b c") == 1)
     assert said(kubelet, "restart", "-t", "5", "again") == "again\n"
     second = containers(kubelet)["again"]
     assert second != first
-    wait_until(lambda: crisp(kubelet, "exec", "again", "test", "-e", "/ready").returncode == 0)
-    assert said(kubelet, "logs", "again") == "run b c\nrun b c\n"
-    before, after = (json.loads(said(kubelet, "inspect", key))[0]["info"]["config"] for key in (second, second))
-    assert before == after
-    assert after["metadata"]["attempt"] == 1
+    wait_until(lambda: log.read_text().count("run b c") == 2)
+    assert "old" not in log.read_text()
+    assert config(kubelet, second) == before | {"metadata": {"name": "again", "attempt": 1}}
     assert said(kubelet, "exec", "again", "/bin/sh", "-c", "ulimit -c; grep -c /scratch /proc/mounts").split() == ["0", "1"]
-    said(kubelet, "kill", "again")
-    said(kubelet, "wait", "again")
+    said(kubelet, "stop", "-t", "5", "again")
     assert b"`crisp restart` makes it anew" in crisp(kubelet, "start", "again").stderr
     said(kubelet, "restart", "again")
     assert said(kubelet, "ps", "-f", "name=again", "--format", "{{.Attempt}} {{.State}}") == "2 running\n"
-    refused = crisp(kubelet, "restart", "nobody")
-    assert (refused.returncode, b"no such container: nobody" in refused.stderr) == (1, True)
+    refused = crisp(kubelet, "run", "--name", "again", IMAGE, "/bin/true")
+    assert (refused.returncode, b"the name again is taken" in refused.stderr) == (125, True), refused
+    # What cannot be made anew stays as it was.
+    said(kubelet, "commit", "again", "localhost/once:1")
+    said(kubelet, "run", "-d", "--pod", "again", "--name", "once", "localhost/once:1", "/bin/true")
+    said(kubelet, "rmi", "localhost/once:1")
+    kept = containers(kubelet)
+    refused = crisp(kubelet, "restart", "once", "nobody")
+    assert (refused.returncode, b"not on this node" in refused.stderr) == (1, True), refused
+    assert b"no such container: nobody" in refused.stderr
+    assert containers(kubelet) == kept
     said(kubelet, "pod", "stop", "again")
     refused = crisp(kubelet, "restart", "again")
     assert (refused.returncode, b"not ready" in refused.stderr) == (1, True), refused
-    said(kubelet, "rm", "again")
+    said(kubelet, "rm", "again", "once")
     assert logs(kubelet) == []
 
 
-def test_what_cannot_be_made_anew_stays_as_it_was(kubelet: Kubelet) -> None:
-    said(kubelet, "run", "-d", "--name", "base", IMAGE, "/bin/true")
-    said(kubelet, "commit", "base", "localhost/once:1")
-    said(kubelet, "run", "-d", "--name", "once", "localhost/once:1", "/bin/true")
-    said(kubelet, "wait", "once")
-    said(kubelet, "rmi", "localhost/once:1")
-    kept = containers(kubelet)
-    refused = crisp(kubelet, "restart", "once")
-    assert (refused.returncode, b"not on this node" in refused.stderr) == (1, True), refused
-    assert containers(kubelet) == kept
-    said(kubelet, "rm", "once", "base")
+def config(kubelet: Kubelet, container: str) -> dict[str, Any]:
+    """What a container was made of."""
+    request = cri.ContainerStatusRequest(container_id=container, verbose=True)
+    found: dict[str, Any] = json.loads(kubelet.runtime.ContainerStatus(request).info["info"])["config"]
+    return found
 
 
 @pytest.mark.skipif(CRICTL is None, reason="no crictl: put it on PATH, or name it with CRISP_CRICTL")

@@ -121,9 +121,8 @@ def test_how_an_image_was_made(kubelet: Kubelet) -> None:
     shown = said(kubelet, "history", "localhost/made:1").splitlines()
     assert shown[0].split() == ["IMAGE", "CREATED", "CREATED", "BY", "SIZE", "COMMENT"]
     assert len(shown) == len(rows) + 1
-    said(kubelet, "rmi", "localhost/made:1")
-    assert b"no such image" in crisp(kubelet, "history", "localhost/made:1").stderr
     assert said(kubelet, "history", "-q", IMAGE).split() == [kubelet.image]
+    said(kubelet, "rmi", "localhost/made:1")
 
 
 def test_lists_of_what_happens_and_what_is_used(kubelet: Kubelet) -> None:

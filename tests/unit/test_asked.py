@@ -6,6 +6,7 @@ import pytest
 
 from proto import api_pb2 as cri
 from proto.errors import CrispError
+from runtime.cli import lookup
 from runtime.oci import asked
 
 
@@ -82,6 +83,7 @@ def test_lines_of_hosts() -> None:
 
 
 def test_removal_is_yes_or_no() -> None:
+    assert asked.REMOVE_AT_END == lookup.REMOVE_AT_END
     assert asked.removed_at_end({asked.REMOVE_AT_END: "true"})
     assert not asked.removed_at_end({asked.REMOVE_AT_END: "false"})
     assert not asked.removed_at_end({})
