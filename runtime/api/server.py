@@ -50,6 +50,9 @@ QUIET: Final = frozenset(
         "PodSandboxStatus",
         "ContainerStatus",
         "ExecSync",
+        "UseBuildImage",
+        "MountBuildImage",
+        "UnmountBuildImage",
     )
 )
 """Calls that clients repeat all day: logged at debug level, as all List and Stats calls are."""

@@ -61,7 +61,7 @@ class Stage:
             self._shop.progress.end(shown, how)
 
     def _failed(self, shown: int, failure: CrispError) -> None:
-        self._shop.progress.end(shown, failure.message)
+        self._shop.progress.end(shown, "the build has ended" if self._session.ended else failure.message)
 
     def _do(self, step: Instruction, shown: int) -> str:
         """Do a step, or take what was done before; how it was."""
