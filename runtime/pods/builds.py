@@ -2,7 +2,7 @@
 
     <root>/builds/<id>/scratch           the build's own directory
     <root>/builds/<id>/mounts/N/         upper and work directory of a writable mount
-    <state>/builds/<id>/                 a private mount; mounts/N/root is what is mounted, memory/ the build's own
+    <state>/builds/<id>/                 a private mount; mounts/N/root is what is mounted, memory/ the build's own tmpfs
     <root>/build-cache/<name>/           a directory of RUN --mount=type=cache: `data`, and `lock`, which its users hold
 
 A build's containers are ordinary ones in pods with the label `crisp.build`, whose value is the build's id. No list and no
@@ -27,7 +27,7 @@ import structlog
 
 from imagesvc.references import is_step
 from imagesvc.store.images import ARTIFACT
-from kernel import modes, mounts, removal
+from kernel import modes, mounts, removal, syscalls
 from proto.errors import Code, CrispError, failed_precondition, not_found
 from runtime import limits
 from runtime.pods import sandbox_stop
@@ -86,6 +86,9 @@ def _make(node: Node, build: str) -> None:
     (node.paths.build_mounts / build).mkdir(mode=0o700)
     mounts.ensure_private_mount(str(node.paths.build_mounts / build))
     memory(node, build).mkdir(mode=0o700)
+    # Whatever <state> lies on; and scripts are run from there.
+    flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
+    syscalls.mount("tmpfs", str(memory(node, build)), "tmpfs", flags, "mode=0700")
 
 
 def scratch(node: Node, build: str) -> Path:

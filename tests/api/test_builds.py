@@ -202,7 +202,7 @@ def test_nothing_stays_of_a_daemon_that_was_killed(rootfs: Path) -> None:
         for image, writable in ((kubelet.image, True), ("", False)):
             request = admin.MountBuildImageRequest(build_id=begun.id, image_id=image, writable=writable)
             kubelet.client.admin.MountBuildImage(request)
-        assert len(mounts.below(str(daemon.state / "builds"))) == 3
+        assert len(mounts.below(str(daemon.state / "builds"))) == 4
         daemon.kill()
         daemon.start()
         assert daemon.leftovers() == []
