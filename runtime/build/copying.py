@@ -90,10 +90,11 @@ class Copier:
         self.close()
 
     def close(self) -> None:
-        """Ends it, and what it still does."""
-        if self._pid:
+        """Ends it, and what it still does: who waits for that gets an error. From any thread, and more than once."""
+        with self._lock:
             pid, self._pid = self._pid, 0
             self._control.close()
+        if pid:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 

@@ -69,6 +69,7 @@ class Build:
                 return self._stages[target].result().finish()
             except BaseException:
                 self._session.end()
+                self._shop.copier.close()  # so that no thread copies to the end what nobody wants any more
                 raise
 
     def _raise_failure(self) -> None:

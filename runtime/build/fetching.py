@@ -10,6 +10,7 @@ import posixpath
 import re
 import ssl
 import tempfile
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
@@ -24,16 +25,17 @@ _CHECKSUM: Final = re.compile(r"(sha256|sha384|sha512):([0-9a-f]+)")
 _DIGITS: Final = {"sha256": 64, "sha384": 96, "sha512": 128}
 _GIT: Final = re.compile(r"(?:git|ssh|git\+\w+)://|git@|https?://[^#?]*\.git(?:[#?]|\Z)")
 _PIECE: Final = 1 << 18
+_LOOK_SECONDS: Final = 0.1
 _CONNECT_SECONDS: Final = 30.0
 _SILENCE_SECONDS: Final = 60.0
 """After which a server that sends nothing is given up."""
 
 
-def fetch_urls(step: Add, scratch: str) -> list[Fetched]:
-    """Downloads what an expanded ADD names by URL, into new files of `scratch`. Blocks.
+def fetch_urls(step: Add, scratch: str, stopped: Callable[[], bool] = lambda: False) -> list[Fetched]:
+    """Downloads what an expanded ADD names by URL, into new files of `scratch`. Blocks, until `stopped` says so.
 
     Raises:
-        ContainerfileError: it cannot be had, it is not what --checksum says, or it is a git repository.
+        ContainerfileError: it cannot be had, it is not what --checksum says, it is a git repository, or it was stopped.
         OSError: it cannot be written.
     """
     for source in step.sources:
@@ -48,7 +50,20 @@ def fetch_urls(step: Add, scratch: str) -> list[Fetched]:
             raise step.error("--checksum is for one URL, as the only source")
     if not urls:
         return []
-    return asyncio.run(_fetch(step, urls, scratch))
+    return asyncio.run(_unless_stopped(step, urls, scratch, stopped))
+
+
+async def _unless_stopped(step: Add, urls: list[str], scratch: str, stopped: Callable[[], bool]) -> list[Fetched]:
+    fetching = asyncio.ensure_future(_fetch(step, urls, scratch))
+    try:
+        while not fetching.done():
+            if stopped():
+                raise step.error("the build has ended")
+            await asyncio.wait([fetching], timeout=_LOOK_SECONDS)
+        return fetching.result()
+    finally:
+        fetching.cancel()
+        await asyncio.wait([fetching])
 
 
 async def _fetch(step: Add, urls: list[str], scratch: str) -> list[Fetched]:

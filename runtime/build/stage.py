@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -115,17 +114,16 @@ class Stage:
         state, copier = self.state, self._shop.copier
         with ExitStack() as stack:
             tree = self._tree(step, stack)
-            fetched = fetch_urls(step, self._session.scratch) if isinstance(step, Add) else ()
+            session = self._session
+            fetched = fetch_urls(step, session.scratch, lambda: session.ended) if isinstance(step, Add) else ()
             selection = copier.select(step, tree, fetched)
             state.did(step, _meaning(step), selection.digest)
             state.note(step)
             if self._known():
                 return "cached"
-            root = stack.enter_context(self._session.mounted("" if step.link else state.image_id, writable=True))
-            names = root.directory
-            if step.link and state.image_id:
-                names = stack.enter_context(self._session.mounted(state.image_id)).directory
-            copier.put(selection, root.directory, names, state.workdir)
+            # With --link too: a layer that knows nothing of those below would bring its own /tmp and /lib.
+            root = stack.enter_context(self._session.mounted(state.image_id, writable=True))
+            copier.put(selection, root.directory, root.directory, state.workdir)
             self._commit(mount=root.id)
         return "done"
 
@@ -218,13 +216,11 @@ class Stage:
 
     def _context_of(self, step: Run, mount: RunMount, stack: ExitStack) -> str:
         """A copy of a part of the context."""
-        context, copier = self._shop.context, self._shop.copier
         root = stack.enter_context(self._session.mounted("", writable=True)).directory
-        copier.put(self._part_of_context(step, mount), root, root, "/")
-        source = posixpath.normpath("/" + mount.source)
-        is_directory = os.path.isdir(os.path.join(context.root, source.strip("/")))
-        place = "/source" if is_directory else posixpath.join("/source", posixpath.basename(source))
-        return run_mounts.inside(root, place, step)
+        selection = self._part_of_context(step, mount)
+        self._shop.copier.put(selection, root, root, "/")
+        alone = selection.items[0]["name"] if selection.items[0]["kind"] == "file" else ""
+        return run_mounts.inside(root, posixpath.join("/source", alone), step)
 
 
 def _meaning(step: Instruction) -> dict[str, Any]:

@@ -183,6 +183,33 @@ def test_links_lead_no_mount_out(kubelet: Kubelet, tmp_path: Path) -> None:
         assert "Containerfile:4: RUN" in err
 
 
+def test_a_linked_copy_leaves_directories_and_links_as_they_are(kubelet: Kubelet, tmp_path: Path) -> None:
+    text = (
+        "FROM BASE\nRUN mkdir -p /tmp /real && chmod 1777 /tmp && ln -s /real /linked\n"
+        "COPY --link file /tmp/x\nCOPY --link file /linked/y\n"
+    )
+    build(kubelet, "-t", NAME, str(context(tmp_path, text, file="text\n")))
+    assert in_image(kubelet, NAME, "ls", "-ld", "/tmp").startswith("drwxrwxrwt")
+    assert in_image(kubelet, NAME, "cat", "/tmp/x", "/real/y") == "text\ntext\n"
+    assert in_image(kubelet, NAME, "ls", "-ld", "/linked").startswith("l")
+
+
+def test_a_long_copy_ends_with_the_build(kubelet: Kubelet, tmp_path: Path) -> None:
+    """It would take an hour: at a signal, and when another stage fails, nobody waits for it."""
+    with open(tmp_path / "large", "wb") as file:
+        file.truncate(1 << 40)
+    context(tmp_path, "FROM BASE AS a\nCOPY large /x\nFROM BASE\nRUN echo fails; false\nCOPY --from=a /x /\n")
+    _, err = build(kubelet, str(tmp_path), code=1)
+    assert "Containerfile:4: RUN: the command ended with exit code 1" in err
+    words = command(kubelet, "build", "--progress", "plain", "--target", "a", str(tmp_path))
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as building:
+        assert building.stderr is not None
+        while "COPY large" not in building.stderr.readline():
+            assert building.poll() is None
+        building.send_signal(signal.SIGINT)
+        assert building.wait(60) > 0
+
+
 def test_stages_that_need_nothing_of_each_other_are_built_at_once(kubelet: Kubelet, tmp_path: Path) -> None:
     """Each waits for the other: one after the other they would wait for ever."""
     wait = "until [ -e /meet/{} ]; do sleep 0.01; done"

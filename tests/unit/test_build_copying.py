@@ -565,6 +565,24 @@ def test_it_ends_with_the_command(tmp_path: Path) -> None:
         time.sleep(0.01)
 
 
+def test_what_is_under_way_ends_with_it(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "wb") as file:
+        file.truncate(1 << 40)
+    with Copier() as made, ThreadPoolExecutor(1) as threads:
+        hashing = threads.submit(made.select, step("COPY file /x"), Tree(str(tmp_path), "the context"))
+        children = Path(f"/proc/{made._pid}/task/{made._pid}/children")
+        deadline = time.monotonic() + 30
+        while not (jobs := children.read_text().split()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        made.close()
+        with pytest.raises(CrispError, match="the process that copies its files was killed"):
+            hashing.result(timeout=60)
+    while os.path.exists(f"/proc/{jobs[0]}/stat") and Path(f"/proc/{jobs[0]}/stat").read_text().split(") ")[1][0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def test_a_copier_that_is_gone(tmp_path: Path) -> None:
     made = Copier()
     os.kill(made._pid, signal.SIGKILL)

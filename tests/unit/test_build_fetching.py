@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -66,6 +67,14 @@ def test_a_file(url: str, tmp_path: Path, path: str, name: str) -> None:
     assert Path(found.path).read_bytes() == CONTENT, "as it was sent: what is compressed stays so"
     assert (found.url, found.name, found.mtime) == (url + path, name, 1445412480 * 10**9)
     assert os.path.dirname(found.path) == str(tmp_path)
+
+
+def test_a_build_that_ends_meanwhile(tmp_path: Path) -> None:
+    """The server has accepted, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        asked = iter((False, False, True))
+        with pytest.raises(ContainerfileError, match="F:2: ADD: the build has ended"):
+            fetch_urls(add(f"http://127.0.0.1:{silent.getsockname()[1]}/x /x"), str(tmp_path), lambda: next(asked))
 
 
 def test_several_and_none(url: str, tmp_path: Path) -> None:

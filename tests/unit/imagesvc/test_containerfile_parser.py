@@ -213,7 +213,21 @@ def test_adds() -> None:
         ("type=secret,id=aws,target=/root/.aws", {"type": "secret", "id": "aws", "target": "/root/.aws"}),
         ("type=secret,id=K,env=KEY,required=true", {"type": "secret", "id": "K", "env": "KEY", "required": True}),
         ("type=secret,src=name", {"type": "secret", "id": "name"}),
+        (
+            "type=secret,id=s,dst=/s,mode=0440,uid=1,gid=2",
+            {"type": "secret", "id": "s", "target": "/s", "mode": 0o440, "uid": 1, "gid": 2},
+        ),
         ("type=ssh", {"type": "ssh"}),
+        (
+            "type=ssh,id=a,target=/s,required,mode=0600",
+            {"type": "ssh", "id": "a", "target": "/s", "required": True, "mode": 0o600},
+        ),
+        ("type=cache,destination=/c,source=/s,readonly=false", {"type": "cache", "target": "/c", "source": "/s"}),
+        ("type=bind,target=/x,readwrite=false", {"target": "/x", "readonly": True}),
+        *(
+            (f"type=tmpfs,target=/t,size={text}", {"type": "tmpfs", "target": "/t", "size": size})
+            for text, size in (("5", 5), ("6b", 6), ("2k", 2048), ("3MB", 3 << 20), ("1GiB", 1 << 30), ("2T", 2 << 40))
+        ),
         ("'type=bind,\"source=a,b\",target=/x'", {"source": "a,b", "target": "/x", "readonly": True}),
     ],
 )
