@@ -1,0 +1,187 @@
+"""`crisp build` beside Debian's buildah: three builds, cold and warm, in one table.
+
+    debootstrap --variant=minbase --include=gcc,libc6-dev bookworm DIR
+    .venv/bin/python -m tests.bench.build --base DIR [--rounds 5]
+
+static: files upon nothing. packages: ten Debian packages of the benchmark's own, installed by apt from a mirror that is a
+directory. program: a C program, compiled in one stage, alone in the other. Cold is with the base image there and no step
+kept; warm is the same build again. The two take turns; both without a network for RUN, on one disk. buildah is given
+--layers, as it keeps no steps without, and runc, for its crun refuses hybrid cgroups; crisp takes the one that it chooses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from proto import admin_pb2 as admin
+from tests.bench.runtimes import Crisp, isolate
+from tests.harness.rootfs import BUSYBOX
+
+BASE = "localhost/bench-base:1"
+PACKAGES = 10
+ROOT = Path(__file__).resolve().parents[2]
+
+STATIC = """\
+FROM scratch
+COPY busybox /bin/busybox
+COPY files /srv/files
+ENV PATH=/bin
+CMD ["/bin/busybox", "sh"]
+"""
+DEBIAN = f"""\
+FROM {BASE}
+COPY mirror /mirror
+RUN echo 'deb [trusted=yes] file:/mirror ./' > /etc/apt/sources.list && apt-get update
+RUN apt-get install -y --no-install-recommends {" ".join(f"bench{number}" for number in range(PACKAGES))}
+CMD ["/bin/bash"]
+"""
+PROGRAM = f"""\
+FROM {BASE} AS build
+WORKDIR /src
+COPY main.c .
+RUN gcc -O2 -static -o /program main.c
+FROM scratch
+COPY --from=build /program /program
+CMD ["/program"]
+"""
+SOURCE = '#include <stdio.h>\nint main(void) { puts("built"); return 0; }\n'
+
+Build = Callable[[str, Path, bool], None]
+"""Of a name and a context, cold or warm."""
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, required=True, help="a root directory with Debian, apt and gcc")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    isolate()
+    place = Path(tempfile.mkdtemp(prefix="crisp-bench-", dir="/var/tmp"))
+    try:
+        contexts = make_contexts(place / "contexts")
+        archive = place / "base.tar"
+        buildah = ["buildah", "--root", str(place / "buildah"), "--runroot", str(place / "run")]
+        make_base([*buildah, "--storage-driver", "overlay"], options.base, archive)
+        daemon = Crisp(place / "crisp")
+        client = daemon.start()
+        try:
+            client.admin.ImportImages(admin.ImportImagesRequest(path=str(archive)))
+            crisp = [sys.executable, str(ROOT / "crisp.py"), "--socket", daemon.socket]
+            print(table(measure(contexts, {"buildah": with_buildah(buildah), "crisp": with_crisp(crisp)}, options.rounds)))
+        finally:
+            client.__exit__(None, None, None)
+            daemon.stop()
+            run(*buildah, "rm", "--all")
+    finally:
+        subprocess.run(["umount", place / "buildah/overlay"], check=False, capture_output=True)
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def run(*command: str | Path) -> None:
+    """It has to succeed."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}: {done.stderr[-2000:]}")
+
+
+def make_base(buildah: list[str], root: Path, archive: Path) -> None:
+    """The base image, in buildah's store and as an archive."""
+    (root.parent / "bench-base.Containerfile").write_text("FROM scratch\nCOPY . /\n")
+    try:
+        run(*buildah, "bud", "-f", root.parent / "bench-base.Containerfile", "-t", BASE, root)
+    finally:
+        (root.parent / "bench-base.Containerfile").unlink()
+    run(*buildah, "push", BASE, f"oci-archive:{archive}:{BASE}")
+
+
+def make_contexts(place: Path) -> dict[str, Path]:
+    """By name of the build."""
+    static, packages, program = (place / name for name in ("static", "packages", "program"))
+    for directory in (static / "files", packages / "mirror", program):
+        directory.mkdir(parents=True)
+    shutil.copy(BUSYBOX, static / "busybox")
+    for number in range(1000):
+        (static / "files" / f"file{number}").write_bytes(b"%d\n" % number * 500)
+    (static / "Containerfile").write_text(STATIC)
+    for number in range(PACKAGES):
+        make_package(place / f"bench{number}", packages / "mirror", number)
+    index = subprocess.run(
+        ["dpkg-scanpackages", "--multiversion", "."], cwd=packages / "mirror", capture_output=True, check=True
+    ).stdout
+    (packages / "mirror/Packages").write_bytes(index)
+    (packages / "Containerfile").write_text(DEBIAN)
+    (program / "main.c").write_text(SOURCE)
+    (program / "Containerfile").write_text(PROGRAM)
+    return {"static": static, "packages": packages, "program": program}
+
+
+def make_package(tree: Path, mirror: Path, number: int) -> None:
+    """A Debian package with some hundred files."""
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN/control").write_text(
+        f"Package: bench{number}\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\n"
+        "Description: files of a benchmark\n"
+    )
+    files = tree / f"usr/share/bench{number}"
+    files.mkdir(parents=True)
+    for file in range(300):
+        (files / f"file{file}").write_bytes(b"%d %d\n" % (number, file) * 700)
+    run("dpkg-deb", "--build", "-Zgzip", tree, mirror)
+
+
+def with_buildah(buildah: list[str]) -> Build:
+    """Cold is without the steps that it has kept."""
+
+    def build(name: str, context: Path, cold: bool) -> None:
+        how = ["--layers", "--network", "none", "--runtime", "runc", *(["--no-cache"] if cold else [])]
+        run(*buildah, "--storage-driver", "overlay", "bud", *how, "-t", f"localhost/{name}:1", context)
+
+    return build
+
+
+def with_crisp(crisp: list[str]) -> Build:
+    """The same."""
+
+    def build(name: str, context: Path, cold: bool) -> None:
+        how = ["--network", "none", *(["--no-cache"] if cold else [])]
+        run(*crisp, "build", *how, "-t", f"localhost/{name}:1", context)
+
+    return build
+
+
+def measure(contexts: dict[str, Path], builders: dict[str, Build], rounds: int) -> dict[str, dict[str, float]]:
+    """Medians in seconds, by build and builder."""
+    taken: dict[str, dict[str, list[float]]] = {}
+    for _ in range(rounds):
+        for name, context in contexts.items():
+            for builder, build in builders.items():
+                for cold in (True, False):
+                    begin = time.monotonic()
+                    build(name, context, cold)
+                    row = taken.setdefault(f"{name}, {'cold' if cold else 'warm'}", {})
+                    row.setdefault(builder, []).append(time.monotonic() - begin)
+    return {row: {who: statistics.median(times) for who, times in found.items()} for row, found in taken.items()}
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """For docs/performance.md."""
+    lines = ["| | buildah, s | crisp, s | ratio |", "|---|---|---|---|"]
+    for row, found in results.items():
+        ratio = found["crisp"] / found["buildah"]
+        lines.append(f"| {row} | {found['buildah']:.2f} | {found['crisp']:.2f} | {ratio:.2f} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
