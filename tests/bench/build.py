@@ -7,6 +7,7 @@ static: files upon nothing. packages: ten Debian packages of the benchmark's own
 directory. program: a C program, compiled in one stage, alone in the other. Cold is with the base image there and no step
 kept; warm is the same build again. The two take turns; both without a network for RUN, on one disk. buildah is given
 --layers, as it keeps no steps without, and runc, for its crun refuses hybrid cgroups; crisp takes the one that it chooses.
+Each round has a new ext4 of its own in a loop device (see tests/bench/pull.py).
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from proto import admin_pb2 as admin
+from tests.bench.pull import mount_new
 from tests.bench.runtimes import Crisp, isolate
 from tests.harness.rootfs import BUSYBOX
 
 BASE = "localhost/bench-base:1"
 PACKAGES = 10
+ARCHIVE = "base.tar"
+DISK_MIB = 8192
 ROOT = Path(__file__).resolve().parents[2]
 
 STATIC = """\
@@ -70,22 +74,43 @@ def main() -> None:
     place = Path(tempfile.mkdtemp(prefix="crisp-bench-", dir="/var/tmp"))
     try:
         contexts = make_contexts(place / "contexts")
-        archive = place / "base.tar"
-        buildah = ["buildah", "--root", str(place / "buildah"), "--runroot", str(place / "run")]
-        make_base([*buildah, "--storage-driver", "overlay"], options.base, archive)
-        daemon = Crisp(place / "crisp")
-        client = daemon.start()
-        try:
-            client.admin.ImportImages(admin.ImportImagesRequest(path=str(archive)))
-            crisp = [sys.executable, str(ROOT / "crisp.py"), "--socket", daemon.socket]
-            print(table(measure(contexts, {"buildah": with_buildah(buildah), "crisp": with_crisp(crisp)}, options.rounds)))
-        finally:
-            client.__exit__(None, None, None)
-            daemon.stop()
-            run(*buildah, "rm", "--all")
+        make_base(place, options.base)
+        rows: dict[str, dict[str, list[float]]] = {}
+        for number in range(options.rounds):
+            one_round(place, f"round{number}", contexts, rows)
+        print(table(rows))
     finally:
-        subprocess.run(["umount", place / "buildah/overlay"], check=False, capture_output=True)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def one_round(place: Path, name: str, contexts: dict[str, Path], rows: dict[str, dict[str, list[float]]]) -> None:
+    """Every build with either builder, cold and warm."""
+    store = place / name
+    mount_new(store, place / "disk", DISK_MIB)
+    daemon, buildah = Crisp(store / "crisp"), buildah_in(store)
+    client = daemon.start()
+    try:
+        client.admin.ImportImages(admin.ImportImagesRequest(path=str(place / ARCHIVE)))
+        run(*buildah, "pull", f"oci-archive:{place / ARCHIVE}:{BASE}")
+        crisp = [sys.executable, str(ROOT / "crisp.py"), "--socket", daemon.socket]
+        for build, context in contexts.items():
+            for builder, how in (("buildah", with_buildah(buildah)), ("crisp", with_crisp(crisp))):
+                for cold in (True, False):
+                    begin = time.monotonic()
+                    how(build, context, cold)
+                    row = rows.setdefault(f"{build}, {'cold' if cold else 'warm'}", {})
+                    row.setdefault(builder, []).append(time.monotonic() - begin)
+    finally:
+        client.__exit__(None, None, None)
+        daemon.stop()
+        subprocess.run(["umount", "--recursive", store], check=True)
+        (place / "disk").unlink()
+
+
+def buildah_in(directory: Path) -> list[str]:
+    """Its command with a store of its own."""
+    store = ["--root", str(directory / "buildah"), "--runroot", str(directory / "buildah-run")]
+    return ["buildah", *store, "--storage-driver", "overlay"]
 
 
 def run(*command: str | Path) -> None:
@@ -95,14 +120,13 @@ def run(*command: str | Path) -> None:
         raise SystemExit(f"{' '.join(map(str, command))}: {done.stderr[-2000:]}")
 
 
-def make_base(buildah: list[str], root: Path, archive: Path) -> None:
-    """The base image, in buildah's store and as an archive."""
-    (root.parent / "bench-base.Containerfile").write_text("FROM scratch\nCOPY . /\n")
-    try:
-        run(*buildah, "bud", "-f", root.parent / "bench-base.Containerfile", "-t", BASE, root)
-    finally:
-        (root.parent / "bench-base.Containerfile").unlink()
-    run(*buildah, "push", BASE, f"oci-archive:{archive}:{BASE}")
+def make_base(place: Path, root: Path) -> None:
+    """The base image as an archive."""
+    buildah = buildah_in(place)
+    (place / "base.Containerfile").write_text("FROM scratch\nCOPY . /\n")
+    run(*buildah, "bud", "-f", place / "base.Containerfile", "-t", BASE, root)
+    run(*buildah, "push", BASE, f"oci-archive:{place / ARCHIVE}:{BASE}")
+    subprocess.run(["umount", place / "buildah/overlay"], check=False, capture_output=True)
 
 
 def make_contexts(place: Path) -> dict[str, Path]:
@@ -145,7 +169,7 @@ def with_buildah(buildah: list[str]) -> Build:
 
     def build(name: str, context: Path, cold: bool) -> None:
         how = ["--layers", "--network", "none", "--runtime", "runc", *(["--no-cache"] if cold else [])]
-        run(*buildah, "--storage-driver", "overlay", "bud", *how, "-t", f"localhost/{name}:1", context)
+        run(*buildah, "bud", *how, "-t", f"localhost/{name}:1", context)
 
     return build
 
@@ -160,24 +184,11 @@ def with_crisp(crisp: list[str]) -> Build:
     return build
 
 
-def measure(contexts: dict[str, Path], builders: dict[str, Build], rounds: int) -> dict[str, dict[str, float]]:
-    """Medians in seconds, by build and builder."""
-    taken: dict[str, dict[str, list[float]]] = {}
-    for _ in range(rounds):
-        for name, context in contexts.items():
-            for builder, build in builders.items():
-                for cold in (True, False):
-                    begin = time.monotonic()
-                    build(name, context, cold)
-                    row = taken.setdefault(f"{name}, {'cold' if cold else 'warm'}", {})
-                    row.setdefault(builder, []).append(time.monotonic() - begin)
-    return {row: {who: statistics.median(times) for who, times in found.items()} for row, found in taken.items()}
-
-
-def table(results: dict[str, dict[str, float]]) -> str:
-    """For docs/performance.md."""
+def table(rows: dict[str, dict[str, list[float]]]) -> str:
+    """Medians, for docs/performance.md."""
     lines = ["| | buildah, s | crisp, s | ratio |", "|---|---|---|---|"]
-    for row, found in results.items():
+    for row, times in rows.items():
+        found = {builder: statistics.median(each) for builder, each in times.items()}
         ratio = found["crisp"] / found["buildah"]
         lines.append(f"| {row} | {found['buildah']:.2f} | {found['crisp']:.2f} | {ratio:.2f} |")
     return "\n".join(lines)
