@@ -114,7 +114,8 @@ class ImageState:
         elif isinstance(instruction, (Cmd, Entrypoint)):
             self._command(instruction)
         elif isinstance(instruction, Workdir):
-            self.config["WorkingDir"] = posixpath.normpath(posixpath.join(self.workdir, instruction.path))
+            path = posixpath.normpath(posixpath.join(self.workdir, instruction.path))
+            self.config["WorkingDir"] = "/" + path.lstrip("/")  # POSIX leaves two slashes as they are
         elif not self._simple(instruction):
             return False
         self.config = {name: value for name, value in self.config.items() if value not in (None, [], {}, "")}
