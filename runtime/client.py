@@ -65,9 +65,9 @@ _AWAY: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """What calls end with whose daemon has gone, and those to where none is."""
 
 
-def patiently(call: Callable[[], T]) -> T:
+def patiently(call: Callable[[], T], seconds: float = AWAY_SECONDS) -> T:
     """Make a call that may be made again, until a daemon answers."""
-    deadline = time.monotonic() + AWAY_SECONDS
+    deadline = time.monotonic() + seconds
     while True:
         try:
             return call()

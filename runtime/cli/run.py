@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from proto import api_pb2 as cri
 
 LOOK_SECONDS: Final = 0.05
+
+END_SECONDS: Final = 30.0
+"""That the daemon may be away when all is to be removed."""
 
 FAILED: Final = 125
 """Exit code where crisp has failed, and not the command: as docker's."""
@@ -242,7 +245,7 @@ class _Run:
         except Signalled:
             self._signals.ignore()
             request = cri.StopContainerRequest(container_id=self._id, timeout=STOP_SECONDS)
-            patiently(lambda: self._runtime.StopContainer(request))
+            self._surely(lambda: self._runtime.StopContainer(request))
             raise
         finally:
             self.end()
@@ -292,15 +295,19 @@ class _Run:
         if self._keep:
             return
         if self._pod:
-            patiently(lambda: self._runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=self._pod)))
-            patiently(lambda: self._runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=self._pod)))
+            self._surely(lambda: self._runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=self._pod)))
+            self._surely(lambda: self._runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=self._pod)))
         elif self._id:
-            patiently(lambda: self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self._id)))
+            self._surely(lambda: self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self._id)))
         if self._has_rootfs:
             image = cri.ImageSpec(image=run_logs.rootfs_image(self._uid))
             self._client.images.RemoveImage(cri.RemoveImageRequest(image=image))
         if self._has_logs:
             run_logs.discard(self._uid)
+
+    def _surely(self, call: Callable[[], object]) -> None:
+        """Also by a daemon that is being started anew. One that stays away removes what has ended when it is back."""
+        patiently(call, END_SECONDS)
 
 
 def _begun() -> None:
