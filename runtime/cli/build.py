@@ -88,6 +88,8 @@ def command(
     from runtime.build.session import Session  # noqa: PLC0415
 
     wanted_output = build_output.parse(output) if output is not None else None
+    if os.geteuid():
+        fail("crisp build mounts trees and makes files of any owner: run it as root", 2)
     if push and not tags:
         fail("--push needs a name: give one by --tag", 2)
     with Signals().told(), errors():

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import tarfile
 import time
@@ -22,6 +23,7 @@ from tests.api.test_command import IMAGE, command, crisp
 from tests.harness import pure_v2
 from tests.harness.kubelet import Kubelet
 from tests.harness.waiting import wait_until
+from tests.images.registry_server import Registry
 
 pytestmark = pytest.mark.root
 
@@ -133,6 +135,7 @@ RUN --mount=type=bind,target=/source --mount=type=bind,from=BASE,source=/etc,tar
   cat /source/file && ls /source /other/passwd
 RUN --mount=type=cache,target=/filled,from=BASE,source=/etc ls /filled/passwd
 RUN --mount=type=bind,target=/source,rw echo gone > /source/file
+RUN --mount=type=ssh test -S "$SSH_AUTH_SOCK" && echo an agent
 RUN --mount=type=tmpfs,target=/scratch echo x > /scratch/file && grep -c /scratch /proc/mounts
 RUN <<END
 #!/bin/cat
@@ -153,16 +156,18 @@ def test_mounts_of_a_step(kubelet: Kubelet, tmp_path: Path) -> None:
     place = str(context(tmp_path / "context", MOUNTS, file="of the context\n", hidden="x"))
     (tmp_path / "context/.dockerignore").write_text("hidden\n")
     environment = {**os.environ, "WORD": "a word"}
-    words = ["--secret", f"id=token,src={secret}", "--secret", "id=word,env=WORD", place]
-    _, err = build(kubelet, *words, env=environment)
+    words = ["--secret", f"id=token,src={secret}", "--secret", "id=word,env=WORD", "--ssh", f"default={tmp_path}/agent"]
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(f"{tmp_path}/agent")
+        _, err = build(kubelet, *words, place, env=environment)
     told = [line.split(" ", 2)[2] for line in err.splitlines() if line.split(" ")[1][:2] in ("0.", "1.", "2.", "3.")]
     assert told == [
         *("1", "the token", "a word", "400", "of the context", "/other/passwd", ""),
-        *("/source:", "Containerfile", "file", "/filled/passwd", "1", "#!/bin/cat", "a script", "two", "lines"),
+        *("/source:", "Containerfile", "file", "/filled/passwd", "an agent", "1", "#!/bin/cat", "a script", "two", "lines"),
     ]
     assert (tmp_path / "context/file").read_text() == "of the context\n"
-    _, err = build(kubelet, "--no-cache", *words, env=environment)
-    assert " 2\n" in err  # the cache has stayed
+    (tmp_path / "context/Containerfile").write_text(f"FROM {IMAGE}\n" + MOUNTS.splitlines()[2])
+    assert " 2\n" in build(kubelet, "--no-cache", place)[1]  # the cache has stayed
     assert len(list(kubelet.daemon.root.glob("build-cache/*"))) == 2
     assert crisp(kubelet, "system", "prune", "-f").returncode == 0
     assert not list(kubelet.daemon.root.glob("build-cache/*"))
@@ -365,3 +370,16 @@ def test_outputs(kubelet: Kubelet, tmp_path: Path) -> None:
     done = subprocess.run(command(kubelet, "build", "-t", NAME, "-o", "type=docker", place), check=True, capture_output=True)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         assert "manifest.json" in archive.getnames()
+
+
+def test_a_base_from_a_registry_and_what_it_has_its_children_do(kubelet: Kubelet, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "registry")
+    try:
+        name = f"{registry.host}/built/base:1"
+        place = str(context(tmp_path, 'FROM BASE\nONBUILD RUN echo "done for $NAME" > /triggered\nENV NAME=you\n'))
+        build(kubelet, "-t", name, "--push", place)
+        assert crisp(kubelet, "rmi", name).returncode == 0
+        build(kubelet, "-t", NAME, str(context(tmp_path, f"FROM {name}\nCMD cat /triggered\n")))
+    finally:
+        registry.close()
+    assert in_image(kubelet, NAME) == "done for you\n"
