@@ -94,14 +94,14 @@ class Pod:
         context.masked_paths.extend(MASKED)
         context.readonly_paths.extend(READONLY)
         context.seccomp.profile_type = cri.SecurityProfile.RuntimeDefault
-        request = cri.CreateContainerRequest(pod_sandbox_id=self._id, config=config, sandbox_config=self._config)
-        container = self._runtime.CreateContainer(request).container_id
+        wanted = cri.CreateContainerRequest(pod_sandbox_id=self._id, config=config, sandbox_config=self._config)
+        container = self._runtime.CreateContainer(wanted).container_id
         try:
             self._runtime.StartContainer(cri.StartContainerRequest(container_id=container))
             yield container, self._follow(container, show)
         finally:
-            with suppress(grpc.RpcError):  # the build has ended
-                self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container))
+            request = cri.RemoveContainerRequest(container_id=container)
+            self._session.behind(self._runtime.RemoveContainer.future(request))
 
     def _follow(self, container: str, show: Callable[[bytes], None]) -> int:
         """Show the log until the container has ended; its exit code."""

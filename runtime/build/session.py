@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ class Session:
         self.client = client
         self.epoch = epoch
         self.ended = False
+        self._behind: list[object] = []
         self._lease = client.admin.HoldBuild(admin.HoldBuildRequest())
         told = next(self._lease)
         self.id: str = told.build_id
@@ -84,10 +85,12 @@ class Session:
         try:
             yield Mounted(reply.mount_id, reply.directory)
         finally:
-            with suppress(grpc.RpcError):  # the build has ended, and with it the mount
-                self.client.admin.UnmountBuildImage(
-                    admin.UnmountBuildImageRequest(build_id=self.id, mount_id=reply.mount_id)
-                )
+            back = admin.UnmountBuildImageRequest(build_id=self.id, mount_id=reply.mount_id)
+            self.behind(self.client.admin.UnmountBuildImage.future(back))
+
+    def behind(self, call: object) -> None:
+        """Let a call that gives something back go on by itself: what is not given back when the build ends goes with it."""
+        self._behind.append(call)  # gRPC ends a call that nobody knows any more
 
     def commit(
         self,

@@ -116,7 +116,6 @@ def test_a_whole_build_and_the_next(kubelet: Kubelet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("another\n")
     changed, err = build(kubelet, "-t", NAME, "--build-arg", "WHO=you", "--label", "c=d", place)
     assert (changed != out, seen(err)) == (True, False)
-    assert seen(build(kubelet, "--no-cache", "--target", "1", place)[1])
     shown = crisp(kubelet, "images").stdout.decode()
     assert (NAME in shown, "crisp-build" in shown) == (True, False)
     assert "crisp-build" in crisp(kubelet, "images", "-a").stdout.decode()
@@ -181,7 +180,7 @@ def test_links_lead_no_mount_out(kubelet: Kubelet, tmp_path: Path) -> None:
     (tmp_path / "context").mkdir()
     (tmp_path / "context/link").symlink_to(host)
     place = tmp_path / "context"
-    for mount in ("from=a,source=/link", "from=a,rw,source=/link", "source=link", "rw,source=link", "source=link/file"):
+    for mount in ("from=a,source=/link", "from=a,rw,source=/link", "source=link"):
         text = f"FROM BASE AS a\nRUN ln -s {host} /link\nFROM BASE\nRUN --mount=target=/t,{mount} ls /t/ && cat /t/file\n"
         _, err = build(kubelet, str(context(place, text)), code=1)
         assert "of the host" not in err

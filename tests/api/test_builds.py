@@ -89,7 +89,7 @@ def test_a_tree_becomes_a_layer(kubelet: Kubelet) -> None:
             assert not Path(tree.directory, "etc/group").exists()
             with pytest.raises(OSError, match="Read-only"):
                 Path(tree.directory, "new").write_text("")
-        assert not os.path.exists(tree.directory)
+        wait_until(lambda: not os.path.exists(tree.directory))
         left = begun.commit(made, {"config": {"Cmd": ["/bin/true"]}}, [{"created_by": "third"}], ["localhost/built:3"])
         found = begun.find(left)
         assert found is not None
