@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
+from tests.bench.runtimes import isolate
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.kubelet import Kubelet, Pod, wait_until
 from tests.harness.nri_plugin import NriPlugin
@@ -65,6 +66,7 @@ class Idle(NriPlugin):
 
 def measure(rounds: int) -> str:
     """The table."""
+    isolate()
     base = Path(tempfile.mkdtemp(prefix="crisp-bench-", dir="/var/tmp"))
     daemon = Daemon()
     daemon.config.write_text(daemon.config.read_text().replace('level = "debug"', 'level = "info"'))
