@@ -5,63 +5,66 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from proto.version import VERSION
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 DEFAULT_SOCKET: Final = "/run/crisp/crisp.sock"
 
 COMMANDS: Final = {
-    "serve": "serve.command",
-    "run": "run.command",
-    "ps": "ps.command",
-    "start": "lifecycle.start",
-    "stop": "lifecycle.stop",
-    "restart": "lifecycle.restart",
-    "kill": "lifecycle.kill",
-    "wait": "lifecycle.wait",
-    "rm": "lifecycle.rm",
-    "logs": "logs.command",
-    "exec": "streams.exec_",
-    "attach": "streams.attach",
-    "port-forward": "streams.port_forward",
-    "inspect": "inspect.command",
-    "cp": "files.cp",
-    "diff": "files.diff",
-    "top": "processes.top",
-    "port": "processes.port",
-    "stats": "stats.command",
-    "events": "events.command",
-    "pod": "pods.group",
-    "image": "images.group",
-    "build": "build.command",
-    "system": "system.group",
+    "serve": ("serve.command", "Serve CRI until SIGTERM or Ctrl-C"),
+    "run": ("run.command", "Run a container, in a pod of its own, and show its output"),
+    "ps": ("ps.command", "List containers, the newest first"),
+    "start": ("lifecycle.start", "Start containers that were created"),
+    "stop": ("lifecycle.stop", "End containers: their stop signal, some time, then SIGKILL"),
+    "restart": ("lifecycle.restart", "End containers, and make each anew"),
+    "kill": ("lifecycle.kill", "Send a signal to the containers' first process"),
+    "wait": ("lifecycle.wait", "Wait until containers have ended"),
+    "rm": ("lifecycle.rm", "Remove containers"),
+    "logs": ("logs.command", "Show a container's output; its standard error goes to ours"),
+    "exec": ("streams.exec_", "Run a command in a running container"),
+    "attach": ("streams.attach", "Join a running container"),
+    "port-forward": ("streams.port_forward", "Reach ports of a pod from here"),
+    "inspect": ("inspect.command", "Show containers, pods and images as JSON"),
+    "cp": ("files.cp", "Copy files out of or into a running container"),
+    "diff": ("files.diff", "List what a container has changed of its image"),
+    "top": ("processes.top", "List a container's processes, with their pids on this node"),
+    "port": ("processes.port", "List the ports of the node that lead to a container's pod"),
+    "stats": ("stats.command", "Show CPU, memory, disk and network of pods and containers"),
+    "events": ("events.command", "Print life-cycle events until Ctrl-C"),
+    "pod": ("pods.group", "Pods: list, look at, stop, remove"),
+    "image": ("images.group", "Images: list, fetch, move, make, remove"),
+    "build": ("build.command", "Build an image from a Containerfile (or Dockerfile) and a directory of files"),
+    "system": ("system.group", "The disk that crisp takes"),
     # As docker calls them.
-    "images": "images.ls",
-    "pull": "images.pull",
-    "push": "images.push",
-    "history": "images.history",
-    "rmi": "images.rm",
-    "tag": "images.tag",
-    "commit": "images.commit",
-    "save": "images.save",
-    "load": "images.load",
-    "info": "about.info",
-    "version": "about.version",
-    "check": "check.command",
-    "config": "configuration.command",
-    "support-bundle": "support_bundle.command",
-    "uninstall": "uninstall.command",
-    "completion": "completion.command",
+    "images": ("images.ls", "List images"),
+    "pull": ("images.pull", "Fetch an image from its registry"),
+    "push": ("images.push", "Upload an image to its registry, or to TARGET"),
+    "history": ("images.history", "List how an image was made, the newest step first"),
+    "rmi": ("images.rm", "Remove images with all their names"),
+    "tag": ("images.tag", "Give an image one more NAME"),
+    "commit": ("images.commit", "Make an image of what a container has written"),
+    "save": ("images.save", "Write images to an archive; as `crisp image export`"),
+    "load": ("images.load", "Read an archive, by default from the standard input"),
+    "info": ("about.info", "Show what the daemon says of itself"),
+    "version": ("about.version", "Show the version of this command"),
+    "check": ("check.command", "Tell whether this host can run crisp"),
+    "config": ("configuration.command", "Print a configuration file with every key"),
+    "support-bundle": ("support_bundle.command", "Collect state, without secrets"),
+    "uninstall": ("uninstall.command", "Remove what crisp has made on this host"),
+    "completion": ("completion.command", "Print a completion script"),
 }
-"""Where each is: module of this room, and what it calls the command."""
+"""Where each is, module of this room and what it calls the command, and how its help begins: to list them loads none."""
 
 
 def load(name: str) -> click.Command:
     """The command of this name, which is one of COMMANDS."""
-    module, _, attribute = COMMANDS[name].partition(".")
+    module, _, attribute = COMMANDS[name][0].partition(".")
     found: click.Command = getattr(importlib.import_module(f"runtime.cli.{module}"), attribute)
     gc.freeze()
     gc.enable()
@@ -76,6 +79,19 @@ class _Commands(click.Group):
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         return load(name) if name in COMMANDS else None
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+    def shell_complete(self, context: click.Context, incomplete: str) -> list[CompletionItem]:
+        """A shell asks at each tab."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415  the commands themselves need none
+
+        names = [name for name in sorted(COMMANDS) if name.startswith(incomplete)]
+        items = [CompletionItem(name, help=COMMANDS[name][1]) for name in names]
+        return items + click.Command.shell_complete(self, context, incomplete)
 
     def invoke(self, context: click.Context) -> Any:
         """What cannot be read or written is said in one line, wherever a command meets it; of a daemon's one wants all."""
