@@ -15,7 +15,6 @@ from kernel import mounts
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from runtime.build.session import Session
-from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet, Pod
 from tests.harness.waiting import wait_until
 
@@ -193,21 +192,16 @@ def test_what_is_asked_of_no_build(kubelet: Kubelet) -> None:
         assert begun.find("localhost/no:such") is None
 
 
-def test_nothing_stays_of_a_daemon_that_was_killed(rootfs: Path) -> None:
-    daemon = Daemon()
-    try:
-        kubelet = Kubelet.on(daemon.start(), rootfs)
-        begun = Session(kubelet.client, None)
-        build_pod(kubelet, begun.id).run("/bin/sleep", "1000")
-        for image, writable in ((kubelet.image, True), ("", False)):
-            request = admin.MountBuildImageRequest(build_id=begun.id, image_id=image, writable=writable)
-            kubelet.client.admin.MountBuildImage(request)
-        assert len(mounts.below(str(daemon.state / "builds"))) == 4
-        daemon.kill()
-        daemon.start()
-        assert daemon.leftovers() == []
-    finally:
-        daemon.destroy()
+def test_nothing_stays_of_a_daemon_that_was_killed(kubelet: Kubelet) -> None:
+    begun = Session(kubelet.client, None)
+    build_pod(kubelet, begun.id).run("/bin/sleep", "1000")
+    for image, writable in ((kubelet.image, True), ("", False)):
+        request = admin.MountBuildImageRequest(build_id=begun.id, image_id=image, writable=writable)
+        kubelet.client.admin.MountBuildImage(request)
+    assert len(mounts.below(str(kubelet.daemon.state / "builds"))) == 4
+    kubelet.daemon.kill()
+    kubelet.daemon.start()
+    assert kubelet.daemon.leftovers() == []
 
 
 def test_the_cache_is_counted_and_pruned(kubelet: Kubelet) -> None:
