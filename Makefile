@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 SERVE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-guest setup setup-test lint types unit unit-alone unit-cgroup-v2 stubs bench soak churn fuzz mutants clean lock packages
+.PHONY: help run test test-guest setup setup-test lint types unit unit-api unit-cgroup-v2 unit-alone unit-rest stubs bench soak churn fuzz mutants clean lock packages
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -33,20 +33,25 @@ types:
 ANY_MODE = $(wildcard tests/kernel/test_network_*.py) $(addprefix tests/kernel/test_,trees.py removal.py sockets.py modes.py spares.py \
 	streaming_vanished.py) $(addprefix tests/faults/test_,cni_leaks.py clock.py \
 	database.py image_failpoints.py nri_kills.py) $(addprefix tests/api/test_,images.py network.py daemon_security.py support_bundle.py \
-	command.py command_astray.py docker_names.py using.py nri_life.py nri_events.py)
+	command.py command_astray.py build_command.py build_inside.py run_ends.py docker_names.py using.py nri_life.py nri_events.py)
 
-# Without a daemon: they run beside the second run, on the other processor.
+# Without a daemon.
 ALONE = tests/unit tests/images tests/fuzz
 
-unit:
-	$(MAKE) --no-print-directory --jobs=2 --output-sync=target unit-alone unit-cgroup-v2
-	$(BIN)/pytest $(addprefix --ignore=,$(ALONE))
+unit: # two at once; what begins first takes longest
+	$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=target unit-api unit-cgroup-v2 unit-alone unit-rest
+
+unit-api:
+	$(BIN)/pytest tests/api
+
+unit-cgroup-v2:
+	$(BIN)/pytest --cgroup-v2 tests/api tests/kernel tests/faults $(addprefix --ignore=,$(ANY_MODE))
 
 unit-alone:
 	$(BIN)/pytest $(ALONE)
 
-unit-cgroup-v2:
-	$(BIN)/pytest --cgroup-v2 tests/api tests/kernel tests/faults $(addprefix --ignore=,$(ANY_MODE))
+unit-rest:
+	$(BIN)/pytest $(addprefix --ignore=,$(ALONE) tests/api)
 
 GUEST ?=
 
