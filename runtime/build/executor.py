@@ -7,9 +7,9 @@ the end. The first failure ends the others: the lease is given back, and with it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -66,11 +66,30 @@ class Build:
                     self._stages[index] = threads.submit(self._stage, index, last=index == target)
                 wait(self._stages.values(), return_when=FIRST_EXCEPTION)
                 self._raise_failure()
-                return self._stages[target].result().finish()
+                done = self._stages[target].result()
+                image_id = done.finish()
+                return self._squashed(image_id, done.state.base, self._bases[target]) if self._wishes.squash else image_id
             except BaseException:
                 self._session.end()
                 self._shop.copier.close()  # so that no thread copies to the end what nobody wants any more
                 raise
+
+    def _squashed(self, image_id: str, base: str, step: Instruction) -> str:
+        """An image of the same files and configuration, with one layer above the base image; its id."""
+        session = self._session
+        shown = self._progress.begin("one layer of all that is new")
+        made, below = session.find(image_id), session.find(base) if base else None
+        assert made is not None, "the lease holds it"
+        before = _lines_of(below.document) if below is not None else 0
+        history = [
+            {name: value for name, value in line.items() if name not in ("created", "empty_layer")}
+            for line in made.document["history"][before:]
+        ]
+        with session.mounted(base, writable=True) as tree, session.mounted(image_id) as wanted:
+            changed = self._shop.copier.become(step, tree.directory, wanted.directory)
+            squashed = session.commit(base, made.document, history, [], mount=tree.id if changed else "")
+        self._progress.end(shown, "done")
+        return squashed
 
     def _raise_failure(self) -> None:
         """The failure that the others follow from, if there is one."""
@@ -141,6 +160,12 @@ class Build:
         if source not in self._stages:  # only what an ONBUILD says is not known beforehand
             raise step.error(f"the stage {name} is not one that this build needs otherwise: name an image")
         return self._done(source).state.image_id, f"stage {name}"
+
+
+def _lines_of(document: Mapping[str, Any]) -> int:
+    """How many lines of history an image brings to what is made of it: the daemon gives some to a base without any."""
+    layers = (document.get("rootfs") or {}).get("diff_ids") or ("a plain directory, which becomes one",)
+    return len(document.get("history") or layers)
 
 
 class _OtherFailed(Exception):

@@ -47,6 +47,8 @@ class ImageState:
     def __init__(self, image_id: str, document: Mapping[str, Any], seed: str) -> None:
         """`image_id`: whose layers there are so far, empty for none; `document`: its configuration document."""
         self.image_id = image_id
+        self.base = image_id
+        """What it was begun with."""
         self.document = {name: copy.deepcopy(value) for name, value in document.items() if name not in _OF_LAYERS}
         self.config: dict[str, Any] = self.document.setdefault("config", {}) or {}
         self.document["config"] = self.config

@@ -1,4 +1,5 @@
-"""What a process of the copier does: select files, put them, make a directory. It has one request and ends with it."""
+"""What a process of the copier does: select files, put them, make a directory, make one tree like another. It has one
+request and ends with it."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from kernel import syscalls
 from kernel.descriptors import write_all
 from proto.errors import CrispError
 from runtime.build import archives, selection, shut_in
+from runtime.build.becoming import Becoming
 from runtime.build.placing import Placer
 from runtime.build.selection import Item, SelectionError, View
 from shim import user_lookup
@@ -317,9 +319,17 @@ def _directory(request: dict[str, Any]) -> bool:
     return True
 
 
+def _become(request: dict[str, Any]) -> bool:
+    tree, wanted = (os.open(request[name], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for name in ("root", "wanted"))
+    becoming = Becoming(tree, wanted)
+    becoming.run()
+    return becoming.changed
+
+
 _JOBS: Final[dict[str, Callable[[dict[str, Any]], Any]]] = {
     "select": _select,
     "put": _put,
     "pack": _packing,
     "directory": _directory,
+    "become": _become,
 }

@@ -41,6 +41,8 @@ class Wishes:
     target: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     no_cache: bool = False
+    squash: bool = False
+    """One layer has all that is new."""
     network: str = "default"
     """Of steps that do not say otherwise: default (a pod's), none or host."""
     allow_host_network: bool = False

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     "--ssh", "agents", multiple=True, metavar="default|ID[=SOCKET]", help="An SSH agent, for RUN --mount=type=ssh."
 )
 @click.option("--no-cache", is_flag=True, help="Do every step anew.")
+@click.option("--squash", is_flag=True, help="One layer for all that is new above the base image.")
 @click.option("--pull", "always", is_flag=True, help="Ask registries for base images that are here too.")
 @click.option("--platform", default="", metavar="OS/ARCH", help="What the image is for; it has to be this node's.")
 @click.option(
@@ -65,6 +66,7 @@ def command(
     tags: tuple[str, ...],
     containerfile: str | None,
     no_cache: bool,
+    squash: bool,
     always: bool,
     output: str | None,
     push: bool,
@@ -93,7 +95,7 @@ def command(
     if push and not tags:
         fail("--push needs a name: give one by --tag", 2)
     with Signals().told(), errors():
-        wishes = _wishes(no_cache=no_cache, **wanted)  # type: ignore[arg-type]
+        wishes = _wishes(no_cache=no_cache, squash=squash, **wanted)  # type: ignore[arg-type]
         epoch = _epoch(wishes.arguments)
         shown = build_progress.Shown(build_progress.QUIET if quiet else progress)
         with Copier() as copier, Client(socket_path) as client, Session(client, epoch) as session:
@@ -153,6 +155,7 @@ def _wishes(
     secrets: Sequence[str],
     agents: Sequence[str],
     no_cache: bool,
+    squash: bool,
     platform: str,
     network: str,
     memory: str,
@@ -182,6 +185,7 @@ def _wishes(
         target=target,
         labels=pairs,
         no_cache=no_cache,
+        squash=squash,
         network=network,
         allow_host_network="network.host" in allowed or network == "host",
         conditions=Conditions(

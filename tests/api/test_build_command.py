@@ -59,9 +59,14 @@ def in_image(kubelet: Kubelet, image: str, *words: str) -> str:
     return str(done.stdout.decode())
 
 
-def config(kubelet: Kubelet, image: str) -> dict[str, Any]:
+def document(kubelet: Kubelet, image: str) -> dict[str, Any]:
     reply = kubelet.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=image), verbose=True))
-    found: dict[str, Any] = json.loads(reply.info["info"])["imageSpec"]["config"]
+    found: dict[str, Any] = json.loads(reply.info["info"])["imageSpec"]
+    return found
+
+
+def config(kubelet: Kubelet, image: str) -> dict[str, Any]:
+    found: dict[str, Any] = document(kubelet, image)["config"]
     return found
 
 
@@ -254,7 +259,6 @@ def test_what_is_wrong_is_said_with_its_place(kubelet: Kubelet, tmp_path: Path, 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--squash", "."],
         ["--output", "type=local", "."],
         ["--output", "type=image,name=x", "."],
         ["--push", "."],
@@ -274,6 +278,34 @@ def test_the_same_moment_makes_the_same_image(kubelet: Kubelet, tmp_path: Path) 
         environment = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
         made.add(build(kubelet, "--no-cache", "-q", place, env=environment)[0])
     assert len(made) == 1
+
+
+SQUASHED = """
+FROM BASE AS below
+RUN mkdir /gone && echo x > /gone/x && echo kept > /kept
+FROM below
+RUN rm -r /gone /etc/group && echo changed > /kept && ln /kept /link && chmod 700 /var
+ENV A=b
+RUN rm -r /home && mkdir /home && echo y > /home/y
+CMD ["cat", "/kept"]
+"""
+
+
+def test_one_layer_of_all_that_is_new(kubelet: Kubelet, tmp_path: Path) -> None:
+    place = str(context(tmp_path, SQUASHED))
+    names = ("localhost/built-layers:1", "localhost/built-squashed:1")
+    for name, words in zip(names, ([], ["--squash"]), strict=True):
+        build(kubelet, "-t", name, *words, place)
+    system = "! -path '/dev*' ! -path '/proc*' ! -path '/sys*' ! -path '/etc*'"
+    look = f"find / -xdev -mindepth 1 {system} | sort | xargs stat -c '%n %f %u %g %Y'; stat -c %h /kept; cat /kept /home/*"
+    layers, squashed = (in_image(kubelet, name, "/bin/sh", "-c", look) for name in names)
+    assert squashed == layers
+    assert "/gone" not in squashed
+    of_layers, of_squashed = (document(kubelet, name) for name in names)
+    assert of_squashed["config"] == of_layers["config"]
+    assert [line["created_by"] for line in of_squashed["history"]] == [line["created_by"] for line in of_layers["history"]]
+    counts = [sum(not line.get("empty_layer") for line in one["history"]) for one in (of_layers, of_squashed)]
+    assert counts == [4, 2], "the base, and three or one"
 
 
 def test_a_context_on_the_standard_input(kubelet: Kubelet, tmp_path: Path) -> None:
