@@ -26,7 +26,7 @@ from imagesvc.manifests import Descriptor, Manifest
 from imagesvc.media_types import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_MANIFEST
 from imagesvc.references import Reference, is_step
 from imagesvc.store.content import ContentStore, digest_of
-from imagesvc.store.images import ARTIFACT, ROOTFS, Image, OciConfig
+from imagesvc.store.images import ARTIFACT, ROOTFS, Image
 from imagesvc.store.materials import MadeBlob, Materials, run_blob_job
 from imagesvc.transfer.archived import ArchivedImage
 from imagesvc.transfer.progress import PullProgress
@@ -39,7 +39,8 @@ from proto.errors import failed_precondition, invalid
 class Changes:
     """What the new image shall have otherwise than its base. None leaves a field as it is."""
 
-    config: OciConfig | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the configuration document's `config`; those that are not named stay, also what we know nothing of."""
     author: str = ""
     comment: str = ""
     created: int | None = None
@@ -122,8 +123,8 @@ def describe(
     document["created"] = stamp
     if changes.author:
         document["author"] = changes.author
-    if changes.config is not None:
-        document["config"] = changes.config.to_json()
+    if changes.config:
+        document["config"] = {**(document.get("config") or {}), **changes.config}
     history = list(document.get("history") or _blank_history(base))
     document |= changes.document
     for name in [name for name in document if name.startswith("crisp.")]:

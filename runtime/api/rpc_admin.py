@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from imagesvc.build.commit import Changes
 from imagesvc.registry.credentials import Auth
 from proto import admin_pb2 as admin
 from proto.errors import failed_precondition, invalid, not_found
-from runtime.api.rpc_build import POD_FILES, BuildRpcs
+from runtime.api.rpc_build import BuildRpcs, mount_points
 from runtime.pods import container_exec
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class AdminService(BuildRpcs):
         changes = Changes(
             config=_changed(base.config, request),
             comment=f"crisp image commit {record.id[:12]}",
-            excluded=(*POD_FILES, *(mount.container_path.strip("/") for mount in record.config.mounts)),
+            excluded=mount_points(record.config),
         )
         upper = str(self._node.paths.writable_layer(record.id) / "upper")
         return admin.CommitContainerResponse(image_id=await self._images.commit(base, upper, request.reference, changes))
@@ -120,18 +119,18 @@ class AdminService(BuildRpcs):
         )
 
 
-def _changed(config: OciConfig, request: admin.CommitContainerRequest) -> OciConfig:
-    """The configuration with what the request says in its place; a variable replaces the one of its name."""
+def _changed(config: OciConfig, request: admin.CommitContainerRequest) -> dict[str, Any]:
+    """What the request asks for, as it stands in an image's configuration; a variable replaces the one of its name."""
     names = {entry.partition("=")[0] for entry in request.env}
-    kept = tuple(entry for entry in config.env if entry.partition("=")[0] not in names)
-    return replace(
-        config,
-        entrypoint=tuple(request.entrypoint) or config.entrypoint,
-        cmd=tuple(request.cmd) or config.cmd,
-        env=(*kept, *request.env),
-        working_dir=request.working_dir or config.working_dir,
-        user=request.user or config.user,
-    )
+    kept = (entry for entry in config.env if entry.partition("=")[0] not in names)
+    asked = {
+        "Entrypoint": list(request.entrypoint),
+        "Cmd": list(request.cmd),
+        "Env": [*kept, *request.env] if request.env else [],
+        "WorkingDir": request.working_dir,
+        "User": request.user,
+    }
+    return {name: value for name, value in asked.items() if value}
 
 
 def _auth(request: admin.PullImageRequest | admin.PushImageRequest) -> Auth | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import posixpath
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,7 @@ from runtime.lifecycle import ContainerState
 from runtime.pods import builds
 
 if TYPE_CHECKING:
+    from proto import api_pb2 as cri
     from runtime.pods.node import Node
     from runtime.pods.objects import Lease
 
@@ -95,13 +97,17 @@ class BuildRpcs:
             raise invalid(f"container {record.id} is not one of {lease.id}")
         if record.state is not ContainerState.EXITED:
             raise failed_precondition(f"container {record.id} is {record.state.value}, and has not ended")
-        volumes = (mount.container_path.strip("/") for mount in record.config.mounts)
-        return str(self._node.paths.writable_layer(record.id) / "upper"), (*POD_FILES, *volumes)
+        return str(self._node.paths.writable_layer(record.id) / "upper"), mount_points(record.config)
 
     async def PruneBuildCache(self, request: admin.PruneBuildCacheRequest) -> admin.PruneBuildCacheResponse:
         """What builds have left to be quick the next time."""
         left = await builds.prune(self._node, dry=request.dry)
         return admin.PruneBuildCacheResponse(images=left.steps, caches=left.caches, bytes=left.bytes)
+
+
+def mount_points(config: cri.ContainerConfig) -> tuple[str, ...]:
+    """What a container's layer has for its mounts alone, below its root."""
+    return (*POD_FILES, *(posixpath.normpath(f"/{mount.container_path}").strip("/") for mount in config.mounts))
 
 
 def _object(data: bytes) -> dict[str, Any]:
