@@ -7,7 +7,9 @@
 
 A build's containers are ordinary ones in pods with the label `crisp.build`, whose value is the build's id. No list and no
 event shows them unless its label selector names that label: a kubelet ends pods that it does not know. The label means
-something for a living build alone, whose id nobody else knows; on another's pod it is a label like all others.
+something for a living build alone, and with logs in that build's own directory: what a RUN runs can read the id in
+/proc/self/mountinfo, and a pod's author gives it labels, but the kubelet says where its logs go. On all other pods it is a
+label like any other.
 
 The directory in <root> is made first and removed last, so that the next daemon finds what one that was killed has left.
 """
@@ -57,13 +59,20 @@ class Left:
 
 def of_pod(node: Node, config: cri.PodSandboxConfig) -> str:
     """The build whose pod this is to be; empty for all other pods. FAILED_PRECONDITION if that build has ended."""
-    build = config.labels.get(BUILD_LABEL, "")
+    build = _named(node, config)
     lease = node.builds.get(build)
-    if lease is not None and not lease.ended:
-        return build
-    if _ID.fullmatch(build):
+    if build and (lease is None or lease.ended):
         raise failed_precondition(f"{build} has ended")
-    return ""
+    return build
+
+
+def _named(node: Node, config: cri.PodSandboxConfig) -> str:
+    """The build that a pod's label names, if its logs are with the build's own files."""
+    build = config.labels.get(BUILD_LABEL, "")
+    if not _ID.fullmatch(build):
+        return ""
+    logs, own = config.log_directory, str(scratch(node, build))
+    return build if logs.startswith(f"{own}/") and os.path.normpath(logs) == logs else ""
 
 
 async def begin(node: Node) -> Lease:
@@ -149,7 +158,7 @@ async def recover(node: Node) -> None:
         if not _ID.fullmatch(name):
             continue
         for sandbox in node.sandboxes.values():
-            if sandbox.record.config.labels.get(BUILD_LABEL) == name:
+            if _named(node, sandbox.record.config) == name:
                 sandbox.build = name
         log.info("swept", build=name)
         await end(node, Lease(name))
@@ -252,10 +261,15 @@ async def prune(node: Node, *, dry: bool) -> Left:
 
 def _remove_cache(place: Path) -> bool:
     """Remove a directory unless a build uses it. Who comes for it meanwhile looks again whether it is still there."""
-    lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        lock = os.open(place / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        return False  # another call has removed it
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        gone = place.with_name(f"{place.name}.gone")
+        if os.fstat(lock).st_nlink == 0:  # another call has
+            return False
+        gone = place.with_name(f"{place.name}.gone-{secrets.token_hex(4)}")  # one may be left of a daemon that was killed
         place.rename(gone)
         removal.remove_tree(gone)
     except BlockingIOError:

@@ -39,9 +39,18 @@ def no_images_stay(kubelet: Kubelet) -> Iterator[None]:
             kubelet.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image.id)))
 
 
-def build_pod(kubelet: Kubelet, value: str) -> Pod:
+def build_pod(kubelet: Kubelet, begun: Session) -> Pod:
+    config = kubelet.pod_config()
+    config.labels["crisp.build"] = begun.id
+    config.log_directory = f"{begun.scratch}/logs-{config.metadata.uid}"
+    os.mkdir(config.log_directory)
+    return kubelet.pod(config)
+
+
+def labelled_pod(kubelet: Kubelet, value: str, logs: str = "") -> Pod:
     config = kubelet.pod_config()
     config.labels["crisp.build"] = value
+    config.log_directory = logs or config.log_directory
     return kubelet.pod(config)
 
 
@@ -117,7 +126,7 @@ def test_a_container_becomes_a_layer_without_its_mounts(kubelet: Kubelet, tmp_pa
     """What is mounted leaves nothing: neither the mount points nor the directories that were made for them."""
     (tmp_path / "file").write_text("mounted")
     with session(kubelet) as begun:
-        pod = build_pod(kubelet, begun.id)
+        pod = build_pod(kubelet, begun)
         config = cri.ContainerConfig()
         config.mounts.add(host_path=str(tmp_path / "file"), container_path="/run/secrets/deep/key", readonly=True)
         config.mounts.add(host_path=str(tmp_path), container_path="/new/cache")
@@ -137,7 +146,7 @@ def test_a_container_becomes_a_layer_without_its_mounts(kubelet: Kubelet, tmp_pa
 def test_no_list_shows_the_pods_of_a_build(kubelet: Kubelet) -> None:
     events = kubelet.runtime.GetContainerEvents(cri.GetEventsRequest())
     with session(kubelet) as begun:
-        pod = build_pod(kubelet, begun.id)
+        pod = build_pod(kubelet, begun)
         container = pod.run("/bin/sleep", "1000")
         others = listed(kubelet)
         assert pod.id not in others[0]
@@ -154,13 +163,15 @@ def test_no_list_shows_the_pods_of_a_build(kubelet: Kubelet) -> None:
 
 
 def test_the_label_alone_hides_nobody(kubelet: Kubelet) -> None:
-    """A pod's author has a say in its labels: a pod that the kubelet did not see would be started again and again."""
-    pod = build_pod(kubelet, "mine")
-    assert pod.id in listed(kubelet)[0]
+    """A pod's author has a say in its labels: a pod that the kubelet did not see would be started again and again. A build's
+    id is no secret of those whose Containerfile it is, so it takes the build's own directory of logs, too."""
     with session(kubelet) as begun:
-        pass
+        kept = [labelled_pod(kubelet, value) for value in ("mine", begun.id)]
+        kept.append(labelled_pod(kubelet, begun.id, f"{begun.scratch}/../logs"))
+        assert {pod.id for pod in kept} <= listed(kubelet)[0]
+    assert [pod.status().state for pod in kept] == [cri.SANDBOX_READY] * 3
     with pytest.raises(grpc.RpcError, match="has ended"):
-        build_pod(kubelet, begun.id)
+        labelled_pod(kubelet, begun.id, f"{begun.scratch}/logs")
 
 
 def test_an_image_that_is_removed_meanwhile(kubelet: Kubelet) -> None:
@@ -168,7 +179,7 @@ def test_an_image_that_is_removed_meanwhile(kubelet: Kubelet) -> None:
     with session(kubelet) as begun:
         made = begun.commit(kubelet.image, {"config": {"Env": ["A=b"]}}, [{}], ["localhost/built:1"])
         kubelet.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=made)))
-        pod = build_pod(kubelet, begun.id)
+        pod = build_pod(kubelet, begun)
         config = cri.ContainerConfig(image=cri.ImageSpec(image=made))
         container = pod.run("/bin/sh", "-c", "echo $A > /x", config=config)
         assert container.wait().exit_code == 0
@@ -194,7 +205,7 @@ def test_what_is_asked_of_no_build(kubelet: Kubelet) -> None:
 
 def test_nothing_stays_of_a_daemon_that_was_killed(kubelet: Kubelet) -> None:
     begun = Session(kubelet.client, None)
-    build_pod(kubelet, begun.id).run("/bin/sleep", "1000")
+    build_pod(kubelet, begun).run("/bin/sleep", "1000")
     for image, writable in ((kubelet.image, True), ("", False)):
         request = admin.MountBuildImageRequest(build_id=begun.id, image_id=image, writable=writable)
         kubelet.client.admin.MountBuildImage(request)
@@ -202,6 +213,14 @@ def test_nothing_stays_of_a_daemon_that_was_killed(kubelet: Kubelet) -> None:
     kubelet.daemon.kill()
     kubelet.daemon.start()
     assert kubelet.daemon.leftovers() == []
+
+
+def test_what_a_killed_prune_has_left_is_in_nobodys_way(kubelet: Kubelet) -> None:
+    with session(kubelet) as begun:
+        for name in ("a", "a.gone"):
+            (Path(begun.caches) / name / "data").mkdir(parents=True)
+    assert kubelet.client.admin.PruneBuildCache(admin.PruneBuildCacheRequest()).caches == 2
+    assert os.listdir(begun.caches) == []
 
 
 def test_the_cache_is_counted_and_pruned(kubelet: Kubelet) -> None:
