@@ -54,8 +54,12 @@ class Sources:
     """Puts into a directory what a new cache with `from` begins with."""
 
 
-def prepare(step: Run, session: Session, sources: Sources, workdir: str, stack: ExitStack) -> Extras:
-    """Make what a step's mounts need, until `stack` is closed. Raises ContainerfileError where there is no such thing."""
+def prepare(step: Run, session: Session, sources: Sources, image: str, workdir: str, stack: ExitStack) -> Extras:
+    """Make what a step's mounts need, until `stack` is closed. `image`: that of the step's container.
+
+    Raises:
+        ContainerfileError: there is no such thing.
+    """
     extras = Extras()
     for number, mount in enumerate(step.mounts):
         target = posixpath.join(workdir, mount.target) if mount.target else ""
@@ -71,7 +75,35 @@ def prepare(step: Run, session: Session, sources: Sources, workdir: str, stack: 
             _agent(step, mount, target or f"{SOCKETS}.{number}", sources, extras)
     if step.script:
         extras.mounts.append(_script(step, session, stack))
+    if extras.mounts:
+        with session.mounted(image) as tree:
+            for one in extras.mounts:
+                one.container_path = settled(tree.directory, one.container_path)
     return extras
+
+
+def settled(root: str, path: str) -> str:
+    """A path of a tree without the links that lead there: where its mount point is made, and is left out of the layer. Not
+    all of it need be there."""
+    there, missing = [word for word in path.split("/") if word not in ("", ".")], list[str]()
+    tree = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while there:
+            try:
+                found = syscalls.openat2(tree, "/".join(there), os.O_PATH | os.O_CLOEXEC, syscalls.RESOLVE_IN_ROOT)
+            except OSError:
+                missing.insert(0, there.pop())
+                continue
+            try:
+                above = os.readlink(f"/proc/self/fd/{tree}")
+                inside_tree = os.path.relpath(os.readlink(f"/proc/self/fd/{found}"), above)
+            finally:
+                os.close(found)
+            there = [inside_tree]
+            break
+    finally:
+        os.close(tree)
+    return "/" + posixpath.normpath(posixpath.join("/", *there, *missing)).lstrip("/")
 
 
 def _bind(step: Run, mount: RunMount, target: str, session: Session, sources: Sources, stack: ExitStack) -> cri.Mount:
@@ -137,8 +169,11 @@ def _hold(place: str, sharing: str) -> list[int] | None:
     """Descriptors that hold a cache; None if it is somebody else's alone just now. A locked one is not waited for here, in a
     call that nothing could end."""
     while True:
-        modes.own(place, 0o700)
-        lock = os.open(os.path.join(place, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            modes.own(place, 0o700)
+            lock = os.open(os.path.join(place, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # as below
+            continue
         fcntl.flock(lock, fcntl.LOCK_SH)
         try:
             same = os.fstat(lock).st_ino == os.stat(os.path.join(place, "lock")).st_ino

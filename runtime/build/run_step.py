@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from math import inf
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import grpc
@@ -111,7 +112,8 @@ class Pod:
         try:
             while True:
                 ended = status.state in (cri.CONTAINER_EXITED, cri.CONTAINER_UNKNOWN)
-                pending = _lines(log, pending, show)
+                # A container that writes without end writes to this log until there is another.
+                pending = _lines(log, pending, show, inf if ended else LOG_BYTES)
                 if ended:
                     break
                 if log.tell() > LOG_BYTES and self._begin_log(container, status.log_path):
@@ -137,9 +139,9 @@ class Pod:
         return True
 
 
-def _lines(log: BinaryIO, pending: bytes, show: Callable[[bytes], None]) -> bytes:
-    """Show whole log lines (`time stream tag text`); what remains of the last one."""
-    while chunk := log.read(65536):
+def _lines(log: BinaryIO, pending: bytes, show: Callable[[bytes], None], end: float = inf) -> bytes:
+    """Show whole log lines (`time stream tag text`) up to a position of the log; what remains of the last one."""
+    while log.tell() <= end and (chunk := log.read(65536)):
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             _, _, tag, text = line.split(b" ", 3)

@@ -152,7 +152,7 @@ class Stage:
         with ExitStack() as stack:
             wishes = self._shop.wishes
             sources = run_mounts.Sources(wishes.secrets, wishes.agents, self._image, self._context_of, self._fill)
-            extras = run_mounts.prepare(step, self._session, sources, state.workdir, stack)
+            extras = run_mounts.prepare(step, self._session, sources, state.image_id, state.workdir, stack)
             environment = {**arguments, **self.scope.proxies}
             begun = self._pod(self._network(step))
             with begun.ran(state.image_id, command, environment, extras, self._show(shown)) as (container, code):

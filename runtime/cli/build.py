@@ -85,6 +85,7 @@ def command(
     CONTEXT is a directory, or - for a tar archive or a Containerfile on the standard input. What RUN runs are containers of
     this node, which no kubelet sees. Steps are taken from builds before as long as they and their files are the same.
     """
+    from imagesvc.references import parse_reference  # noqa: PLC0415
     from proto import admin_pb2 as admin  # noqa: PLC0415  --help needs no protobuf
     from runtime.build.copying import Copier  # noqa: PLC0415
     from runtime.build.session import Session  # noqa: PLC0415
@@ -92,6 +93,10 @@ def command(
     wanted_output = build_output.parse(output) if output is not None else None
     if os.geteuid():
         fail("crisp build mounts trees and makes files of any owner: run it as root", 2)
+    with errors(2):
+        for tag in tags:
+            if parse_reference(tag).digest:
+                fail(f"--tag {tag}: a digest is no name for what is only to be made", 2)
     if push and not tags:
         fail("--push needs a name: give one by --tag", 2)
     with Signals().told(), errors():

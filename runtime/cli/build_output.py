@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import tarfile
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Final
 
@@ -63,14 +65,28 @@ def write(output: Output, session: Session, copier: Copier, image_id: str, refer
 
 
 def _archive(output: Output, session: Session, references: Sequence[str]) -> None:
+    """The daemon makes no file that is there already, and knows nothing of our descriptors: it writes a new one, which takes
+    the place of a file, and is copied to all else, such as pipes and what links lead to."""
     from proto import admin_pb2 as admin  # noqa: PLC0415  --help needs no protobuf
 
-    path = os.path.join(session.scratch, "archive") if output.is_stream else os.path.abspath(output.dest)
-    request = admin.ExportImagesRequest(references=references, path=path, format=output.kind)
-    session.client.admin.ExportImages(request)
-    if output.is_stream:
-        with open(path, "rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer, 1 << 20)
+    place = os.path.abspath(output.dest)
+    copied = output.is_stream or (os.path.lexists(place) and not stat.S_ISREG(os.lstat(place).st_mode))
+    path = os.path.join(session.scratch, "archive") if copied else f"{place}.{session.id}"
+    try:
+        with ExitStack() as stack:
+            target = sys.stdout.buffer if output.is_stream else None
+            if copied and target is None:
+                target = stack.enter_context(open(place, "wb"))  # before the work is done
+            request = admin.ExportImagesRequest(references=references, path=path, format=output.kind)
+            session.client.admin.ExportImages(request)
+            if target is None:
+                os.replace(path, place)
+            else:
+                shutil.copyfileobj(stack.enter_context(open(path, "rb")), target, 1 << 20)
+                target.flush()
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def _files(place: str, copier: Copier, tree: str) -> None:

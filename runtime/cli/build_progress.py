@@ -19,6 +19,9 @@ QUIET: Final = "quiet"
 KEPT_LINES: Final = 100
 """Of a step's output, which are shown if it fails and was not to be seen."""
 
+LINE_BYTES: Final = 1 << 16
+"""Of a line that does not end; what follows is shown as another one."""
+
 
 class Shown:
     """Shows steps, each with its number: `#3 [2/4] RUN make`, `#3 0.251 its output`, `#3 DONE 1.2s`."""
@@ -46,6 +49,8 @@ class Shown:
             data = self._partial.pop(step, b"") + line
             if data.endswith(b"\n"):
                 self._line(step, data[:-1])
+            elif len(data) >= LINE_BYTES:  # it may never end
+                self._line(step, data)
             else:
                 self._partial[step] = data
 

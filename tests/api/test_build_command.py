@@ -192,6 +192,14 @@ def test_links_lead_no_mount_out(kubelet: Kubelet, tmp_path: Path) -> None:
         assert "Containerfile:4: RUN" in err
 
 
+def test_mount_points_behind_links_are_in_no_layer(kubelet: Kubelet, tmp_path: Path) -> None:
+    mounts = "--mount=type=cache,target=/linked/cache --mount=type=tmpfs,target=/a/../b//c/./d"
+    text = f"FROM BASE\nRUN mkdir /real && ln -s /real /linked\nRUN {mounts} test -d /real/cache && test -d /b/c/d\n"
+    build(kubelet, "-t", NAME, str(context(tmp_path, text)))
+    assert in_image(kubelet, NAME, "find", "/real") == "/real\n"
+    assert "b\n" not in in_image(kubelet, NAME, "ls", "/").splitlines(keepends=True)
+
+
 def test_a_linked_copy_leaves_directories_and_links_as_they_are(kubelet: Kubelet, tmp_path: Path) -> None:
     text = (
         "FROM BASE\nRUN mkdir -p /tmp /real && chmod 1777 /tmp && ln -s /real /linked\n"
@@ -262,6 +270,8 @@ def test_what_is_wrong_is_said_with_its_place(kubelet: Kubelet, tmp_path: Path, 
         ["--output", "type=local", "."],
         ["--output", "type=image,name=x", "."],
         ["--push", "."],
+        ["--tag", "Upper:::x", "."],
+        ["--tag", "x@sha256:" + "0" * 64, "."],
         ["--secret", "src=x", "."],
         ["--progress", "x", "."],
     ],
@@ -306,6 +316,14 @@ def test_one_layer_of_all_that_is_new(kubelet: Kubelet, tmp_path: Path) -> None:
     assert [line["created_by"] for line in of_squashed["history"]] == [line["created_by"] for line in of_layers["history"]]
     counts = [sum(not line.get("empty_layer") for line in one["history"]) for one in (of_layers, of_squashed)]
     assert counts == [4, 2], "the base, and three or one"
+
+
+def test_a_line_that_does_not_end(kubelet: Kubelet, tmp_path: Path) -> None:
+    """It is shown in pieces, and neither memory nor a log holds all of it."""
+    text = "FROM BASE\nRUN head -c 40000000 /dev/zero | tr '\\0' a; printf end\n"
+    _, err = build(kubelet, str(context(tmp_path, text)))
+    shown = re.findall(r"(?m)^#\d+ \d+\.\d+ (a+|a*end)$", err)
+    assert (sum(map(len, shown)), shown[-1][-3:], max(map(len, shown)) < 200_000) == (40_000_003, "end", True)
 
 
 def test_a_context_on_the_standard_input(kubelet: Kubelet, tmp_path: Path) -> None:
@@ -401,6 +419,27 @@ def test_outputs(kubelet: Kubelet, tmp_path: Path) -> None:
     done = subprocess.run(command(kubelet, "build", "-t", NAME, "-o", "type=docker", place), check=True, capture_output=True)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         assert "manifest.json" in archive.getnames()
+
+
+@pytest.mark.parametrize("kind", ["oci", "docker", "tar"])
+def test_an_output_that_is_there(kubelet: Kubelet, tmp_path: Path, kind: str) -> None:
+    """A file is replaced, what a link leads to is written; the standard output is the command's and not the daemon's."""
+    (tmp_path / "context").mkdir()
+    words = ["build", "-q", str(context(tmp_path / "context", "FROM scratch\nCOPY file /\n", file="text")), "-o"]
+    (tmp_path / "linked").write_text("old")
+    (tmp_path / "out").symlink_to(tmp_path / "linked")
+    (tmp_path / "file").write_text("old")
+    for place in ("out", "file"):
+        assert crisp(kubelet, *words, f"type={kind},dest={tmp_path}/{place}").returncode == 0
+        with tarfile.open(tmp_path / place) as archive:
+            assert len(archive.getnames()) > 0
+    assert (tmp_path / "out").is_symlink()
+    piped = crisp(kubelet, *words, f"type={kind},dest=/dev/stdout")
+    assert piped.stdout.startswith((tmp_path / "file").read_bytes()[:100]), piped
+    assert os.path.islink("/dev/stdout")
+    full = crisp(kubelet, *words, f"type={kind},dest=/dev/full")
+    assert (full.returncode, full.stderr.count(b"\n")) == (1, 1), full
+    assert sorted(os.listdir(tmp_path)) == ["context", "file", "linked", "out"]
 
 
 def test_a_base_from_a_registry_and_what_it_has_its_children_do(kubelet: Kubelet, tmp_path: Path) -> None:
