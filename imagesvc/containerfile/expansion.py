@@ -39,7 +39,11 @@ from imagesvc.containerfile.ports import parse_port
 
 MAX_VALUE: Final = 1 << 20
 """Characters of an expanded value: `ENV A=$A$A` doubles it."""
+_MAX_ALL: Final = 4 * MAX_VALUE
+"""Characters of all values of an instruction."""
+_TOO_LONG: Final = f"its value grows to more than {MAX_VALUE} characters"
 _MAX_DEPTH: Final = 50
+_MAX_PORTS: Final = 3 * 65535
 _SPECIAL: Final = "@*#?-$!"
 """Names of a shell's own variables, none of which is set here."""
 
@@ -66,6 +70,7 @@ class _Words:
     def __init__(self, instruction: Instruction, variables: Mapping[str, str]) -> None:
         self._instruction = instruction
         self._variables = variables
+        self._left = _MAX_ALL
 
     def one(self, word: str) -> str:
         return self._done(word, quotes=True)
@@ -79,9 +84,13 @@ class _Words:
 
     def _done(self, word: str, *, quotes: bool) -> str:
         try:
-            return expand_word(word, self._variables, self._instruction.escape, quotes=quotes)
+            value = expand_word(word, self._variables, self._instruction.escape, quotes=quotes)
         except ExpansionError as error:
             raise self._instruction.error(str(error)) from None
+        self._left -= len(value)
+        if self._left < 0:
+            raise self._instruction.error(f"its values grow to more than {_MAX_ALL} characters")
+        return value
 
 
 def _changes(step: Instruction, words: _Words) -> dict[str, Any]:
@@ -107,9 +116,20 @@ def _changes(step: Instruction, words: _Words) -> dict[str, Any]:
         case Volume():
             return {"paths": tuple(_not_empty(step, path) for path in words.all(step.paths))}
         case Expose():
-            texts = [text for port in step.ports for text in words.one(port).split()]
-            return {"ports": tuple(dict.fromkeys(port for text in texts for port in parse_port(step, text)))}
+            return {"ports": _ports(step, [text for port in step.ports for text in words.one(port).split()])}
     return {}
+
+
+def _ports(step: Expose, texts: list[str]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    told = 0
+    for text in dict.fromkeys(texts):
+        ports = parse_port(step, text)
+        told += len(ports)
+        if told > _MAX_PORTS:
+            raise step.error(f"it has more than the {_MAX_PORTS} ports that there are: name each once")
+        found.update(dict.fromkeys(ports))
+    return tuple(found)
 
 
 def _copy_changes(step: Copy, words: _Words) -> dict[str, Any]:
@@ -172,7 +192,7 @@ class _Expander:
 
     def _until(self, stop: str, *, raw: bool) -> str:
         """Up to the character `stop`, which is taken too, or the end. `raw` keeps escapes, for what becomes a pattern."""
-        out = []
+        out = _Value()
         while character := self._next():
             if character == stop:
                 break
@@ -190,7 +210,7 @@ class _Expander:
         else:
             if stop:
                 raise ExpansionError(f"{_shown(self._word)}: a ${{ without its }}")
-        return _bounded("".join(out))
+        return out.text()
 
     def _single(self) -> str:
         end = self._word.find("'", self._at)
@@ -200,10 +220,10 @@ class _Expander:
         return text
 
     def _double(self, raw: bool) -> str:
-        out: list[str] = []
+        out = _Value()
         while character := self._next():
             if character == '"':
-                return "".join(out)
+                return out.text()
             if character == "$":
                 out.append(self._dollar())
             elif character == self._escape and self._peek() in ('"', "$", self._escape):
@@ -223,7 +243,10 @@ class _Expander:
         name = self._name()
         if not name:
             raise ExpansionError(f"{_shown(self._word)}: after ${{ there is to be the name of a variable")
-        value = self._modified(name)
+        try:
+            value = self._modified(name)
+        except globs.GlobError as error:
+            raise ExpansionError(f"{_shown(self._word)}: {error}") from None
         self._depth -= 1
         return value
 
@@ -286,15 +309,29 @@ class _Expander:
         return _bounded(globs.replaced(value, pattern, word, every=every, limit=MAX_VALUE))
 
     def _pattern(self, stop: str) -> globs.Pattern:
-        try:
-            return globs.parse(self._until(stop, raw=True), self._escape)
-        except globs.GlobError as error:
-            raise ExpansionError(f"{_shown(self._word)}: {error}") from None
+        return globs.parse(self._until(stop, raw=True), self._escape)
+
+
+class _Value:
+    """A value as it grows: of a long variable that is named often, no more is made than may be."""
+
+    def __init__(self) -> None:
+        self._pieces: list[str] = []
+        self._length = 0
+
+    def append(self, piece: str) -> None:
+        self._pieces.append(piece)
+        self._length += len(piece)
+        if self._length > MAX_VALUE:
+            raise ExpansionError(_TOO_LONG)
+
+    def text(self) -> str:
+        return "".join(self._pieces)
 
 
 def _bounded(value: str) -> str:
     if len(value) > MAX_VALUE:
-        raise ExpansionError(f"its value grows to more than {MAX_VALUE} characters")
+        raise ExpansionError(_TOO_LONG)
     return value
 
 

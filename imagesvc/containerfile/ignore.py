@@ -85,6 +85,8 @@ def _rule(line: str, at: Place, instruction: str = "") -> _Rule | None:
             raise ContainerfileError(at, instruction, "after ! there is to be a pattern")
     if posixpath.normpath(text) in (".", "/"):
         return None  # docker does not let it exclude everything; `*` does
+    if posixpath.normpath(text).startswith("../"):
+        return None  # outside, where nothing is
     try:
         return _Rule(PathPattern(text), exception)
     except PatternError as error:

@@ -19,7 +19,7 @@ from imagesvc.containerfile.words import SPACE, here_document, json_array, split
 
 MAX_BYTES: Final = 4 << 20
 """Of a file."""
-_DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+?)\s*")
+_DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.+)")
 _DIRECTIVES: Final = ("syntax", "escape", "check")
 _AFTER_OPTIONS: Final = re.compile(r"\A(?:ONBUILD\s+)?\S+\s+(?:--\S+\s+)*", re.IGNORECASE)
 _WITH_DOCUMENTS: Final = ("RUN", "COPY", "ADD")
@@ -74,11 +74,12 @@ def _directives(physical: list[str], name: str) -> Directives:
         key = match[1].lower() if match else ""
         if match is None or key not in _DIRECTIVES:
             break
+        value = match[2].rstrip()
         if key in found:
             raise ContainerfileError(Place(name, number), "", f"the directive {key} stands here a second time")
-        if key == "escape" and match[2] not in ("\\", "`"):
-            raise ContainerfileError(Place(name, number), "", f"escape is to be \\ or `, and is {match[2]!r}")
-        found[key] = match[2]
+        if key == "escape" and value not in ("\\", "`"):
+            raise ContainerfileError(Place(name, number), "", f"escape is to be \\ or `, and is {value!r}")
+        found[key] = value
     return Directives(**found)
 
 

@@ -49,12 +49,14 @@ def parse(text: bytes, name: str) -> Containerfile:
     warnings = [*read.warnings]
     global_args: list[Arg] = []
     stages: list[tuple[From, list[Instruction]]] = []
+    names: set[str] = set()
     for line in read.lines:
         step = _instruction(line, name, read.directives.escape, warnings)
         if isinstance(step, From):
-            if step.name and any(base.name == step.name for base, _steps in stages):
+            if step.name in names:
                 raise step.error(f"there is a stage {step.name} already: names of stages differ")
             stages.append((step, []))
+            names |= {step.name} - {""}
         elif stages:
             stages[-1][1].append(step)
         elif isinstance(step, Arg):

@@ -48,8 +48,12 @@ class PathPattern:
         parts = clean.split("/") if clean else []
         # docker takes `**` at the beginning for "ends with" where there is no other wildcard.
         suffix = not any(character in clean.lstrip("*") for character in "*?[\\")
-        self.components: tuple[Component, ...] = tuple(
-            component for i, part in enumerate(parts) for component in _components(part, suffix=suffix and i == 0)
+        found = tuple(component for i, part in enumerate(parts) for component in _components(part, suffix=suffix and i == 0))
+        # `**/**` is `**`: so there is one way alone to use them up.
+        self.components = tuple(
+            component
+            for i, component in enumerate(found)
+            if not (component.deep and i + 1 < len(found) and found[i + 1].deep)
         )
         leading = bool(self.components) and self.components[0].deep
         end = self.components[1:] if leading else self.components

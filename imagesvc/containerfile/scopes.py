@@ -9,6 +9,7 @@ by themselves            BUILDPLATFORM, TARGETPLATFORM and their parts: as if de
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -83,7 +84,7 @@ class Scope:
 
     def expand(self, instruction: T) -> T:
         """The instruction with variables put in; ContainerfileError."""
-        return expand(instruction, self.variables)
+        return expand(instruction, ChainMap(self.environment, self._arguments))
 
     def enter(self, instruction: T) -> T:
         """The same, and ARG and ENV have their effect."""

@@ -18,8 +18,8 @@ class Graph:
         self._bases = tuple(bases)
         self._names = {stage.name: stage.index for stage in self._stages if stage.name}
         self._dependencies = tuple(self._of_stage(stage.index) for stage in self._stages)
-        for stage in self._stages:
-            self._refuse_circles(stage.index)
+        for index in self._unordered():
+            self._refuse_circles(index)
 
     def base(self, index: int) -> int | str:
         """What a stage is based on: an earlier stage, or an image (`scratch` is none)."""
@@ -84,6 +84,21 @@ class Graph:
             if isinstance(source, int):
                 found.add(source)
         return frozenset(found)
+
+    def _unordered(self) -> list[int]:
+        """The stages that are in a circle or need one that is."""
+        needing: dict[int, list[int]] = {}
+        missing = [len(found) for found in self._dependencies]
+        for index, found in enumerate(self._dependencies):
+            for other in found:
+                needing.setdefault(other, []).append(index)
+        ready = [index for index, count in enumerate(missing) if not count]
+        while ready:
+            for index in needing.get(ready.pop(), ()):
+                missing[index] -= 1
+                if not missing[index]:
+                    ready.append(index)
+        return [index for index, count in enumerate(missing) if count]
 
     def _refuse_circles(self, index: int) -> None:
         reached: set[int] = set()

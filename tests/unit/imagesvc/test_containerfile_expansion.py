@@ -118,6 +118,29 @@ def test_values_have_an_end() -> None:
         expand_word("${v//x/$v}", {"v": value[:2000]})
 
 
+@pytest.mark.parametrize("form", ["{}", '"{}"', "${{none:-{}}}"])
+def test_a_long_value_that_is_named_often(form: str) -> None:
+    """No more is made of it than may be: 400 GB would be too much."""
+    with pytest.raises(ExpansionError, match="grows to more than"):
+        expand_word(form.format("$v" * 400_000), {"v": "x" * MAX_VALUE})
+
+
+def test_all_values_of_an_instruction_have_an_end() -> None:
+    labels = "LABEL " + " ".join(f"l{number}=$v." for number in range(10))
+    with pytest.raises(ContainerfileError, match="its values grow to more than"):
+        expand(step(labels), {"v": "x" * (MAX_VALUE // 2)})
+    with pytest.raises(ContainerfileError, match="more than the 196605 ports"):
+        expand(step("EXPOSE " + " ".join(f"1-{last}" for last in range(65000, 65004))), {})
+    ports = expand(step("EXPOSE " + "1-65535 " * 100 + "1-65535/udp 1-65535/sctp"), {}).ports
+    assert len(ports) == 3 * 65535
+
+
+@pytest.mark.parametrize("word", ["${v//*y/z}", "${v//" + "x" * 5000 + "y/z}", "${v/" + "*x" * 5000 + "y/z}"])
+def test_patterns_that_take_too_long(word: str) -> None:
+    with pytest.raises(ExpansionError, match="too long for it"):
+        expand_word(word, {"v": "x" * MAX_VALUE})
+
+
 def test_a_shell_takes_the_same_away() -> None:
     """Every pattern of three characters and some longer ones, in bash and here."""
     source = random.Random(19)

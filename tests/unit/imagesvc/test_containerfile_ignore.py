@@ -142,7 +142,7 @@ def test_exceptions_in_what_is_ignored() -> None:
     assert [rules.exempts_below(path) for path in ("a", "a/b", "x", "a/c")] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "# a", ".", "/", "./", "a/.."])
+@pytest.mark.parametrize("text", ["", "\n\n", "# a", ".", "/", "./", "a/..", "../a"])
 def test_what_ignores_nothing(text: str) -> None:
     assert not ignore.parse(text, "i").ignores("a")
 

@@ -97,6 +97,11 @@ def test_directives(text: str, expected: i.Directives) -> None:
     assert parse(text.encode(), "F").directives == expected
 
 
+def test_a_directive_with_much_space_in_it() -> None:
+    value = "x" + " " * 1_000_000 + "y"
+    assert parse(f"#syntax={value} \nFROM a".encode(), "F").directives.syntax == value
+
+
 def test_another_escape() -> None:
     read = parse(b"# escape=`\nFROM a\nCOPY testfile.txt c:\\\nRUN dir `\n c:\\\n", "F")
     copy, run = read.stages[0].instructions

@@ -188,6 +188,15 @@ def test_each_stage_comes_after_what_it_needs(seed: int) -> None:
             assert found.dependencies(stage) <= set(order[:place])
 
 
+def test_many_stages() -> None:
+    """Each is looked at once, and not once for each of the others."""
+    count = 10_000
+    stages = "".join(f"FROM s{number} AS s{number + 1}\n" for number in range(count))
+    found = parse(f"FROM scratch AS s0\n{stages}".encode(), "F")
+    graph = Graph(found, [stage.base for stage in found.stages])
+    assert len(graph.needed(count)) == count + 1
+
+
 def test_run_mounts_of_stages() -> None:
     found = graph("FROM a AS b\nFROM c\nRUN --mount=from=b,target=/x --mount=type=cache,from=0,target=/y true")
     assert found.dependencies(1) == {0}
