@@ -144,7 +144,7 @@ class Copier:
         """Has a job done and waits for it."""
         ours, theirs = socket.socketpair()
         answer: dict[str, Any] = {}
-        with ours, suppress(OSError):
+        with ours, suppress(OSError, ValueError):  # what a killed process has told is no JSON
             with theirs, self._lock:
                 socket.send_fds(self._control, [b"j"], [theirs.fileno()])
             ours.sendall(pickle.dumps({**request, "step": step}))

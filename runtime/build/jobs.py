@@ -89,10 +89,9 @@ def _select(request: dict[str, Any]) -> dict[str, Any]:
             items.append({"kind": item.kind, "path": item.path, "name": item.name, "digest": digest})
     items += fetched
     items += [_document_item(index, document) for index, document in enumerate(step.heredocs)]
-    if len(items) > 1 and not step.parents and not _is_directory_name(step.target):
-        raise SelectionError(
-            f"there are {len(items)} sources, so the target is to be a directory and end with /: {step.target}/"
-        )
+    named = len(step.sources) + len(step.heredocs)
+    if named > 1 and not step.parents and not _is_directory_name(step.target):
+        raise SelectionError(f"there are {named} sources, so the target is to be a directory and end with /: {step.target}/")
     return {"items": items, "files": files + len(fetched) + len(step.heredocs)}
 
 

@@ -35,7 +35,8 @@ class Placer:
         self._segments: list[tuple[int, int]] | None = None
         self._at = 0
         self._times: dict[bytes, int] = {}
-        self._fresh = self.make_directory(self._place or b"/")
+        # A link of the image may lead to what is to be made.
+        self._fresh = self.make_directory(os.path.realpath(self._place or b"/"))
         """Whether `place` is new: then it gets the attributes of the directory that is copied."""
 
     def make_directory(self, path: bytes) -> bool:
@@ -67,6 +68,7 @@ class Placer:
         if event.type == tar_stream.DIRECTORY:
             self._directory(event, path, top=not relative)
             return
+        self._fresh = False  # a directory that comes after a file goes into what is there
         if not relative:
             raise TarError("an entry that is no directory has no name")
         self.make_directory(os.path.dirname(path))

@@ -41,6 +41,10 @@ class SelectionError(Exception):
     """Why nothing can be selected."""
 
 
+class _NothingFits(SelectionError):
+    """A pattern, and no file for it."""
+
+
 @dataclass(frozen=True)
 class Item:
     """One thing to be copied."""
@@ -75,15 +79,26 @@ def view_of(step: Copy, what: str, rules: IgnoreRules, keep_owners: bool) -> Vie
 
 
 def find(step: Copy, view: View) -> list[Item]:
-    """Everything that the sources of an instruction mean, in their order. Raises SelectionError."""
+    """Everything that the sources of an instruction mean, in their order. Raises SelectionError.
+
+    A pattern that nothing fits is an error only where there is nothing else: `COPY package.json yarn.lock* ./`.
+    """
     found: dict[Item, None] = {}
+    nothing: list[str] = []
     for source in step.sources:
         if isinstance(step, Add) and source.startswith(URLS):
             continue
-        for path in _matches(source, view):
+        try:
+            paths = _matches(source, view)
+        except _NothingFits as error:
+            nothing.append(str(error))
+            continue
+        for path in paths:
             item = _item(step, source, path, view)
             if item is not None:
                 found.setdefault(item)
+    if nothing and len(nothing) == len(step.sources) and not step.heredocs:
+        raise SelectionError(", and ".join(nothing))
     return list(found)
 
 
@@ -102,12 +117,12 @@ def _matches(source: str, view: View) -> list[str]:
         if not _there(path, view):
             raise SelectionError(f"{source} is left out of {view.what} by its ignore file")
         return [path]
-    found = list(dict.fromkeys(_glob(pattern, "", 0)))
+    found = list(dict.fromkeys(_glob(pattern, "", 0, set())))
     if not found:
-        raise SelectionError(f"nothing in {view.what} fits {source}")
+        raise _NothingFits(f"nothing in {view.what} fits {source}")
     there = [path for path in found if _there(path, view)]
     if not there:
-        raise SelectionError(f"all that fits {source} is left out of {view.what} by its ignore file")
+        raise _NothingFits(f"all that fits {source} is left out of {view.what} by its ignore file")
     return there
 
 
@@ -117,25 +132,28 @@ def _there(path: str, view: View) -> bool:
     return os.path.isdir("/" + path) and view.rules.exempts_below(path)
 
 
-def _glob(pattern: PathPattern, directory: str, at: int) -> Iterator[str]:
+def _glob(pattern: PathPattern, directory: str, at: int, seen: set[tuple[str, int]]) -> Iterator[str]:
+    if (directory, at) in seen:
+        return  # `**/a/**/a` comes to a place in many ways
+    seen.add((directory, at))
     if at == len(pattern.components):
         yield directory
         return
     component = pattern.components[at]
     last = at + 1 == len(pattern.components)
     if component.deep and not last:
-        yield from _glob(pattern, directory, at + 1)
+        yield from _glob(pattern, directory, at + 1, seen)
     if component.name is not None:
         names = [component.name] if os.path.lexists(_join("/" + directory, component.name)) else []
     else:
-        names = _listed("/" + directory)
+        names = _listed("/" + directory) if os.path.isdir("/" + directory) else []
     for name in names:
         path = _join(directory, name)
         if component.deep and not last:
             if stat.S_ISDIR(os.lstat("/" + path).st_mode):
-                yield from _glob(pattern, path, at)
+                yield from _glob(pattern, path, at, seen)
         elif component.deep or component.matches(name):
-            yield from _glob(pattern, path, at + 1)
+            yield from _glob(pattern, path, at + 1, seen)
 
 
 def _listed(directory: str) -> list[str]:

@@ -291,13 +291,25 @@ def test_nothing_leaves_the_image(lab: Lab, tmp_path: Path) -> None:
     (lab.root / "file").symlink_to(outside / "file")
     lab.copy("COPY a.txt /file")
     assert (outside / "file").read_text() == "mine"
-    for place in ("out", "up"):
-        with pytest.raises(ContainerfileError, match="it is there, and no directory"):
-            lab.copy(f"COPY a.txt /{place}/x")
-    (lab.root / str(outside).lstrip("/")).mkdir(parents=True)
     lab.copy("COPY a.txt /out/x")
+    lab.copy("COPY b.txt /up/y")
     assert os.listdir(outside) == ["file"]
-    assert (lab.root / str(outside).lstrip("/") / "x").read_text() == "A"
+    inside = lab.root / str(outside).lstrip("/")
+    assert [(inside / name).read_text() for name in ("x", "y")] == ["A", "B"]
+
+
+def test_links_of_the_image_to_what_is_not_there(lab: Lab) -> None:
+    """A target's links are followed and the directory is made; those in the way of an archive's names are not."""
+    (lab.root / "to").symlink_to("/opt/app")
+    (lab.root / "loop").symlink_to("loop")
+    lab.copy("COPY a.txt /to/")
+    assert (lab.root / "opt/app/a.txt").read_text() == "A"
+    (lab.root / "work").symlink_to("opt/work")
+    assert lab.copier.make_directory(step("COPY a /b"), str(lab.root), "/work/sub")
+    assert (lab.root / "opt/work/sub").is_dir()
+    for text in ("COPY a.txt /loop/x", "COPY src /loop"):
+        with pytest.raises(ContainerfileError, match="/loop: it is there, and no directory"):
+            lab.copy(text)
 
 
 def test_nothing_comes_from_outside_of_the_context(lab: Lab, tmp_path: Path) -> None:
@@ -326,7 +338,10 @@ def test_nothing_comes_from_outside_of_the_context(lab: Lab, tmp_path: Path) -> 
         ("COPY docs/sec* /x", "F:2: COPY: all that fits docs/sec* is left out of the context by its ignore file"),
         ("COPY secret /x", "F:2: COPY: secret leads to docs/secret.md, which the ignore file leaves out of the context"),
         ("COPY a.txt b.txt /x", "F:2: COPY: there are 2 sources, so the target is to be a directory and end with /: /x/"),
-        ("COPY *.txt /x", "F:2: COPY: there are 2 sources"),
+        (
+            "COPY *.nothing docs/sec* /x/",
+            "F:2: COPY: nothing in the context fits *.nothing, and all that fits docs/sec* is left out",
+        ),
         ("COPY fifo /x", "F:2: COPY: fifo: fifo is neither a file nor a directory"),
         ("COPY a[ /x", "F:2: COPY: 'a[' has a [ without its ]"),
         ("COPY --exclude=a[ a.txt /x", "F:2: COPY: 'a[' has a [ without its ]"),
@@ -339,6 +354,32 @@ def test_what_is_wrong_is_said(lab: Lab, text: str, said: str) -> None:
     with pytest.raises(ContainerfileError) as caught:
         lab.select(text, "docs/secret*")
     assert caught.value.message.startswith(said)
+
+
+def test_patterns_and_directories(lab: Lab) -> None:
+    """More than one file for a pattern: into a directory, whose name needs no slash."""
+    (lab.root / "there").mkdir()
+    assert lab.copy("COPY *.txt /there") == ["there", "there/a.txt", "there/b.txt"]
+    assert lab.copy("COPY *.txt /new")[:3] == ["new", "new/a.txt", "new/b.txt"]
+    lab.copy("COPY a.* /one")
+    assert (lab.root / "one").read_text() == "A"
+    lab.copy("COPY src/* /mixed/")
+    # Not that of src/lib, for src/inner was put there before it.
+    assert stat.S_IMODE((lab.root / "mixed").stat().st_mode) == 0o755
+
+
+def test_patterns_that_nothing_fits(lab: Lab) -> None:
+    """They are left out where there is another source: `COPY package.json yarn.lock* ./`."""
+    assert lab.copy("COPY a.txt *.nothing docs/sec* /x/", "docs/secret*") == ["x", "x/a.txt"]
+    (lab.source / "broken").symlink_to("nowhere")
+    assert [item["path"] for item in lab.select("COPY */main.c /x").items] == ["src/main.c"]
+
+
+def test_patterns_of_many_directories(lab: Lab) -> None:
+    """A place that is come to in many ways is looked at once."""
+    (lab.source / ("a/" * 60) / "z").mkdir(parents=True)
+    with pytest.raises(ContainerfileError, match="nothing in the context fits"):
+        lab.select("COPY " + "**/a/" * 20 + "nothing /x/")
 
 
 def test_without_a_context(copier: Copier, tmp_path: Path) -> None:
