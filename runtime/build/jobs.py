@@ -1,5 +1,4 @@
-"""What a process of the copier does: select files, put them, make a directory, make one tree like another. It has one
-request and ends with it."""
+"""What a process of the copier does: select files, put them, make a directory, make one tree like another; one of them."""
 
 from __future__ import annotations
 
