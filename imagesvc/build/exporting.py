@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from imagesvc.disk_errors import disk_error
+from imagesvc.references import is_step
 from imagesvc.store.content import ContentStore, digest_of
 from imagesvc.store.images import Image
 from imagesvc.store.layers import LayerStore
@@ -69,7 +70,7 @@ class Exporter:
             digest = digest_of(manifest)
             blobs[digest] = {"name": blob_name(digest), "text": manifest.decode()}
             media_type = json.loads(manifest).get("mediaType")
-            for name in image.repo_tags or [""]:
+            for name in _names(image) or [""]:
                 entry: dict[str, Any] = {"mediaType": media_type, "digest": digest, "size": len(manifest)}
                 if name:
                     entry["annotations"] = {
@@ -104,5 +105,10 @@ class Exporter:
                 names.append(name)
             config = image.id.partition(":")[2] + ".json"
             files[config] = {"name": config, "file": self._store.path(image.id)}
-            entries.append({"Config": config, "RepoTags": list(image.repo_tags), "Layers": names})
+            entries.append({"Config": config, "RepoTags": _names(image), "Layers": names})
         return [*files.values(), {"name": "manifest.json", "text": json.dumps(entries)}]
+
+
+def _names(image: Image) -> list[str]:
+    """What an archive calls it: a build's step means nothing on another node."""
+    return [name for name in image.repo_tags if not is_step(name)]

@@ -103,12 +103,18 @@ def _files(place: str, copier: Copier, tree: str) -> None:
 
 def _tar(tree: str, target: IO[bytes]) -> None:
     """The image's files as an archive. The tree is read-only, and links in it are not followed."""
-    with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+
+    def described(member: tarfile.TarInfo) -> tarfile.TarInfo:
+        """Without this host's names of users; with capabilities and attributes, as GNU tar and docker write them."""
+        member.uname = member.gname = ""
+        path, attributes = os.path.join(tree, member.name), dict[str, str]()
+        for name in os.listxattr(path, follow_symlinks=False):
+            if name == "security.capability" or name.startswith("user."):
+                value = os.getxattr(path, name, follow_symlinks=False)
+                attributes[f"SCHILY.xattr.{name}"] = value.decode("utf-8", "surrogateescape")
+        member.pax_headers = attributes
+        return member
+
+    with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, encoding="utf-8") as archive:
         for name in sorted(os.listdir(tree)):
-            archive.add(os.path.join(tree, name), arcname=name, filter=_nameless)
-
-
-def _nameless(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Without this host's names of users."""
-    member.uname = member.gname = ""
-    return member
+            archive.add(os.path.join(tree, name), arcname=name, filter=described)

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import tarfile
 import time
@@ -19,6 +20,7 @@ import pytest
 
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
+from runtime.cli import build_output
 from tests.api.test_command import IMAGE, command, crisp
 from tests.harness import pure_v2
 from tests.harness.kubelet import Kubelet
@@ -418,7 +420,9 @@ def test_outputs(kubelet: Kubelet, tmp_path: Path) -> None:
     assert (members["d/file"].uid, members["d/link"].linkname) == (7, "/etc/passwd")
     done = subprocess.run(command(kubelet, "build", "-t", NAME, "-o", "type=docker", place), check=True, capture_output=True)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        assert "manifest.json" in archive.getnames()
+        manifest = archive.extractfile("manifest.json")
+        assert manifest is not None
+        assert [one["RepoTags"] for one in json.load(manifest)] == [[NAME]]
 
 
 @pytest.mark.parametrize("kind", ["oci", "docker", "tar"])
@@ -440,6 +444,21 @@ def test_an_output_that_is_there(kubelet: Kubelet, tmp_path: Path, kind: str) ->
     full = crisp(kubelet, *words, f"type={kind},dest=/dev/full")
     assert (full.returncode, full.stderr.count(b"\n")) == (1, 1), full
     assert sorted(os.listdir(tmp_path)) == ["context", "file", "linked", "out"]
+
+
+def test_capabilities_and_attributes_are_in_an_archive(tmp_path: Path) -> None:
+    capability = struct.pack("<5I", 0x02000001, 1 << 13, 0, 0, 0)  # bytes, and no text
+    (tmp_path / "file").write_text("")
+    os.setxattr(tmp_path / "file", "security.capability", capability)
+    os.setxattr(tmp_path / "file", "user.word", b"value\xff")
+    (tmp_path / "link").symlink_to("nowhere")
+    data = io.BytesIO()
+    build_output._tar(str(tmp_path), data)
+    (tmp_path / "out").mkdir()
+    words = ["tar", "--xattrs", "--xattrs-include=*", "-xf", "-", "-C", str(tmp_path / "out")]
+    subprocess.run(words, input=data.getvalue(), check=True)
+    assert os.getxattr(tmp_path / "out/file", "security.capability") == os.getxattr(tmp_path / "file", "security.capability")
+    assert os.getxattr(tmp_path / "out/file", "user.word") == b"value\xff"
 
 
 def test_a_base_from_a_registry_and_what_it_has_its_children_do(kubelet: Kubelet, tmp_path: Path) -> None:
