@@ -16,6 +16,7 @@ from runtime.cli import completion, run_logs
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, errors, fail
 from runtime.client import Client, patiently
+from runtime.host import followers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,9 @@ STOP_SECONDS: Final = 10
 """That a container has to end by itself; as docker's."""
 
 LOOK_SECONDS: Final = 0.1
+
+KUBELETS: Final = "io.kubernetes.pod.uid"
+"""The label of a kubelet's containers. It counts their attempts, and would be at odds with one that it has not made."""
 
 AT_ONCE: Final = 16
 """Calls at the same time for several containers."""
@@ -72,7 +76,7 @@ def stop(socket_path: str, containers: tuple[str, ...], seconds: int) -> None:
         client.runtime.StopContainer(cri.StopContainerRequest(container_id=container.id, timeout=seconds))
         node = Node(client)
         pod = node.pods.get(container.pod_sandbox_id)
-        if pod is not None and node.is_over(pod):
+        if pod is not None and node.is_over(pod) and not followers.is_followed(sandbox_config(client, pod.id).log_directory):
             remove_pod(client, pod)
 
     _each(socket_path, containers, one)
@@ -90,11 +94,18 @@ def restart(socket_path: str, containers: tuple[str, ...], seconds: int) -> None
     from proto import api_pb2 as cri  # noqa: PLC0415
 
     def one(client: Client, container: cri.Container) -> None:
+        name, others = container.metadata.name, "somebody else has made it anew"
+        if KUBELETS in container.labels:
+            fail(f"{name} is a kubelet's, which starts it anew when it has ended: `crisp stop` it")
         client.runtime.StopContainer(cri.StopContainerRequest(container_id=container.id, timeout=seconds))
         config = container_config(client, container.id)
         config.image.image = container.image_id  # a name may be another image's by now
-        of_name = [c.metadata for c in Node(client).of_pod(container.pod_sandbox_id)]
-        config.metadata.attempt = 1 + max(m.attempt for m in of_name if m.name == config.metadata.name)
+        of_pod = Node(client).of_pod(container.pod_sandbox_id)
+        config.metadata.attempt = 1 + max(
+            [container.metadata.attempt, *(c.metadata.attempt for c in of_pod if c.metadata.name == name)]
+        )
+        if config.metadata.attempt != container.metadata.attempt + 1:
+            fail(f"{name}: {others}")
         request = cri.CreateContainerRequest(
             pod_sandbox_id=container.pod_sandbox_id,
             config=config,
@@ -104,6 +115,10 @@ def restart(socket_path: str, containers: tuple[str, ...], seconds: int) -> None
         try:
             client.runtime.StartContainer(cri.StartContainerRequest(container_id=made))
         except grpc.RpcError:
+            # The same call of two is one container: it is another's if that has started it.
+            status = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=made)).status
+            if status.state != cri.CONTAINER_CREATED and status.reason != "StartError":
+                fail(f"{name}: {others}")
             client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=made))
             raise
         client.runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=container.id))
@@ -161,7 +176,10 @@ def wait(socket_path: str, containers: tuple[str, ...]) -> None:
 
     with errors(), Client(socket_path) as client:
         node = Node(client)
-        for container in [node.container(word) for word in containers]:
+        found = [node.container(word) for word in containers]
+        for pod in {container.pod_sandbox_id for container in found}:
+            followers.follow(sandbox_config(client, pod).log_directory)
+        for container in found:
             request = cri.ContainerStatusRequest(container_id=container.id)
             ended = (cri.CONTAINER_EXITED, cri.CONTAINER_UNKNOWN)
             while (status := patiently(lambda: client.runtime.ContainerStatus(request).status)).state not in ended:  # noqa: B023

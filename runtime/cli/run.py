@@ -21,6 +21,7 @@ from runtime.cli.output import clean, commands_failure, errors, fail, show, with
 from runtime.cli.ps import look
 from runtime.cli.signals import Signalled, Signals
 from runtime.client import Client, is_away, patiently
+from runtime.host import followers
 from runtime.streaming.detach_keys import DEFAULT, parse
 
 if TYPE_CHECKING:
@@ -193,6 +194,7 @@ class _Run:
         if not self._keep:
             self._container.annotations[asked.REMOVE_AT_END] = "true"
         sandbox = sandbox_config(self._client, pod)
+        followers.follow(sandbox.log_directory)
         with self._signals.held():
             self._create(pod, sandbox)
 

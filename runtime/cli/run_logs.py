@@ -1,6 +1,6 @@
 """The logs of pods that `crisp run` has made, and what its runs that were killed have left.
 
-    /var/log/crisp-run/<uid of the pod>/     locked by the `crisp run` that makes it, until its end
+    /var/log/crisp-run/<uid of the pod>/     locked by the `crisp run` that makes it, until its end, and by who waits for it
         socket                               of the daemon that has the pod; written under the lock
         <container>.log
 
@@ -15,6 +15,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from runtime.host import followers
 
 if TYPE_CHECKING:
     from runtime.client import Client
@@ -37,7 +39,7 @@ def make(uid: str, socket_path: str) -> Path:
     """The directory for a new pod, which is ours until this process ends."""
     place = directory(uid)
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _lock(place)
+    followers.follow(str(place))
     (place / _SOCKET).write_text(os.path.abspath(socket_path))
     return place
 
@@ -77,7 +79,7 @@ def _socket(place: Path) -> str:
 
 
 def _lock(place: Path) -> int | None:
-    """Held by the descriptor, which is closed by whoever has it, or with this process; None if another has the lock."""
+    """Held by the descriptor, which is closed by whoever has it; None if somebody follows the pod."""
     with suppress(OSError):
         descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

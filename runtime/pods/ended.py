@@ -1,26 +1,30 @@
 """Pods and containers that are removed when they have ended: docker's --rm, by the annotation io.crisp.remove-at-end.
 
 Whoever made them may be gone by then, so it is the daemon that does it. What has to go is derived at each look from what is
-recorded: a daemon that was started anew goes on with it.
+recorded: a daemon that was started anew goes on with it. While somebody follows the pod it stays: who reads its output
+slowly wants its exit code at the end (`host.followers`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from runtime.host.followers import is_followed
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.oci import asked
 from runtime.pods import container_remove, sandbox_stop
+from runtime.pods.objects import Sandbox
 from runtime.records import CLOCK
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Iterator
 
     from runtime.pods.node import Node
-    from runtime.pods.objects import Container, Sandbox
+    from runtime.pods.objects import Container
 
 log = structlog.get_logger(__name__)
 
@@ -40,32 +44,42 @@ async def follow(node: Node) -> None:
                 await node.to_be_removed.wait()
             await asyncio.sleep(LOOK_SECONDS)
             removing = {key: task for key, task in removing.items() if not task.done()}
-            for key, work in _over(node, set(removing)):
-                removing[key] = asyncio.create_task(_remove(key, work))
+            for it in _over(node, set(removing)):
+                removing[it.record.id] = asyncio.create_task(_remove(node, it))
     finally:
         for task in removing.values():
             task.cancel()
         await asyncio.gather(*removing.values(), return_exceptions=True)
 
 
-async def _remove(key: str, work: Awaitable[None]) -> None:
-    """One that does not end now is tried again at the next look."""
+async def _remove(node: Node, it: Sandbox | Container) -> None:
+    """One that does not end now, or is followed yet, is tried again at the next look."""
+    directory = (it if isinstance(it, Sandbox) else it.sandbox).record.config.log_directory
+    before = _before()
     try:
-        await work
+        if await asyncio.get_running_loop().run_in_executor(node.blocking, is_followed, directory):
+            return
+        if isinstance(it, Sandbox):  # while it waits for the lock a container may be made in it
+            await sandbox_stop.remove(node, it.record.id, functools.partial(_is_over, it, before))
+        elif _last(it) < before:
+            await container_remove.remove_container(node, it)
     except Exception as error:
-        log.warning("what has ended cannot be removed yet", id=key, error=repr(error))
+        log.warning("what has ended cannot be removed yet", id=it.record.id, error=repr(error))
 
 
-def _over(node: Node, under_way: set[str]) -> Iterator[tuple[str, Awaitable[None]]]:
-    before = CLOCK.now() - KEPT_SECONDS * 1_000_000_000
+def _before() -> int:
+    return CLOCK.now() - KEPT_SECONDS * 1_000_000_000
+
+
+def _over(node: Node, under_way: set[str]) -> Iterator[Sandbox | Container]:
+    before = _before()
     for sandbox in list(node.sandboxes.values()):
         if sandbox.record.id not in under_way and _is_over(sandbox, before):
-            yield sandbox.record.id, sandbox_stop.remove(node, sandbox.record.id)
+            yield sandbox
             continue
         for container in list(sandbox.containers.values()):
-            key = container.record.id
-            if key not in under_way and _asks(container) and _last(container) < before:
-                yield key, container_remove.remove_container(node, container)
+            if container.record.id not in under_way and _asks(container) and _last(container) < before:
+                yield container
 
 
 def _is_over(sandbox: Sandbox, before: int) -> bool:

@@ -13,6 +13,8 @@ from runtime.pods import container_remove, container_stop, plugin_hooks, sandbox
 from runtime.records import CLOCK
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from runtime.pods.node import Node
     from runtime.pods.objects import Sandbox
 
@@ -26,13 +28,16 @@ async def stop(node: Node, reference: str) -> None:
         await _stop(node, sandbox)
 
 
-async def remove(node: Node, reference: str) -> None:
-    """Remove the sandbox with all its containers. Success if there is no such sandbox."""
+async def remove(node: Node, reference: str, still: Callable[[], bool] = lambda: True) -> None:
+    """Remove the sandbox with all its containers. Success if there is no such sandbox.
+
+    `still` is asked whether it is to go, once nothing can be made in it any more.
+    """
     sandbox = node.find_sandbox(reference)
     if sandbox is None:
         return
     async with container_stop.locked(sandbox.lock, sandbox.containers.values()):
-        if sandbox.record.id not in node.sandboxes:
+        if sandbox.record.id not in node.sandboxes or not still():
             return
         await _stop(node, sandbox)
         for container in list(sandbox.containers.values()):

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from proto import api_pb2 as cri
-from runtime.cli import run_logs
+from runtime.cli import lifecycle, run_logs
+from runtime.cli.lifecycle import container_config, sandbox_config
+from runtime.client import Client
+from runtime.host import followers
 from tests.api.test_command import IMAGE, command, crisp, logs, pods
 from tests.api.test_docker_names import said, until
 from tests.harness.kubelet import Kubelet
@@ -236,3 +240,46 @@ def test_signals_still_end_what_is_left(kubelet: Kubelet) -> None:
         kubelet.daemon.start()
         assert running.wait(WAIT_SECONDS) == 128 + signal.SIGTERM
     assert (pods(kubelet), logs(kubelet)) == ([], [])
+
+
+def test_who_waits_has_the_exit_code_of_what_is_stopped(kubelet: Kubelet) -> None:
+    """A stop removes what --rm was said of, but not under somebody who follows it."""
+    said(kubelet, "run", "-d", "--rm", "--name", "watched", IMAGE, "/bin/sleep", "1000")
+    [directory] = logs(kubelet)
+    with subprocess.Popen(command(kubelet, "wait", "watched"), stdout=subprocess.PIPE) as waiting:
+        wait_until(lambda: followers.is_followed(str(directory)))
+        assert said(kubelet, "stop", "-t", "0", "watched") == "watched\n"
+        assert (waiting.communicate(timeout=WAIT_SECONDS)[0], waiting.returncode) == (b"137\n", 0)
+    assert not followers.is_followed(str(directory))
+    said(kubelet, "pod", "rm", "watched")
+    assert logs(kubelet) == []
+
+
+def test_two_restarts_at_once(kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them makes it anew, and the other one removes nothing."""
+    said(kubelet, "run", "-d", "--name", "both", IMAGE, "/bin/sleep", "1000")
+    others: list[str] = []
+
+    def begun_by_the_other(client: Client, pod: str) -> cri.PodSandboxConfig:
+        found = sandbox_config(client, pod)
+        made = container_config(client, containers(kubelet)["both"])
+        made.image.image, made.metadata.attempt = kubelet.image, 1
+        request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=made, sandbox_config=found)
+        others.append(kubelet.runtime.CreateContainer(request).container_id)
+        kubelet.runtime.StartContainer(cri.StartContainerRequest(container_id=others[0]))
+        return found
+
+    monkeypatch.setattr(lifecycle, "sandbox_config", begun_by_the_other)
+    done = CliRunner().invoke(lifecycle.restart, ["-t", "0", "both"], obj=kubelet.daemon.socket)
+    assert (done.exit_code, "both: somebody else has made it anew" in done.output) == (1, True), done.output
+    assert said(kubelet, "ps", "-q", "--filter", "name=both").split() == others
+    said(kubelet, "pod", "rm", "-f", "both")
+
+
+def test_a_kubelet_s_container_is_not_restarted(kubelet: Kubelet) -> None:
+    """It counts the attempts, and could make none any more after one of ours."""
+    config = cri.ContainerConfig(labels={"io.kubernetes.pod.uid": "x"})
+    container = kubelet.pod().run("/bin/sleep", "1000", config=config)
+    refused = crisp(kubelet, "restart", container.id)
+    assert (refused.returncode, b"is a kubelet's" in refused.stderr) == (1, True), refused
+    assert container.status().state == cri.CONTAINER_RUNNING
