@@ -239,7 +239,10 @@ def _send(client: Client, container: str, number: int) -> None:
 
 def _signal(name: str) -> int:
     try:
-        number = int(name) if name.isdecimal() else signal.Signals["SIG" + name.upper().removeprefix("SIG")]
+        word = name.upper().removeprefix("SIG")
+        if word.startswith("RTMIN+"):
+            name = str(signal.SIGRTMIN + int(word.removeprefix("RTMIN+")))
+        number = int(name) if name.isdecimal() else signal.Signals["SIG" + word]
         return int(signal.Signals(number)) if number < signal.SIGRTMIN else int(number)
     except (KeyError, ValueError):
         fail(f"--signal {name}: no such signal", 2)
@@ -251,7 +254,8 @@ def _each(socket_path: str, words: Sequence[str], work: Callable[[Client, cri.Co
     def one(word: str) -> None:
         work(client, node.container(word))
 
-    with errors(), Client(socket_path) as client, ThreadPoolExecutor(AT_ONCE) as pool:
+    # In this order Ctrl-C ends the calls that are under way, for which the pool would wait.
+    with errors(), ThreadPoolExecutor(AT_ONCE) as pool, Client(socket_path) as client:
         node = Node(client)
         failed = False
         for word, future in [(word, pool.submit(one, word)) for word in dict.fromkeys(words)]:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from runtime.cli.output import fail
 
 if TYPE_CHECKING:
     from proto import api_pb2 as cri
+
+_COMMON: Final = ("type", "target", "destination", "dst", "readonly", "ro")
+_WORDS: Final = {"bind": ("source", "src", "bind-propagation"), "tmpfs": ("tmpfs-size", "tmpfs-mode")}
+_PROPAGATIONS: Final = ("private", "rprivate", "shared", "rshared", "slave", "rslave")
+_YES: Final = ("", "true", "t", "1")
+_NO: Final = ("false", "f", "0")
 
 
 def binds(volumes: Iterable[str], mounts: Iterable[str]) -> Iterator[cri.Mount]:
@@ -40,7 +46,7 @@ def binds(volumes: Iterable[str], mounts: Iterable[str]) -> Iterator[cri.Mount]:
         yield cri.Mount(
             host_path=os.path.realpath(source),
             container_path=target,
-            readonly=_is_readonly(named),
+            readonly=_is_readonly(text, named),
             propagation=_propagation({named.get("bind-propagation", "")}),
         )
 
@@ -49,8 +55,15 @@ def _named(mounts: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Each --mount, and its words by their names; each has a type."""
     for text in mounts:
         named = {"type": "bind", **dict(word.partition("=")[::2] for word in text.split(","))}
-        if named["type"] not in ("bind", "tmpfs"):
+        if named["type"] not in _WORDS:
             fail(f"--mount {text}: type=bind and type=tmpfs are what there is", 2)
+        known = (*_COMMON, *_WORDS[named["type"]])
+        if unknown := [key for key in named if key not in known]:
+            fail(f"--mount {text}: {unknown[0]!r} is not understood; known are {', '.join(known)}", 2)
+        if named.get("bind-propagation", "private") not in _PROPAGATIONS:
+            fail(f"--mount {text}: bind-propagation is one of {', '.join(_PROPAGATIONS)}", 2)
+        if named["type"] == "tmpfs" and ":" in _target(text, named):
+            fail(f"--mount {text}: the target of a tmpfs has no colon", 2)
         yield text, named
 
 
@@ -61,8 +74,11 @@ def _target(text: str, named: dict[str, str]) -> str:
     return target
 
 
-def _is_readonly(named: dict[str, str]) -> bool:
-    return any(named.get(key, "false") in ("", "true", "1") for key in ("readonly", "ro"))
+def _is_readonly(text: str, named: dict[str, str]) -> bool:
+    said = [named[key].lower() for key in ("readonly", "ro") if key in named]
+    if wrong := set(said) - {*_YES, *_NO}:
+        fail(f"--mount {text}: {wrong.pop()!r} is neither true nor false", 2)
+    return any(word in _YES for word in said)
 
 
 def _propagation(words: set[str]) -> cri.MountPropagation:
@@ -84,4 +100,4 @@ def in_memory(tmpfs: Iterable[str], mounts: Iterable[str]) -> list[str]:
 
 def _tmpfs(text: str, named: dict[str, str]) -> str:
     options = [f"{key}={named[f'tmpfs-{key}']}" for key in ("size", "mode") if f"tmpfs-{key}" in named]
-    return f"{_target(text, named)}:{','.join([*options, *(['ro'] if _is_readonly(named) else [])])}"
+    return f"{_target(text, named)}:{','.join([*options, *(['ro'] if _is_readonly(text, named) else [])])}"

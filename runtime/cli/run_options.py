@@ -6,7 +6,9 @@ import functools
 import os
 import re
 import secrets
+import signal
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +41,7 @@ CPU_PERIOD: Final = 100_000  # µs, as docker and the kubelet
 _OF_PODS: Final = ("publish", "hostname", "dns", "dns_search", "add_host", "shm_size", "sysctls")
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _PROTOCOLS: Final = ("tcp", "udp", "sctp")
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", re.ASCII)
 _GPU: Final = "nvidia.com/gpu="
 """The CDI devices that --gpus means, with docker and podman too."""
 USERS: Final = 1 << 16
@@ -186,14 +189,19 @@ def container(options: Options, name: str, words: tuple[str, ...]) -> cri.Contai
     """The container as it is wanted, without its image. Ends the command for what is none of it."""
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
+    if not _NAME.fullmatch(name):
+        fail(f"--name {name}: letters, digits and . _ - are what names are made of, and a letter or digit begins them", 2)
+    if options.entrypoint == "" and not words:
+        fail("--entrypoint: an empty one takes the image's away, and there is no command to run in its place", 2)
     if options.restart != "no":
         fail("--restart: crisp restarts no container of its own accord: the kubelet does, or systemd", 2)
     if options.init and options.pid == "host":
         fail("--init: with --pid host the node's init is its", 2)
     config = cri.ContainerConfig(
         metadata=cri.ContainerMetadata(name=name),
-        command=[] if options.entrypoint is None else [options.entrypoint],
-        args=words,
+        # An empty entrypoint takes the image's away: what is run are the words alone.
+        command=[options.entrypoint] if options.entrypoint else [] if options.entrypoint is None else words,
+        args=() if options.entrypoint == "" else words,
         working_dir=options.workdir,
         envs=_variables(options),
         mounts=run_mounts.binds(options.volumes, options.mounts),
@@ -206,15 +214,24 @@ def container(options: Options, name: str, words: tuple[str, ...]) -> cri.Contai
         tty=options.tty,
     )
     if options.stop_signal:
-        signal = "SIGNAL_SIG" + options.stop_signal.upper().removeprefix("SIG")
-        if signal not in dict(cri.Signal.items()):
-            fail(f"--stop-signal {options.stop_signal}: no such signal", 2)
-        config.stop_signal = cri.Signal.Value(signal)  # type: ignore[assignment]
+        config.stop_signal = _signal(options.stop_signal)  # type: ignore[assignment]
     for device in (*options.devices, *_gpus(options.gpus)):
         _add_device(config, device)
     _fill_resources(config.linux.resources, options)
     _fill_security(config.linux.security_context, options)
     return config
+
+
+def _signal(text: str) -> int:
+    """By a name, with or without SIG, or by a number."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    with suppress(ValueError):
+        text = signal.Signals(int(text)).name
+    name = "SIGNAL_SIG" + text.upper().removeprefix("SIG").replace("+", "PLUS").replace("-", "MINUS")
+    if name not in cri.Signal.keys():  # noqa: SIM118  it is no dictionary
+        fail(f"--stop-signal {text}: no such signal", 2)
+    return int(cri.Signal.Value(name))
 
 
 def refuse_for_pod(options: Options) -> None:
@@ -310,10 +327,13 @@ def _variables(options: Options) -> Iterable[cri.KeyValue]:
     entries = []
     for path in options.env_files:
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                entries += [line.rstrip("\n") for line in file if line.strip() and not line.lstrip().startswith("#")]
+            with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # with a byte order mark, or without
+                lines = [line.rstrip("\n").lstrip() for line in file]
         except OSError as error:
             fail(f"--env-file {path}: {error.strerror}", 2)
+        entries += [line for line in lines if line and not line.startswith("#")]
+        if wrong := next((line for line in entries if set(line.partition("=")[0]) & set(" \t")), ""):
+            fail(f"--env-file {path}: {wrong!r}: the name of a variable has no spaces", 2)
     for entry in (*entries, *options.environment):
         name, equals, value = entry.partition("=")
         if not name:
@@ -326,7 +346,7 @@ def _ports(text: str) -> Iterable[cri.PortMapping]:
     """[ADDRESS:]HOST:INNER[/PROTOCOL]; HOST and INNER may be ranges of the same length."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    form = re.fullmatch(r"(?:(\[[^]]*\]|[^:]*):)?(\d+)(?:-(\d+))?:(\d+)(?:-(\d+))?(?:/(\w+))?", text)
+    form = re.fullmatch(r"(?:(\[[^]]*\]|[^:]*):)?(\d{1,5})(?:-(\d{1,5}))?:(\d{1,5})(?:-(\d{1,5}))?(?:/(\w+))?", text)
     protocol = ((form[6] if form else "") or "tcp").lower()
     if form is None or protocol not in _PROTOCOLS:
         fail(f"--publish {text}: not of the form [ADDRESS:]PORT:PORT[/tcp|udp|sctp]", 2)

@@ -49,7 +49,7 @@ _VALUES: Final = {
     "nr_inodes": re.compile(r"\d{1,9}[kmKM]?", re.ASCII),
 }
 _KERNELS: Final = ("/proc", "/sys")
-"""Nothing is put over these: what hides a file of theirs can hide who asks about it, too."""
+"""Nothing is put over these: what hides a file of theirs can hide who asks about it, too. Nor over /dev itself."""
 
 
 def of_container(key: str, pod: Mapping[str, str], container: cri.ContainerConfig) -> tuple[str, str]:
@@ -138,7 +138,7 @@ def _tmpfs(key: str, line: str) -> dict[str, Any]:
     if not place.startswith("/") or not destination.strip("/"):
         raise invalid(f"annotation {key}: {place!r} is not an absolute path below the container's root")
     destination = "/" + destination.lstrip("/")
-    if any(destination == kernel or destination.startswith(kernel + "/") for kernel in _KERNELS):
+    if destination == "/dev" or any(destination == kernel or destination.startswith(kernel + "/") for kernel in _KERNELS):
         raise invalid(f"annotation {key}: nothing is put over {destination}")
     options = {"suid": "nosuid", "dev": "nodev", "exec": "noexec", "access": "rw"}
     for word in filter(None, words.split(",")):

@@ -283,3 +283,14 @@ def test_a_kubelet_s_container_is_not_restarted(kubelet: Kubelet) -> None:
     refused = crisp(kubelet, "restart", container.id)
     assert (refused.returncode, b"is a kubelet's" in refused.stderr) == (1, True), refused
     assert container.status().state == cri.CONTAINER_RUNNING
+
+
+def test_nobody_has_to_wait_for_a_stop(kubelet: Kubelet) -> None:
+    script = "trap 'echo asked' TERM; echo set; while :; do sleep 0.05; done"
+    container = kubelet.pod().run("/bin/sh", "-c", script)
+    wait_until(lambda: "set" in container.output())
+    with subprocess.Popen(command(kubelet, "stop", "-t", "1000", container.id), stderr=subprocess.DEVNULL) as stopping:
+        wait_until(lambda: "asked" in container.output())
+        stopping.send_signal(signal.SIGINT)
+        assert stopping.wait(WAIT_SECONDS) != 0
+    assert container.status().state == cri.CONTAINER_RUNNING

@@ -40,7 +40,7 @@ def test_a_tmpfs_is_docker_s_unless_it_says_otherwise() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        *("run", "/", "//", "/x/..", "/proc", "/proc/sys", "//sys/fs/cgroup", "/x/../proc/1", ":size=1"),
+        *("run", "/", "//", "/x/..", "/proc", "/dev", "/dev/", "/proc/sys", "//sys/fs/cgroup", "/x/../proc/1", ":size=1"),
         *("/x:suid", "/x:dev", "/x:size", "/x:size=-1", "/x:size=1,mode=9", "/x:context=a", "/x:ro=1", "/x:size=1:ro"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from click.testing import CliRunner
 
@@ -28,13 +30,25 @@ REFUSED = [
     ["run", "--pod", "x", "--network", "host", "x"],
     ["run", "--pod", "x", "--shm-size", "1M", "x"],
     ["run", "--pod", "x", "--sysctl", "a=b", "x"],
+    ["run", "--mount", "type=bind,src=/x,dst=/x,readnoly", "x"],
+    ["run", "--mount", "type=bind,src=/x,dst=/x,ro=yes", "x"],
+    ["run", "--mount", "type=bind,src=/x,dst=/x,bind-propagation=all", "x"],
+    ["run", "--mount", "type=tmpfs,dst=/x:y", "x"],
+    ["run", "--publish", "9" * 5000 + ":80", "x"],
+    ["run", "--publish", "1-99999999999999999999:1-99999999999999999999", "x"],
+    ["run", "--name", "a b", "x"],
+    ["run", "--name", "a\nb", "x"],
+    ["run", "--name", "a/b", "x"],
+    ["run", "--name", "..", "x"],
+    ["run", "--name", "n" * 300, "x"],
+    ["run", "--entrypoint", "", "x"],
     ["stats", "--filter", "x=y"],
     ["events", "--filter", "x=y"],
     ["events", "--format", "{{x}}"],
 ]
 
 
-@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+@pytest.mark.parametrize("words", REFUSED, ids=lambda words: ascii(" ".join(words))[:60])
 def test_what_is_refused(words: list[str]) -> None:
     done = CliRunner().invoke(load(words[0]), words[1:], obj="/no/such/socket")
     option = next(word for word in words if word.startswith("--") and word != "--pod")
@@ -52,6 +66,38 @@ def test_gpus_are_cdi_s() -> None:
     assert names("all") == ["nvidia.com/gpu=all"]
     assert names('"device=0,1"') == ["nvidia.com/gpu=0", "nvidia.com/gpu=1"]
     assert names("") == []
+
+
+def test_an_empty_entrypoint_takes_the_image_s_away() -> None:
+    own = run_options.container(Options(entrypoint=""), "c", ("/bin/echo", "x"))
+    assert (own.command, own.args) == (["/bin/echo", "x"], [])
+    own = run_options.container(Options(entrypoint="/e"), "c", ("x",))
+    assert (own.command, own.args) == (["/e"], ["x"])
+
+
+def test_signals_by_name_and_number() -> None:
+    for text, meant in (("15", cri.SIGNAL_SIGTERM), ("quit", cri.SIGNAL_SIGQUIT), ("RTMIN+3", cri.SIGNAL_SIGRTMINPLUS3)):
+        assert container(Options(stop_signal=text)).stop_signal == meant
+    for text in ("999", "9" * 5000, "-1", "NONE"):
+        assert CliRunner().invoke(load("run"), ["--stop-signal", text, "x"], obj="/no/such").exit_code == 2
+
+
+def test_files_of_variables_are_docker_s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("F", "ours")
+    monkeypatch.delenv("ABSENT", raising=False)
+    file = tmp_path / "env"
+    file.write_bytes(b"\xef\xbb\xbfA=1\r\n  B=2 \n\tC='3'\n # comment\n\nF\nABSENT\n")
+    found = {pair.key: pair.value for pair in container(Options(env_files=(str(file),))).envs}
+    assert found == {"A": b"1", "B": b"2 ", "C": b"'3'", "F": b"ours"}
+    file.write_bytes(b"D E=5\n")
+    refused = CliRunner().invoke(load("run"), ["--env-file", str(file), "x"], obj="/no/such/socket")
+    assert (refused.exit_code, "no spaces" in refused.output) == (2, True), refused.output
+
+
+def test_read_only_mounts() -> None:
+    for words, readonly in (("ro", True), ("readonly=TRUE", True), ("ro=false", False), ("readonly=0", False)):
+        [mount] = container(Options(mounts=(f"type=bind,src=/x,dst=/y,{words}",))).mounts
+        assert mount.readonly is readonly
 
 
 def test_input_ends_with_who_gives_it_but_for_terminals() -> None:
