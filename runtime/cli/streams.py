@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from runtime.cli import completion
-from runtime.cli.lifecycle import first_process
+from runtime.cli.lifecycle import first_process, sandbox_config
 from runtime.cli.lookup import Node
 from runtime.cli.output import commands_failure, errors, fail, without_dashes
 from runtime.cli.signals import Signals
-from runtime.client import Client
+from runtime.client import Client, patiently
+from runtime.host import followers
 from runtime.streaming.detach_keys import DEFAULT, parse
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from proto import admin_pb2 as admin
 
 LOOK_SECONDS: Final = 0.01
+END_LOOK_SECONDS: Final = 0.1
 OURS: Final[dict[str, Any]] = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
@@ -93,18 +96,31 @@ def _user(client: Client, container: str, name: str) -> admin.User:
 @click.option("--detach-keys", default=DEFAULT, show_default=True, metavar="KEYS", help="Leave a terminal with them.")
 @click.pass_obj
 def attach(socket_path: str, container: str, stdin: bool | None, detach_keys: str) -> None:
-    """Join a running container: its output from now on, and our input if it takes any, until it ends."""
+    """Join a running container: its output from now on, and our input if it takes any, until it ends; with its exit code."""
     from runtime.streaming.client import DetachedError  # noqa: PLC0415
 
     with Signals().told(), errors(), Client(socket_path) as client:
-        found = Node(client).container(container).id
+        meant = Node(client).container(container)
+        found = meant.id
+        followers.follow(sandbox_config(client, meant.pod_sandbox_id).log_directory)
         info = _info(client, found)
         tty, wanted = bool(info["terminal"]), info["config"].get("stdin", False) if stdin is None else stdin
         try:
-            code = Joint(client, found, stdin=wanted, tty=tty, keys=parse(detach_keys) if tty else b"").join()
+            Joint(client, found, stdin=wanted, tty=tty, keys=parse(detach_keys) if tty else b"").join()
+            code = _end(client, found)
         except DetachedError:
             code = 0
     raise SystemExit(code)
+
+
+def _end(client: Client, container: str) -> int:
+    """Wait until the container has ended: it may go on without its output. Its exit code."""
+    from proto import api_pb2 as cri  # noqa: PLC0415
+
+    request = cri.ContainerStatusRequest(container_id=container)
+    while (status := patiently(lambda: client.runtime.ContainerStatus(request).status)).state == cri.CONTAINER_RUNNING:
+        time.sleep(END_LOOK_SECONDS)
+    return int(status.exit_code)
 
 
 class Joint:

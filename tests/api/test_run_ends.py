@@ -294,3 +294,14 @@ def test_nobody_has_to_wait_for_a_stop(kubelet: Kubelet) -> None:
         stopping.send_signal(signal.SIGINT)
         assert stopping.wait(WAIT_SECONDS) != 0
     assert container.status().state == cri.CONTAINER_RUNNING
+
+
+def test_attach_ends_as_the_container(kubelet: Kubelet) -> None:
+    script = "while ! test -e /over; do echo waiting; sleep 0.05; done; exit 9"
+    container = kubelet.pod().run("/bin/sh", "-c", script)
+    with subprocess.Popen(command(kubelet, "attach", container.id), stdout=subprocess.PIPE) as attached:
+        assert attached.stdout is not None
+        assert attached.stdout.readline() == b"waiting\n"
+        container.sh("touch /over")
+        attached.communicate(timeout=WAIT_SECONDS)
+        assert attached.returncode == 9
