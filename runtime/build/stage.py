@@ -218,7 +218,10 @@ class Stage:
         """A copy of a part of the context."""
         root = stack.enter_context(self._session.mounted("", writable=True)).directory
         selection = self._part_of_context(step, mount)
-        self._shop.copier.put(selection, root, root, "/")
+        try:
+            self._shop.copier.put(selection, root, root, "/")
+        except ContainerfileError as error:
+            raise step.error(f"--mount: {error.problem}") from None
         alone = selection.items[0]["name"] if selection.items[0]["kind"] == "file" else ""
         return run_mounts.inside(root, posixpath.join("/source", alone), step)
 

@@ -425,7 +425,7 @@ def test_outputs(kubelet: Kubelet, tmp_path: Path) -> None:
         assert [one["RepoTags"] for one in json.load(manifest)] == [[NAME]]
 
 
-@pytest.mark.parametrize("kind", ["oci", "docker", "tar"])
+@pytest.mark.parametrize("kind", ["oci", "tar"])
 def test_an_output_that_is_there(kubelet: Kubelet, tmp_path: Path, kind: str) -> None:
     """A file is replaced, what a link leads to is written; the standard output is the command's and not the daemon's."""
     (tmp_path / "context").mkdir()

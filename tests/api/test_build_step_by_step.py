@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proto import admin_pb2 as admin
 from runtime.build.session import Session
 from tests.api.test_build_command import NAME, build, config, context, in_image
 from tests.api.test_command import IMAGE, crisp
 from tests.harness.daemon import ROOT
 from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -32,6 +35,13 @@ ENV B=a
 LABEL a=b
 CMD ["sleep", "1000"]
 """
+
+
+@pytest.fixture(autouse=True)
+def no_steps_stay(kubelet: Kubelet) -> Iterator[None]:
+    yield
+    wait_until(lambda: not list(kubelet.daemon.root.glob("builds/*")))
+    kubelet.client.admin.PruneBuildCache(admin.PruneBuildCacheRequest())
 
 
 def lines() -> list[list[str]]:

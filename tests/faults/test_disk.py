@@ -12,6 +12,7 @@ import pytest
 
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
+from tests.api.test_command import IMAGE, crisp
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet
 from tests.harness.small_disk import SmallDisk
@@ -200,3 +201,23 @@ def start_fails(daemon: Daemon) -> str:
         daemon.start()
     daemon.wait_death()
     return daemon.tail()
+
+
+def test_full_disk_in_a_build(node: Node, tmp_path: Path) -> None:
+    """What is wrong is said in one line, with its place, and the disk has its room again afterwards."""
+    (tmp_path / "large").write_bytes(os.urandom(MIB << 20))
+    steps = {"RUN cat /dev/urandom > /large": "RUN: the command ended", "RUN --mount=target=/source true": "RUN: --mount: "}
+    for step, said in steps.items():
+        (tmp_path / "Containerfile").write_text(f"FROM {IMAGE}\n{step}\n")
+        done = crisp(node.kubelet, "build", str(tmp_path))
+        last = done.stderr.decode().splitlines()[-1]
+        assert (done.returncode, f"Containerfile:2: {said}" in last) == (1, True), done
+        assert b"No space left on device" in done.stderr
+        wait_until(lambda: os.listdir(node.daemon.root / "builds") == [])
+    node.disk.fill()
+    done = crisp(node.kubelet, "build", str(tmp_path))
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1), done
+    node.disk.free()
+    (tmp_path / "Containerfile").write_text(f"FROM {IMAGE}\nRUN true\n")
+    assert crisp(node.kubelet, "build", str(tmp_path)).returncode == 0
+    wait_until(lambda: os.listdir(node.daemon.root / "builds") == [])
