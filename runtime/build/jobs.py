@@ -204,17 +204,23 @@ class _Packed:
             for event in archives.events(self._stream, plain=True):
                 placer.take(event, name)
         except TarError:
-            self._check()
+            self._stream.close()  # first: who packs may still be writing, and would wait for ever
+            self._ended()
             raise
         self._stream.close()
         self._check()
 
-    def _check(self) -> None:
-        """That what was packed is what was selected; why it ended, if it did."""
+    def _ended(self) -> list[str]:
+        """The digests; why it ended, if it did not come to its end by itself."""
         told = json.loads(self._told.read() or b'{"error": "the process that reads the files was killed"}')
         if "error" in told:
             raise SelectionError(told["error"])
-        for item, digest in zip(self._items, told["value"], strict=True):
+        digests: list[str] = told["value"]
+        return digests
+
+    def _check(self) -> None:
+        """That what was packed is what was selected."""
+        for item, digest in zip(self._items, self._ended(), strict=True):
             if digest != item["digest"]:
                 raise SelectionError(f"{item['path'] or '.'} has changed since the build began: build once more")
 
@@ -222,6 +228,10 @@ class _Packed:
 def _pack(root: str, items: Sequence[dict[str, Any]], view: View, stream: int, telling: int, parent: int) -> NoReturn:
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Of what others write only the one who puts it may hold the other end.
+        low, high = sorted((stream, telling))
+        for first, end in ((3, low), (low + 1, high), (high + 1, 1 << 20)):
+            os.closerange(first, end)
         if os.getppid() == parent:
             outcome = answer({"job": "pack", "root": root, "items": items, "view": view, "stream": stream})
             write_all(telling, json.dumps(outcome).encode())
@@ -230,6 +240,13 @@ def _pack(root: str, items: Sequence[dict[str, Any]], view: View, stream: int, t
 
 
 def _packing(request: dict[str, Any]) -> list[str]:
+    try:
+        return _pack_items(request)
+    except BrokenPipeError:
+        return []  # who gets it has closed it, and knows why
+
+
+def _pack_items(request: dict[str, Any]) -> list[str]:
     view, stream = request["view"], request["stream"]
     shut_in.enter(os.open(request["root"], _OPEN_ROOT))
     digests = []

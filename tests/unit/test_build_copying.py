@@ -534,6 +534,21 @@ def test_archives_that_end_too_early(lab: Lab) -> None:
         lab.copy("ADD data.tar.gz /x/")
 
 
+def test_what_the_target_cannot_hold(lab: Lab) -> None:
+    """Who reads the files has more of them than a pipe holds: it does not wait for one who has given up."""
+    lab.write("many.tar", archive(("f", "file", "x")))
+    os.setxattr(lab.write("one/a", "a"), "user.name", b"v" * 3500)
+    for name in ("one/z", "two/z"):
+        lab.write(name, os.urandom(1 << 20))
+    selection = lab.select("ADD one many.tar two /x/")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=5", "none", lab.root], check=True)  # no room for the attribute
+    try:
+        with pytest.raises(ContainerfileError, match=r"F:2: ADD: 'a': its attribute 'user\.name' cannot be set"):
+            lab.put(selection)
+    finally:
+        subprocess.run(["umount", lab.root], check=True)
+
+
 def test_an_archive_that_changes(lab: Lab) -> None:
     lab.write("data.tar", archive(*PLAIN))
     selection = lab.select("ADD data.tar /x/")
