@@ -543,6 +543,10 @@ def test_what_the_target_cannot_hold(lab: Lab) -> None:
     selection = lab.select("ADD one many.tar two /x/")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=5", "none", lab.root], check=True)  # no room for the attribute
     try:
+        try:
+            os.setxattr(lab.root, "user.a", b"")
+        except OSError:
+            pytest.skip("a tmpfs has user attributes since Linux 6.6")
         with pytest.raises(ContainerfileError, match=r"F:2: ADD: 'a': its attribute 'user\.name' cannot be set"):
             lab.put(selection)
     finally:
