@@ -63,7 +63,7 @@ def _rows(client: Client, node: Node, containers: list[cri.Container]) -> list[l
     from proto import api_pb2 as cri  # noqa: PLC0415
 
     now = time.time_ns()
-    pods = {key: look(client, key) for key in {c.pod_sandbox_id for c in containers}}
+    pods = looks(client, {c.pod_sandbox_id for c in containers})
     statuses = {status.id: status for pod in pods.values() for status in pod.containers_statuses}
     ways = {key: _network(pod) for key, pod in pods.items()}
     return [
@@ -104,25 +104,30 @@ def _status(state: str, status: cri.ContainerStatus, now: int) -> str:
     return state.capitalize()
 
 
-def look(client: Client, pod: str) -> cri.PodSandboxStatusResponse:
-    """A pod with its containers; an empty reply if it has gone meanwhile."""
+def looks(client: Client, pods: Iterable[str]) -> dict[str, cri.PodSandboxStatusResponse]:
+    """Pods with their containers, all asked for at once; an empty reply for one that has gone meanwhile."""
     import grpc  # noqa: PLC0415
 
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    request = cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True)
-    try:
-        found: cri.PodSandboxStatusResponse = client.runtime.PodSandboxStatus(request)
-    except grpc.RpcError as error:
-        if error.code() != grpc.StatusCode.NOT_FOUND:
-            raise
-        return cri.PodSandboxStatusResponse()
+    asked = {
+        pod: client.runtime.PodSandboxStatus.future(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
+        for pod in pods
+    }
+    found = {}
+    for pod, reply in asked.items():
+        try:
+            found[pod] = reply.result()
+        except grpc.RpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                raise
+            found[pod] = cri.PodSandboxStatusResponse()
     return found
 
 
 def network(client: Client, pod: str) -> tuple[str, str]:
     """A pod's first address, and its ports on the node."""
-    return _network(look(client, pod))
+    return _network(looks(client, (pod,))[pod])
 
 
 def _network(pod: cri.PodSandboxStatusResponse) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from runtime.cli import completion, run_logs, run_options
 from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, commands_failure, errors, fail, show, without_dashes
-from runtime.cli.ps import look
+from runtime.cli.ps import looks
 from runtime.cli.signals import Signalled, Signals
 from runtime.client import Client, is_away, patiently
 from runtime.host import followers
@@ -125,7 +125,7 @@ def _refuse_taken(node: Node, name: str, inside: str | None) -> None:
 def _first_users(client: Client) -> Iterator[int]:
     """Where the users of pods with user namespaces begin."""
     for pod in Node(client).pods:
-        options = look(client, pod).status.linux.namespaces.options
+        options = looks(client, (pod,))[pod].status.linux.namespaces.options
         yield from (line.host_id for line in options.userns_options.uids)
 
 
