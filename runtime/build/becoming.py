@@ -1,7 +1,11 @@
 """A tree that becomes like another one, and of which nothing else is touched: what --squash makes its one layer of.
 
 The tree is an overlay over the base image, so what is touched is the layer. Names are looked up from directory to directory
-and no link is followed: neither tree leads anywhere else.
+and no link is followed: neither tree leads anywhere else. The root's own attributes stay, for a layer has none of them.
+
+A file of several names is right where all of them are names of one file, and no other is: a file that is not touched in
+the layer below would else keep names that are another file's now, and one that gets a name more loses those it had, for an
+overlay copies it up under one of them.
 """
 
 from __future__ import annotations
@@ -18,19 +22,45 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLO
 _PIECE: Final = 1 << 18
 _OVERLAY: Final = "trusted.overlay."
 
+_Files = dict[tuple[int, int], list[str]]
+"""Names by file: its device and inode."""
+
 
 class Becoming:
     """The directories are open; `changed` says whether anything was touched."""
 
     def __init__(self, tree: int, wanted: int) -> None:
         self._tree, self._wanted = tree, wanted
-        self._links: dict[tuple[int, int], str] = {}
-        """Where the first name of a file with several is."""
+        self._names: dict[str, list[str]] = {}
+        """For each name of a file with several: all of them, in the order of the walk."""
+        self._there: dict[str, list[str]] = {}
+        """The same of the tree, of the names that are wanted."""
         self.changed = False
 
     def run(self) -> None:
         """Do it. Raises OSError."""
+        self._find_names(self._wanted, self._tree, "", {}, {})
         self._directory(self._wanted, self._tree, "")
+
+    def _find_names(self, wanted: int, tree: int, path: str, theirs: _Files, ours: _Files) -> None:
+        """Of a directory and what is below it; `tree` is -1 where there is none of that name."""
+        there = set(os.listdir(tree)) if tree >= 0 else set()
+        for name in sorted(os.listdir(wanted)):
+            status = os.lstat(name, dir_fd=wanted)
+            old = os.lstat(name, dir_fd=tree) if name in there else None
+            if not stat.S_ISDIR(status.st_mode):
+                _enter(status, path + name, theirs, self._names)
+                if old is not None:
+                    _enter(old, path + name, ours, self._there)
+                continue
+            inner = os.open(name, _DIRECTORY, dir_fd=wanted)
+            below = os.open(name, _DIRECTORY, dir_fd=tree) if old is not None and stat.S_ISDIR(old.st_mode) else -1
+            try:
+                self._find_names(inner, below, f"{path}{name}/", theirs, ours)
+            finally:
+                os.close(inner)
+                if below >= 0:
+                    os.close(below)
 
     def _directory(self, wanted: int, tree: int, path: str) -> None:
         names, there = set(os.listdir(wanted)), set(os.listdir(tree))
@@ -44,7 +74,6 @@ class Becoming:
                 self._below(wanted, tree, name, f"{path}{name}/", new=name not in there)
             else:
                 self._file(wanted, tree, name, path + name, status, new=name not in there)
-        self._attributes(f"/proc/self/fd/{wanted}/.", f"/proc/self/fd/{tree}/.")
 
     def _below(self, wanted: int, tree: int, name: str, path: str, *, new: bool) -> None:
         if not new and not stat.S_ISDIR(os.lstat(_place(tree, name)).st_mode):
@@ -56,14 +85,20 @@ class Becoming:
         inner = os.open(name, _DIRECTORY, dir_fd=wanted), os.open(name, _DIRECTORY, dir_fd=tree)
         try:
             self._directory(*inner, path)
+            self._attributes(_place(inner[0], "."), _place(inner[1], "."))
         finally:
             for descriptor in inner:
                 os.close(descriptor)
 
     def _file(self, wanted: int, tree: int, name: str, path: str, status: os.stat_result, *, new: bool) -> None:
-        first = self._links.setdefault((status.st_dev, status.st_ino), path) if status.st_nlink > 1 else path
+        names = self._names.get(path, [path])
+        first = names[0]
         if not new:
-            if self._is_link(tree, name, first) if first != path else _same(wanted, tree, name, status):
+            if first != path:
+                right = self._is_link(tree, name, first)
+            else:
+                right = names == self._there.get(path, [path]) and _same(wanted, tree, name, status)
+            if right:
                 return
             self._remove(tree, name)
         self.changed = True
@@ -103,6 +138,13 @@ class Becoming:
         for name, value in given.items():
             os.setxattr(tree, name, value, follow_symlinks=False)  # after the owner, which takes capabilities away
         os.utime(tree, ns=(theirs.st_mtime_ns, theirs.st_mtime_ns), follow_symlinks=False)
+
+
+def _enter(status: os.stat_result, path: str, files: _Files, names: dict[str, list[str]]) -> None:
+    """A name of a file; of those that have but one nothing is kept."""
+    if status.st_nlink > 1:
+        names[path] = files.setdefault((status.st_dev, status.st_ino), [])
+        names[path].append(path)
 
 
 def _place(directory: int, name: str) -> str:

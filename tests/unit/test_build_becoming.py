@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from imagesvc.containerfile.errors import Place
+from imagesvc.containerfile.instructions import Instruction
+from kernel import mounts, removal, trees
 from runtime.build.becoming import Becoming
+from runtime.build.copying import Copier
 
 pytestmark = pytest.mark.root
 
@@ -27,11 +31,12 @@ def become(tree: Path, wanted: Path) -> bool:
 
 
 def described(root: Path) -> dict[str, tuple[object, ...]]:
-    """All that can be told of a tree, by path; files of several names by the first of these."""
+    """All that can be told of what is in a tree, by path; files of several names by the first of these."""
     found: dict[str, tuple[object, ...]] = {}
     links: dict[int, str] = {}
     for directory, folders, files in os.walk(root):
-        for name in [".", *folders, *files]:
+        folders.sort()
+        for name in sorted([*folders, *files]):
             path = Path(directory, name)
             status = path.lstat()
             content: object = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
@@ -104,7 +109,6 @@ CHANGES: tuple[Callable[[Path], object], ...] = (
     lambda root: (root / "d/file").unlink(),
     lambda root: (root / "d/new").symlink_to("x"),
     lambda root: os.utime(root / "d", ns=(1, 1)),
-    lambda root: os.chown(root, 7, 7),
 )
 
 
@@ -126,3 +130,98 @@ def test_what_is_right_is_not_touched(tmp_path: Path, change: Callable[[Path], o
     for path, status in before.items():
         now = path.lstat()
         assert (now.st_ino, now.st_ctime_ns) == (status.st_ino, status.st_ctime_ns)
+
+
+def test_the_root_itself_is_no_change(tmp_path: Path) -> None:
+    """A layer has nothing of it; and what was mounted to be written to is younger than any image."""
+    tree, wanted = tmp_path / "tree", tmp_path / "wanted"
+    tree.mkdir()
+    wanted.mkdir(mode=0o700)
+    os.utime(wanted, ns=(1, 1))
+    assert not become(tree, wanted)
+
+
+def linked(root: Path, *groups: str) -> None:
+    """Files, each with the names of a group, that are alike in all else."""
+    root.mkdir(exist_ok=True)
+    for first, *others in groups:
+        (root / first).write_bytes(b"same")
+        os.utime(root / first, ns=(5, 5))
+        for name in others:
+            (root / name).hardlink_to(root / first)
+
+
+LINKED = (
+    (("ab",), ("a", "b")),
+    (("a", "b"), ("ab",)),
+    (("abc",), ("ac", "b")),
+    (("ab",), ("abc",)),
+    (("bc",), ("abc",)),
+    (("ab", "cd"), ("ac", "bd")),
+)
+
+
+@pytest.mark.parametrize(("before", "after"), LINKED)
+def test_names_of_one_file(tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...]) -> None:
+    """In an overlay too, which gives a file of a lower layer another name by copying it."""
+    place = tmp_path / "place"
+    place.mkdir()
+    mounts.tmpfs(str(place), 1 << 24)
+    try:
+        lower, upper, work, tree, wanted = (place / name for name in ("lower", "upper", "work", "tree", "wanted"))
+        for path in (upper, work, tree):
+            path.mkdir()
+        linked(lower, *before)
+        linked(wanted, *after)
+        mounts.overlay(str(tree), [str(lower)], str(upper), str(work))
+        try:
+            assert become(tree, wanted)
+            assert described(tree) == described(wanted)
+            assert not become(tree, wanted)
+        finally:
+            mounts.detach(str(tree))
+    finally:
+        mounts.detach(str(place))
+
+
+def test_of_several_names_one_goes(tmp_path: Path) -> None:
+    tree, wanted = tmp_path / "tree", tmp_path / "wanted"
+    linked(tree, "abc")
+    linked(wanted, "ac")
+    before = (tree / "a").stat().st_ino
+    assert become(tree, wanted)
+    assert described(tree) == described(wanted)
+    assert (tree / "a").stat().st_ino == before, "what is right stays"
+
+
+def deep(place: Path, levels: int) -> None:
+    directory = os.open(place, os.O_RDONLY)
+    for _level in range(levels):
+        os.mkdir("d", dir_fd=directory)
+        below = os.open("d", os.O_RDONLY, dir_fd=directory)
+        os.close(directory)
+        directory = below
+    os.close(directory)
+
+
+def levels_of(place: Path) -> int:
+    directory = os.open(place, os.O_RDONLY)
+    try:
+        return sum(1 for _found in trees.walk(directory))
+    finally:
+        os.close(directory)
+
+
+def test_deep_directories(tmp_path: Path) -> None:
+    """Deeper than Python's calls and a shell's open files are."""
+    tree, wanted = tmp_path / "tree", tmp_path / "wanted"
+    tree.mkdir()
+    wanted.mkdir()
+    try:
+        deep(wanted, 700)
+        with Copier() as copier:
+            assert copier.become(Instruction(at=Place("F", 1), text="FROM x"), str(tree), str(wanted))
+        assert levels_of(tree) == 700
+    finally:
+        for path in (tree, wanted):
+            removal.remove_tree(path)
