@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import posixpath
+import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, Final, NoReturn
@@ -30,6 +32,8 @@ _OPEN_ROOT: Final = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _HERE_MODE: Final = 0o644
 _URL_MODE: Final = 0o600
 _READ: Final = 1 << 18
+_DEEPEST: Final = 1 << 13
+"""Calls in each other, two for each directory; Python keeps none of them on the stack of C."""
 
 
 def load() -> None:
@@ -335,6 +339,10 @@ def _directory(request: dict[str, Any]) -> bool:
 
 
 def _become(request: dict[str, Any]) -> bool:
+    # What RUN has made may be deep, and two directories are open for each level. This process ends with its request.
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sys.setrecursionlimit(_DEEPEST)
     tree, wanted = (os.open(request[name], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for name in ("root", "wanted"))
     becoming = Becoming(tree, wanted)
     becoming.run()
