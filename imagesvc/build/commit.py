@@ -130,7 +130,7 @@ def describe(
     for name in [name for name in document if name.startswith("crisp.")]:
         del document[name]
     document["rootfs"] = {"type": "layers", "diff_ids": diff_ids}
-    document["history"] = history + _history(changes, stamp, len(blobs))
+    document["history"] = history + _history(base, changes, stamp, len(blobs))
     config = json.dumps(document, separators=(",", ":")).encode()
     layers = [*_base_layers(base), *(Descriptor(OCI_LAYER_GZIP, blob.digest, blob.size) for blob in blobs)]
     manifest = json.dumps(
@@ -150,15 +150,17 @@ def describe(
     return ArchivedImage(tuple(references), digest, digest, parsed, config, documents, from_registry=named)
 
 
-def _history(changes: Changes, stamp: str, layers: int) -> list[dict[str, Any]]:
+def _history(base: Image | None, changes: Changes, stamp: str, layers: int) -> list[dict[str, Any]]:
     """One line for each layer, as the specification wants; others say that theirs is empty."""
     if not changes.history:
         line = {"created_by": "crisp image commit", "author": changes.author, "comment": changes.comment}
         return [{"created": stamp, **{k: v for k, v in line.items() if v}}] * layers
+    plain = (
+        [{"created": stamp, "created_by": "crisp: a plain directory"}] if base is not None and base.kind == ROOTFS else []
+    )
     lines = [{"created": stamp, **line, "empty_layer": True} for line in changes.history]
-    for line in lines[-1:] if layers else []:
+    for line in lines[-1:] if layers > len(plain) else []:
         del line["empty_layer"]
-    plain = [{"created": stamp, "created_by": "crisp: a plain directory"}] * (layers - 1)
     return plain + lines
 
 

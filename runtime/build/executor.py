@@ -68,7 +68,10 @@ class Build:
                 self._raise_failure()
                 done = self._stages[target].result()
                 image_id = done.finish()
-                return self._squashed(image_id, done.state.base, self._bases[target]) if self._wishes.squash else image_id
+                base = done.state.base
+                if not self._wishes.squash or image_id == base:
+                    return image_id
+                return self._squashed(image_id, base, self._bases[target])
             except BaseException:
                 self._session.end()
                 self._shop.copier.close()  # so that no thread copies to the end what nobody wants any more
@@ -164,8 +167,8 @@ class Build:
 
 def _lines_of(document: Mapping[str, Any]) -> int:
     """How many lines of history an image brings to what is made of it: the daemon gives some to a base without any."""
-    layers = (document.get("rootfs") or {}).get("diff_ids") or ("a plain directory, which becomes one",)
-    return len(document.get("history") or layers)
+    layers = (document.get("rootfs") or {}).get("diff_ids") or ()
+    return len(document.get("history") or layers) + ("crisp.directory" in document)  # which becomes a layer
 
 
 class _OtherFailed(Exception):

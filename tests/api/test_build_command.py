@@ -320,6 +320,20 @@ def test_one_layer_of_all_that_is_new(kubelet: Kubelet, tmp_path: Path) -> None:
     assert counts == [4, 2], "the base, and three or one"
 
 
+def test_one_layer_of_nothing(kubelet: Kubelet, tmp_path: Path) -> None:
+    """The base as it is, or with another configuration alone; it is a plain directory, which has no history yet."""
+    out, _ = build(kubelet, "--squash", "-q", str(context(tmp_path, "FROM BASE\n")))
+    assert out.strip() == kubelet.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image.id
+    place = str(context(tmp_path, 'FROM BASE\nENV A=b\nCMD ["x"]\n'))
+    found = []
+    for words in ([], ["--squash"]):
+        build(kubelet, "-t", NAME, *words, place)
+        told = [(line["created_by"], line.get("empty_layer", False)) for line in document(kubelet, NAME)["history"]]
+        found.append((told, config(kubelet, NAME)))
+    assert found[0] == found[1]
+    assert found[0][0] == [("crisp: a plain directory", False), ("ENV A=b", True), ('CMD ["x"]', True)]
+
+
 def test_a_line_that_does_not_end(kubelet: Kubelet, tmp_path: Path) -> None:
     """It is shown in pieces, and neither memory nor a log holds all of it."""
     text = "FROM BASE\nRUN head -c 40000000 /dev/zero | tr '\\0' a; printf end\n"
