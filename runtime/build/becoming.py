@@ -3,9 +3,9 @@
 The tree is an overlay over the base image, so what is touched is the layer. Names are looked up from directory to directory
 and no link is followed: neither tree leads anywhere else. The root's own attributes stay, for a layer has none of them.
 
-A file of several names is right where all of them are names of one file, and no other is: a file that is not touched in
-the layer below would else keep names that are another file's now, and one that gets a name more loses those it had, for an
-overlay copies it up under one of them.
+A file of several names is right where all of them are names of one file already, and no other file has been right there:
+a file that is not touched in the layer below would else keep names that are another file's now, and one that gets a name
+more loses those it had, for an overlay copies it up under one of them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Becoming:
         self._names: dict[str, list[str]] = {}
         """For each name of a file with several: all of them, in the order of the walk."""
         self._there: dict[str, list[str]] = {}
-        """The same of the tree, of the names that are wanted."""
+        """The same of the tree, of the names that are wanted; none any more once the file is one that is wanted."""
         self.changed = False
 
     def run(self) -> None:
@@ -94,10 +94,11 @@ class Becoming:
         names = self._names.get(path, [path])
         first = names[0]
         if not new:
+            there = self._there.get(path, [path])
             if first != path:
                 right = self._is_link(tree, name, first)
-            else:
-                right = names == self._there.get(path, [path]) and _same(wanted, tree, name, status)
+            elif right := set(names) <= set(there) and _same(wanted, tree, name, status):
+                there.clear()
             if right:
                 return
             self._remove(tree, name)

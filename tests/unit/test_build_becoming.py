@@ -144,7 +144,8 @@ def test_the_root_itself_is_no_change(tmp_path: Path) -> None:
 def linked(root: Path, *groups: str) -> None:
     """Files, each with the names of a group, that are alike in all else."""
     root.mkdir(exist_ok=True)
-    for first, *others in groups:
+    for group in groups:
+        first, *others = list(group)
         (root / first).write_bytes(b"same")
         os.utime(root / first, ns=(5, 5))
         for name in others:
@@ -184,10 +185,12 @@ def test_names_of_one_file(tmp_path: Path, before: tuple[str, ...], after: tuple
         mounts.detach(str(place))
 
 
-def test_of_several_names_one_goes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [("ac",), ("ac", "b")])
+def test_of_several_names_one_goes(tmp_path: Path, after: tuple[str, ...]) -> None:
+    """Or becomes a file of its own."""
     tree, wanted = tmp_path / "tree", tmp_path / "wanted"
     linked(tree, "abc")
-    linked(wanted, "ac")
+    linked(wanted, *after)
     before = (tree / "a").stat().st_ino
     assert become(tree, wanted)
     assert described(tree) == described(wanted)
