@@ -27,10 +27,14 @@ _Files = dict[tuple[int, int], list[str]]
 
 
 class Becoming:
-    """The directories are open; `changed` says whether anything was touched."""
+    """The directories are open; `changed` says whether anything was touched.
 
-    def __init__(self, tree: int, wanted: int) -> None:
-        self._tree, self._wanted = tree, wanted
+    `newest`: times of the tree that are later count as this one (nanoseconds since the epoch). It is above a plain directory
+    then, which becomes a layer only with the image, and without later times.
+    """
+
+    def __init__(self, tree: int, wanted: int, newest: int | None = None) -> None:
+        self._tree, self._wanted, self._newest = tree, wanted, newest
         self._names: dict[str, list[str]] = {}
         """For each name of a file with several: all of them, in the order of the walk."""
         self._there: dict[str, list[str]] = {}
@@ -65,7 +69,8 @@ class Becoming:
     def _directory(self, wanted: int, tree: int, path: str) -> None:
         names, there = set(os.listdir(wanted)), set(os.listdir(tree))
         for name in there - names:
-            self._remove(tree, name)
+            if not stat.S_ISSOCK(os.lstat(_place(tree, name)).st_mode):  # a layer has none, so there is none to be hidden
+                self._remove(tree, name)
         for name in sorted(names):
             status = os.lstat(_place(wanted, name))
             if stat.S_ISSOCK(status.st_mode):
@@ -97,7 +102,7 @@ class Becoming:
             there = self._there.get(path, [path])
             if first != path:
                 right = self._is_link(tree, name, first)
-            elif right := set(names) <= set(there) and _same(wanted, tree, name, status):
+            elif right := set(names) <= set(there) and self._same(wanted, tree, name, status):
                 there.clear()
             if right:
                 return
@@ -128,7 +133,7 @@ class Becoming:
         """Owner, mode, extended attributes and times, where they differ."""
         ours, theirs = os.lstat(tree), os.lstat(wanted)
         attributes, given = _xattrs(tree), _xattrs(wanted)
-        if _described(ours) == _described(theirs) and attributes == given:
+        if self._described(ours) == _described(theirs) and attributes == given:
             return
         self.changed = True
         os.lchown(tree, theirs.st_uid, theirs.st_gid)
@@ -139,6 +144,21 @@ class Becoming:
         for name, value in given.items():
             os.setxattr(tree, name, value, follow_symlinks=False)  # after the owner, which takes capabilities away
         os.utime(tree, ns=(theirs.st_mtime_ns, theirs.st_mtime_ns), follow_symlinks=False)
+
+    def _same(self, wanted: int, tree: int, name: str, theirs: os.stat_result) -> bool:
+        """Whether what is there is what it is to be, the content too: times can be set back."""
+        ours = os.lstat(_place(tree, name))
+        if self._described(ours) != _described(theirs) or ours.st_rdev != theirs.st_rdev:
+            return False
+        if _xattrs(_place(tree, name)) != _xattrs(_place(wanted, name)):
+            return False
+        if stat.S_ISLNK(theirs.st_mode):
+            return os.readlink(name, dir_fd=tree) == os.readlink(name, dir_fd=wanted)
+        return not stat.S_ISREG(theirs.st_mode) or (ours.st_size == theirs.st_size and _same_content(wanted, tree, name))
+
+    def _described(self, ours: os.stat_result) -> tuple[int, ...]:
+        *others, mtime = _described(ours)
+        return *others, mtime if self._newest is None else min(mtime, self._newest)
 
 
 def _enter(status: os.stat_result, path: str, files: _Files, names: dict[str, list[str]]) -> None:
@@ -159,18 +179,6 @@ def _described(status: os.stat_result) -> tuple[int, ...]:
 def _xattrs(path: str) -> dict[str, bytes]:
     names = os.listxattr(path, follow_symlinks=False)
     return {name: os.getxattr(path, name, follow_symlinks=False) for name in names if not name.startswith(_OVERLAY)}
-
-
-def _same(wanted: int, tree: int, name: str, theirs: os.stat_result) -> bool:
-    """Whether what is there is what it is to be, the content too: times can be set back."""
-    ours = os.lstat(_place(tree, name))
-    if _described(ours) != _described(theirs) or ours.st_rdev != theirs.st_rdev:
-        return False
-    if _xattrs(_place(tree, name)) != _xattrs(_place(wanted, name)):
-        return False
-    if stat.S_ISLNK(theirs.st_mode):
-        return os.readlink(name, dir_fd=tree) == os.readlink(name, dir_fd=wanted)
-    return not stat.S_ISREG(theirs.st_mode) or (ours.st_size == theirs.st_size and _same_content(wanted, tree, name))
 
 
 def _same_content(wanted: int, tree: int, name: str) -> bool:

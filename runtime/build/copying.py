@@ -132,9 +132,12 @@ class Copier:
         """Makes a directory with its parents (root's, 0755) where there is none: WORKDIR. Whether it made one. Blocks."""
         return bool(self._call(step, {"job": "directory", "root": root, "path": path}))
 
-    def become(self, step: Instruction, root: str, wanted: str) -> bool:
-        """Makes the tree in one directory like that in another, and touches what differs alone. Whether anything. Blocks."""
-        return bool(self._call(step, {"job": "become", "root": root, "wanted": wanted}))
+    def become(self, step: Instruction, root: str, wanted: str, newest: int | None = None) -> bool:
+        """Makes the tree in one directory like that in another, and touches what differs alone. Whether anything. Blocks.
+
+        `newest`: see becoming.py.
+        """
+        return bool(self._call(step, {"job": "become", "root": root, "wanted": wanted, "newest": newest}))
 
     def digest(self, step: Instruction, source: Tree, path: str) -> str:
         """Digest of a file, or of a directory with all that is in it: the source of a RUN --mount=type=bind. Blocks."""

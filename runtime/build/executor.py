@@ -88,8 +88,11 @@ class Build:
             {name: value for name, value in line.items() if name not in ("created", "empty_layer")}
             for line in made.document["history"][before:]
         ]
+        newest = None
+        if below is not None and _is_plain(below.document) and session.epoch is not None:
+            newest = session.epoch * 1_000_000_000
         with session.mounted(base, writable=True) as tree, session.mounted(image_id) as wanted:
-            changed = self._shop.copier.become(step, tree.directory, wanted.directory)
+            changed = self._shop.copier.become(step, tree.directory, wanted.directory, newest)
             squashed = session.commit(base, made.document, history, [], mount=tree.id if changed else "")
         self._progress.end(shown, "done")
         return squashed
@@ -168,7 +171,12 @@ class Build:
 def _lines_of(document: Mapping[str, Any]) -> int:
     """How many lines of history an image brings to what is made of it: the daemon gives some to a base without any."""
     layers = (document.get("rootfs") or {}).get("diff_ids") or ()
-    return len(document.get("history") or layers) + ("crisp.directory" in document)  # which becomes a layer
+    return len(document.get("history") or layers) + _is_plain(document)
+
+
+def _is_plain(document: Mapping[str, Any]) -> bool:
+    """Whether it is an image of a plain directory, which becomes a layer in what is made of it."""
+    return "crisp.directory" in document
 
 
 class _OtherFailed(Exception):

@@ -344,7 +344,7 @@ def _become(request: dict[str, Any]) -> bool:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     sys.setrecursionlimit(_DEEPEST)
     tree, wanted = (os.open(request[name], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) for name in ("root", "wanted"))
-    becoming = Becoming(tree, wanted)
+    becoming = Becoming(tree, wanted, request["newest"])
     becoming.run()
     return becoming.changed
 

@@ -326,11 +326,11 @@ def test_one_layer_of_nothing(kubelet: Kubelet, tmp_path: Path) -> None:
     assert out.strip() == kubelet.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=IMAGE))).image.id
     place = str(context(tmp_path, 'FROM BASE\nENV A=b\nCMD ["x"]\n'))
     found = []
-    for words in ([], ["--squash"]):
+    for words in ([], ["--squash"], ["--squash", "--build-arg", "SOURCE_DATE_EPOCH=1"]):
         build(kubelet, "-t", NAME, *words, place)
         told = [(line["created_by"], line.get("empty_layer", False)) for line in document(kubelet, NAME)["history"]]
         found.append((told, config(kubelet, NAME)))
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
     assert found[0][0] == [("crisp: a plain directory", False), ("ENV A=b", True), ('CMD ["x"]', True)]
 
 

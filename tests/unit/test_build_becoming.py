@@ -19,10 +19,10 @@ from runtime.build.copying import Copier
 pytestmark = pytest.mark.root
 
 
-def become(tree: Path, wanted: Path) -> bool:
+def become(tree: Path, wanted: Path, newest: int | None = None) -> bool:
     opened = [os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in (tree, wanted)]
     try:
-        becoming = Becoming(*opened)
+        becoming = Becoming(*opened, newest)
         becoming.run()
     finally:
         for descriptor in opened:
@@ -139,6 +139,19 @@ def test_the_root_itself_is_no_change(tmp_path: Path) -> None:
     wanted.mkdir(mode=0o700)
     os.utime(wanted, ns=(1, 1))
     assert not become(tree, wanted)
+
+
+def test_what_a_layer_cannot_have_is_no_change(tmp_path: Path) -> None:
+    """Of a plain directory that has become a layer: times that are too new, and sockets."""
+    tree, wanted = tmp_path / "tree", tmp_path / "wanted"
+    for root, mtime in ((tree, 9), (wanted, 5)):
+        root.mkdir()
+        (root / "file").write_bytes(b"")
+        os.utime(root / "file", ns=(mtime, mtime))
+    os.mknod(tree / "socket", stat.S_IFSOCK | 0o600)
+    assert not become(tree, wanted, newest=5)
+    assert become(tree, wanted, newest=6)
+    assert (tree / "file").stat().st_mtime_ns == 5
 
 
 def linked(root: Path, *groups: str) -> None:
