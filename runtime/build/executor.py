@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from runtime.build.copying import Copier
     from runtime.build.progress import Progress
     from runtime.build.session import Session
+
+
+LOOK_SECONDS: Final = 0.5
 
 
 class Build:
@@ -64,7 +67,10 @@ class Build:
             try:
                 for index in needed:
                     self._stages[index] = threads.submit(self._stage, index, last=index == target)
-                wait(self._stages.values(), return_when=FIRST_EXCEPTION)
+                # Not for ever at once: Python does not see a signal that comes just before it begins to wait.
+                while wait(self._stages.values(), LOOK_SECONDS, return_when=FIRST_EXCEPTION).not_done:
+                    if any(one.done() and one.exception() is not None for one in self._stages.values()):
+                        break
                 self._raise_failure()
                 done = self._stages[target].result()
                 image_id = done.finish()

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
@@ -260,6 +261,8 @@ def _each(socket_path: str, words: Sequence[str], work: Callable[[Client, cri.Co
         failed = False
         for word, future in [(word, pool.submit(one, word)) for word in dict.fromkeys(words)]:
             try:
+                while not futures.wait((future,), LOOK_SECONDS).done:
+                    pass  # else a signal that comes just before is not seen until the call ends
                 future.result()
                 click.echo(word)
             except SystemExit:
