@@ -33,6 +33,8 @@ STAMPS = {
     "runtime/telemetry/tracing.py": "times of spans",
     "runtime/checkpoints/checkpoint_container.py": "the time of a checkpoint",
     "runtime/cli/ps.py": "ages, for people",
+    "runtime/cli/images.py": "ages, for people",
+    "runtime/build/jobs.py": "times of files that a Containerfile has the text of",
     "runtime/cli/pods.py": "ages, for people",
     "runtime/cli/logs.py": "how long ago a line of a log was, which has the wall clock's time",
     "runtime/cli/support_bundle.py": "a file's name",

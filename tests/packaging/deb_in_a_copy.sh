@@ -35,6 +35,7 @@ for _ in $(seq 300); do crisp ps >/dev/null 2>&1 && break; kill -0 $daemon; slee
 crisp run --rootfs /tmp/root -- /bin/sh -c 'echo hello' | grep -x hello
 crisp image add-rootfs localhost/kept:1 /tmp/root
 crisp run --rootfs /tmp/root -- /bin/sh -c 'trap "exit 0" TERM; echo begun; while :; do sleep 0.1; done' >/tmp/begun 2>&1 &
+client=$!
 for _ in $(seq 300); do grep -qx begun /tmp/begun && break; sleep 0.1; done
 grep -qx begun /tmp/begun
 
@@ -59,6 +60,8 @@ crisp image ls | grep -q localhost/kept
 kill $daemon
 wait $daemon
 dpkg -P crisp
+kill $client 2>/dev/null || true # it waits for another daemon to come
+wait $client || true
 files | diff /tmp/before -
 test -z "$(ls -A /var/lib/crisp)"
 INSIDE
