@@ -25,7 +25,8 @@ async def stop(node: Node, reference: str) -> None:
     if sandbox is None:
         return
     async with container_stop.locked(sandbox.lock, sandbox.containers.values()):
-        await _stop(node, sandbox)
+        if sandbox.record.id in node.sandboxes:  # else its record would come back, and the pod with the next daemon
+            await _stop(node, sandbox)
 
 
 async def remove(node: Node, reference: str, still: Callable[[], bool] = lambda: True) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -215,3 +216,16 @@ def test_restart_keeps_everything(kubelet: Kubelet) -> None:
     assert created.wait().exit_code == 0
     assert created.output() == "started later\n"
     assert running.sh("echo alive") == "alive\n"
+
+
+def test_a_stop_beside_a_removal_brings_nothing_back(kubelet: Kubelet) -> None:
+    """Who has waited for the removal finds nothing to stop: a record of it would be a pod of the next daemon."""
+    pods = [kubelet.pod() for _ in range(6)]
+    with ThreadPoolExecutor(4 * len(pods)) as pool:
+        done = [pool.submit(work) for pod in pods for work in (pod.remove, pod.stop, pod.stop, pod.stop)]
+    for one in done:
+        one.result()
+    kubelet.daemon.kill()
+    kubelet.daemon.start()
+    listed = {item.id for item in kubelet.runtime.ListPodSandbox(cri.ListPodSandboxRequest()).items}
+    assert not listed & {pod.id for pod in pods}
