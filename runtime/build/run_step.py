@@ -14,13 +14,13 @@ import grpc
 
 from proto import api_pb2 as cri
 from runtime.oci import asked
+from runtime.pods.objects import BUILD_LABEL
 
 if TYPE_CHECKING:
     from runtime.build.run_mounts import Extras
     from runtime.build.session import Session
     from runtime.build.wishes import Conditions
 
-LABEL: Final = "crisp.build"
 LOOK_SECONDS: Final = 0.02
 LOG_BYTES: Final = 16 << 20
 """Size of a log from which on another is begun: what was shown is not kept."""
@@ -51,7 +51,7 @@ class Pod:
             metadata=cri.PodSandboxMetadata(name=name, uid=name, namespace="crisp-build"),
             hostname="" if network == "host" else HOSTNAME,
             log_directory=os.path.join(session.scratch, f"logs-{name}"),
-            labels={LABEL: session.id},
+            labels={BUILD_LABEL: session.id},
         )
         self._config.linux.security_context.namespace_options.CopyFrom(self._namespaces)
         if conditions.shm_size:
@@ -80,7 +80,7 @@ class Pod:
             command=command,
             envs=[cri.KeyValue(key=k, value=os.fsencode(v)) for k, v in {**environment, **extras.environment}.items()],
             mounts=extras.mounts,
-            labels={LABEL: self._session.id},
+            labels={BUILD_LABEL: self._session.id},
             log_path=f"step-{self._steps}.log",
         )
         resources = config.linux.resources
