@@ -171,16 +171,19 @@ class Group:
         return read_flat(os.path.join(self.directory(), "memory.events")).get("oom_kill", 0)
 
     def create(self) -> None:
-        """Make the group in every hierarchy; a new v1 cpuset gets its parent's CPUs and memory nodes."""
+        """Make the group in every hierarchy; a v1 cpuset without CPUs and memory nodes gets its parent's.
+
+        One that is there already may be empty too: somebody else has made it and is about to do the same.
+        """
+        cpusets = "" if self.hierarchies.mode is Mode.V2 else self.hierarchies.controllers.get("cpuset")
         for root in self.hierarchies.roots():
             path = root
             for part in self.path.split("/"):
                 path = os.path.join(path, part)
-                try:
+                with suppress(FileExistsError):
                     os.mkdir(path)
-                except FileExistsError:
-                    continue
-                _inherit_cpuset(path)
+                if root == cpusets:
+                    _inherit_cpuset(path)
 
     def create_below_parent(self) -> None:
         """Make the group in each hierarchy that has its parent: of those above, none is made.
@@ -303,6 +306,9 @@ def write(path: str, value: str) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, value.encode())
+    except OSError as error:
+        error.filename = path  # "No space left on device" is a cpuset without CPUs, and no disk
+        raise
     finally:
         os.close(fd)
 
@@ -323,9 +329,8 @@ def _inherit_cpuset(directory: str) -> None:
     """A fresh v1 cpuset is empty and takes no process until it has CPUs and memory nodes."""
     for name in ("cpuset.cpus", "cpuset.mems"):
         path = os.path.join(directory, name)
-        inherited = _read(os.path.join(os.path.dirname(directory), name)).strip()
-        if inherited and os.path.exists(path) and not _read(path).strip() and "cpuset" in directory:
-            write(path, inherited.decode())
+        if not _read(path).strip():
+            write(path, _read(os.path.join(os.path.dirname(directory), name)).decode().strip())
 
 
 def _read(path: str) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Self
 
 from kernel import mounts
+from tests.harness.waiting import wait_until
 
 FILLER = "filler"
 
@@ -29,13 +30,17 @@ class SmallDisk:
 
     def break_down(self) -> None:
         """An error of the disk, upon which the kernel makes the file system read-only under everybody's open files."""
+        Path("/sys/fs/ext4", self._device(), "trigger_fs_error").write_text("test")
+
+    def _device(self) -> str:
         device = os.stat(self.path).st_dev
-        name = os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
-        Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("test")
+        return os.path.basename(os.readlink(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}"))
 
     def repair(self) -> None:
-        """What an administrator does then; nobody may use the disk."""
+        """What an administrator does then; nobody may use the disk, and who has just ended may let go of it any moment."""
+        name = self._device()
         run("umount", str(self.path))
+        wait_until(lambda: not Path("/sys/fs/ext4", name).exists())
         subprocess.run(["e2fsck", "-fy", str(self._image)], capture_output=True)
         self._mount()
 

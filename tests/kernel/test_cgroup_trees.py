@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,30 @@ def test_a_deep_tree_is_walked_without_recursion(group: Path, process: subproces
     assert process.wait(20) == -9
     assert cgroups.remove_tree(str(group))
     group.mkdir()
+
+
+def test_groups_that_are_made_at_once_take_processes(process: subprocess.Popen[bytes]) -> None:
+    """A fresh cpuset of version 1 takes none and hands nothing down: who made the one above may not have come to that."""
+    hierarchies = cgroups.detect()
+    top = hierarchies.group(f"crisp-test-{secrets.token_hex(4)}")
+    below = hierarchies.group(f"{top.path}/half/made/group")
+    try:
+        for root in hierarchies.roots():
+            Path(root, top.path, "half").mkdir(parents=True)
+        below.create()
+        below.enter(process.pid)
+        assert below.procs() == {process.pid}
+        with ThreadPoolExecutor(8) as threads:
+            for number in range(20):
+                each = [hierarchies.group(f"{top.path}/{number}/shims") for _ in range(8)]
+                list(threads.map(cgroups.Group.create, each))
+                each[0].enter(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+        assert top.remove()
+
+
+def test_what_cannot_be_written_is_named(group: Path) -> None:
+    with pytest.raises(OSError, match=f"Invalid argument: '{group}/cgroup.procs'"):
+        cgroups.write(f"{group}/cgroup.procs", "no number")
