@@ -60,6 +60,7 @@ class Container:
         self._detach_unified = detach_unified
         self._command = self._directory = ""  # what it runs, and where
         self._removable = False  # once it has ended, it can be deleted without the runtime
+        self._releasable = False  # it can be started without the runtime
         self._pid = 0
         self._pidfd = -1
         self._started_at = 0
@@ -193,6 +194,7 @@ class Container:
         if prepared is not None:
             self._command, self._directory, self._user = prepared.command, prepared.directory, prepared.user
             self._removable = self._runner.runtime.delete_is_removal and not prepared.own_end
+            self._releasable = self._runner.runtime.start_is_a_byte and not prepared.own_start
         await call.finish(self._command, self._directory)
         if prepared is None:
             raise CrispError(Code.INTERNAL, f"container {self._id}: its root was not prepared")
@@ -229,12 +231,13 @@ class Container:
                 await self._restore(self._to_restore)
             elif self._stillborn is not None:
                 raise self._stillborn
-            else:
+            elif not (self._releasable and self._runner.release(self._id)):
                 await self._runner.begin("start", self._id, prepare=_without_sigpipe).finish(self._command, self._directory)
         except (CrispError, OSError) as error:  # no descriptor, process or memory to start it with
             message = error.message if isinstance(error, CrispError) else f"cannot start the container: {error}"
             self._reason, self._message = "StartError", message[: exit_record.MAX_MESSAGE]
             if self._pid:
+                self._use_reserve()
                 self._tracking.kill()
             else:
                 self._end_without_process(process.EXEC_FAILED, 0)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
+from kernel.sealed import Sealed
 from proto.errors import Code, CrispError, failed_precondition
 
 
@@ -25,6 +27,10 @@ class Runtime(NamedTuple):
     delete_is_removal: bool = False
     """To `delete` a container that has ended, without hooks for that, is to remove its state directory and its cgroups: so
     with crun and runc, unless systemd has a part in it."""
+    start_is_a_byte: bool = False
+    """To `start` a container without hooks for that is to write a byte into its exec.fifo and to unlink it: so with crun."""
+    sealed: Sealed | None = None
+    """A copy of the program to execute."""
 
     def command(self, verb: str, *arguments: str, log: str) -> list[str]:
         """The argument vector of one call."""
@@ -34,10 +40,16 @@ class Runtime(NamedTuple):
         return [self.path, *options, verb, *arguments]
 
 
-def from_args(args: dict[str, Any]) -> Runtime:
-    """The runtime in a shim's arguments."""
+def from_args(args: dict[str, Any], fds: Sequence[int] = ()) -> Runtime:
+    """The runtime in a shim's arguments, and its sealed copy in `fds`, if there is one."""
     return Runtime(
-        args["name"], args["path"], args["root"], bool(args.get("systemd_cgroup")), bool(args.get("delete_is_removal"))
+        args["name"],
+        args["path"],
+        args["root"],
+        bool(args.get("systemd_cgroup")),
+        bool(args.get("delete_is_removal")),
+        bool(args.get("start_is_a_byte")),
+        Sealed(fds[0], args["sealed"]) if fds and args.get("sealed") else None,
     )
 
 

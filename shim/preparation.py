@@ -32,6 +32,8 @@ class Prepared(NamedTuple):
     """Where it is to run, for messages."""
     own_end: bool
     """Whether there is more to its `delete` than a removal: hooks for that, a class of caches."""
+    own_start: bool
+    """Whether there is more to its `start` than to let its process go on: hooks for that."""
 
 
 def prepare(bundle: str, fields: Message, detach_unified: str, result_fd: int) -> None:
@@ -46,11 +48,13 @@ def prepare(bundle: str, fields: Message, detach_unified: str, result_fd: int) -
         rootfs.detach_layers(bundle, layers)
         _write_config(bundle, spec, user)
         inheritance.take_oom_score(inheritance.oom_score(spec["process"]))
+        hooks = spec.get("hooks") or {}
         result: Message = {
             "user": {"uid": user.uid, "gid": user.gid, "groups": user.groups},
             "command": str(spec["process"]["args"][0]),
             "directory": str(spec["process"]["cwd"]),
-            "own_end": bool((spec.get("hooks") or {}).get("poststop") or "intelRdt" in spec["linux"]),
+            "own_end": bool(hooks.get("poststop") or "intelRdt" in spec["linux"]),
+            "own_start": bool(hooks.get("poststart")),
         }
     except CrispError as error:
         result = {"error": shim_protocol.error_fields(error.code, error.message)}
@@ -118,4 +122,4 @@ def read_result(result_fd: int) -> Prepared | None:
         return None
     if "error" in message:
         raise shim_protocol.error_from(message["error"])
-    return Prepared(message["user"], message["command"], message["directory"], message["own_end"])
+    return Prepared(message["user"], message["command"], message["directory"], message["own_end"], message["own_start"])

@@ -10,6 +10,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+
+from kernel.sealed import Sealed
 
 # What the OCI runtime finds its tools by. Nothing else of the daemon's environment reaches it.
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
@@ -17,12 +20,17 @@ EXEC_FAILED = 127
 
 
 def spawn(
-    argv: list[str], stdio: tuple[int, int, int], procs_fd: int = -1, prepare: Callable[[], None] | None = None
+    argv: list[str],
+    stdio: tuple[int, int, int],
+    procs_fd: int = -1,
+    prepare: Callable[[], None] | None = None,
+    sealed: Sealed | None = None,
 ) -> int:
     """Start `argv` with `stdio` as its descriptors 0 to 2 and nothing else inherited; the child's pid.
 
     `procs_fd` is the opened cgroup.procs of a cgroup2 directory that the child joins first, -1 for none; `prepare` is called
-    in the child after that. A child that cannot exec, or whose `prepare` raises, ends with 127.
+    in the child after that. `sealed` is a copy of the program, executed instead of it where that may be. A child that cannot
+    exec, or whose `prepare` raises, ends with 127.
     """
     pid = os.fork()
     if pid:
@@ -39,6 +47,9 @@ def spawn(
         high = [os.dup(fd) if fd < 3 else fd for fd in stdio]
         for target, fd in enumerate(high):
             os.dup2(fd, target)
+        if sealed is not None and sealed.is_of(argv[0]):
+            with suppress(OSError):  # somebody forbids to execute what is in memory: a security module, a sysctl
+                os.execve(sealed.fd, argv, ENVIRONMENT)
         os.execve(argv[0], argv, ENVIRONMENT)
     except Exception:
         sys.excepthook(*sys.exc_info())

@@ -47,15 +47,15 @@ UNHEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.
 """Signals that somebody may send to everything called crisp. A shim leaves with its container, and never before."""
 
 
-def main(args: dict[str, Any], _fds: list[int], report: Any) -> None:
+def main(args: dict[str, Any], fds: list[int], report: Any) -> None:
     """Supervise one container.
 
-    `args`: version, id, bundle, runtime {name, path, root, systemd_cgroup, delete_is_removal}, cgroup (its path below the
-    roots of the hierarchies), hierarchies [mode, controllers, unified], detach_unified, oom_score_adj or null, shim_cgroup
-    or null.
+    `args`: version, id, bundle, runtime {name, path, root, systemd_cgroup, delete_is_removal, start_is_a_byte, sealed: what
+    the descriptor in `fds` is a copy of}, cgroup (its path below the roots of the hierarchies), hierarchies [mode,
+    controllers, unified], detach_unified, oom_score_adj or null, shim_cgroup or null.
     """
     _settle(args)
-    _supervise(args, report)
+    _supervise(args, fds, report)
 
 
 def spare(args: dict[str, Any], fds: list[int], report: Any) -> None:
@@ -67,11 +67,11 @@ def spare(args: dict[str, Any], fds: list[int], report: Any) -> None:
     _settle(args)
     with socket.socket(fileno=fds[0]) as channel:
         try:
-            datagram = channel.recv(MAX_ARGUMENTS)
+            datagram, sealed, _, _ = socket.recv_fds(channel, MAX_ARGUMENTS, 1)
         except ConnectionResetError:
             return
     if datagram:
-        _supervise(json.loads(datagram), report)
+        _supervise(json.loads(datagram), sealed, report)
 
 
 def _settle(args: dict[str, Any]) -> None:
@@ -96,14 +96,16 @@ def _hierarchies(args: dict[str, Any]) -> cgroups.Hierarchies:
     return cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified)
 
 
-def _supervise(args: dict[str, Any], report: Any) -> None:
+def _supervise(args: dict[str, Any], fds: list[int], report: Any) -> None:
+    for fd in fds:
+        os.set_inheritable(fd, False)
     syscalls.set_process_name(b"crisp-shim")
     bundle = args["bundle"]
     log = os.open(os.path.join(bundle, "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(log, 2)
     os.close(log)
     lock = take_lock(bundle)
-    shim = Shim(args, _hierarchies(args))
+    shim = Shim(args, fds, _hierarchies(args))
     shim.listen()
     report({})
     shim.run()
@@ -133,12 +135,12 @@ def take_lock(bundle: str) -> int:
 class Shim:
     """The container, the sessions and the socket."""
 
-    def __init__(self, args: dict[str, Any], hierarchies: cgroups.Hierarchies) -> None:
+    def __init__(self, args: dict[str, Any], fds: list[int], hierarchies: cgroups.Hierarchies) -> None:
         self._loop = Loop()
         self._id: str = args["id"]
         self._bundle: str = args["bundle"]
         self._tracking = Tracking(hierarchies, args["cgroup"], self._id)
-        runner = Runner(self._loop, oci_runtime.from_args(args["runtime"]), self._tracking, self._bundle)
+        runner = Runner(self._loop, oci_runtime.from_args(args["runtime"], fds), self._tracking, self._bundle)
         detach = hierarchies.unified if args.get("detach_unified") else ""
         self._runner = runner
         self._container = Container(self._loop, runner, self._tracking, self._id, self._bundle, detach)

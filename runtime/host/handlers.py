@@ -61,6 +61,16 @@ class Handler:
         """Whether a shim can delete what has ended itself: with runtimes whose `delete` is known to do nothing else."""
         return self.features.program in BUILTIN and not self.systemd_cgroups
 
+    @property
+    def start_is_a_byte(self) -> bool:
+        """Whether a shim can start what was created without hooks for that: runtimes wait in ways of their own."""
+        return self.features.program == "crun"
+
+    @property
+    def seals_itself(self) -> bool:
+        """Whether each call copies or mounts the program, and executes it once more, unless it runs from a sealed copy."""
+        return self.features.program == "crun"
+
     def describe(self) -> dict[str, Any]:
         """As JSON for `crictl info`."""
         return {"path": self.path, "version": self.features.version, "root": self.root}

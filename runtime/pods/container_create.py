@@ -297,6 +297,8 @@ async def _spawn_shim(node: Node, container: Container, handler: Handler) -> Non
             systemd_cgroup=handler.systemd_cgroups,
             detach_unified=handler.hide_unified,
             delete_is_removal=handler.delete_is_removal,
+            start_is_a_byte=handler.start_is_a_byte,
+            seal=handler.seals_itself,
             oom_score_adj=max(limits.SHIM_OOM_SCORE_ADJ, node.host.lowest_oom_score_adj),
             shim_cgroup=node.config.cgroup.shims.strip("/") or None,
         )

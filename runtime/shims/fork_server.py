@@ -26,6 +26,7 @@ from kernel import cgroups
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
+from runtime.shims.programs import Programs
 from runtime.shims.spares import Spare, Spares
 from shim import forkserver
 
@@ -48,6 +49,7 @@ class ForkServer:
         self._process: asyncio.subprocess.Process
         self._channel: socket.socket
         self._spares = Spares(self._fork)
+        self._programs = Programs()
 
     @classmethod
     async def start(cls, preload: Sequence[str]) -> ForkServer:
@@ -153,11 +155,16 @@ class ForkServer:
     async def spawn_shim(self, options: ShimOptions) -> None:
         """Start a shim; when this returns, `ShimClient.connect(options.bundle)` works."""
         arguments = options.arguments()
+        fds: list[int] = []
+        if options.seal and (copy := self._programs.copy_of(options.runtime_path)) is not None:
+            fds, arguments["runtime"]["sealed"] = [copy.fd], copy.version
         try:
             spare = self._spares.take(arguments)
-            if spare is None or not await _become(spare, arguments):
-                await self.run_job(SHIM, arguments, timeout=SHIM_SECONDS)
+            if spare is None or not await _become(spare, arguments, fds):
+                await self.run_job(SHIM, arguments, fds, timeout=SHIM_SECONDS)
         finally:
+            for fd in fds:
+                os.close(fd)
             self._spares.prepare()
 
     def expect_shims(self) -> None:
@@ -167,6 +174,7 @@ class ForkServer:
     async def close(self) -> None:
         """End the server; shims go on."""
         await self._spares.close()
+        self._programs.close()
         self._channel.close()
         await self._process.wait()
 
@@ -187,7 +195,10 @@ class ShimOptions:
     detach_unified: bool = False
     """Hide the cgroup2 mount of a hybrid host from `create`: crun 1.8 refuses to run otherwise."""
     delete_is_removal: bool = False
-    """See `shim.oci_runtime.Runtime`."""
+    start_is_a_byte: bool = False
+    """For both see `shim.oci_runtime.Runtime`."""
+    seal: bool = False
+    """Have the runtime executed from a sealed copy: for those that make one themselves if they are not."""
     oom_score_adj: int | None = None
     shim_cgroup: str | None = None
 
@@ -204,6 +215,7 @@ class ShimOptions:
                 "root": self.runtime_root,
                 "systemd_cgroup": self.systemd_cgroup,
                 "delete_is_removal": self.delete_is_removal,
+                "start_is_a_byte": self.start_is_a_byte,
             },
             "cgroup": self.cgroup,
             "hierarchies": [mode.value, controllers, unified],
@@ -213,10 +225,10 @@ class ShimOptions:
         }
 
 
-async def _become(spare: Spare, arguments: Message) -> bool:
+async def _become(spare: Spare, arguments: Message, fds: Sequence[int]) -> bool:
     """Have a spare be the shim that is wanted; False if it has ended, or does. Its failure is raised, as a job's."""
     try:
-        if not spare.begin(arguments):
+        if not spare.begin(arguments, fds):
             return False
         try:
             async with asyncio.timeout(SHIM_SECONDS):

@@ -16,7 +16,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -46,10 +46,10 @@ class Spare:
         self.pidfd = pidfd
         self._channel = channel
 
-    def begin(self, arguments: Message) -> bool:
-        """Tell it its container; False if it has ended meanwhile."""
+    def begin(self, arguments: Message, fds: Sequence[int]) -> bool:
+        """Tell it its container; False if it has ended meanwhile. The caller keeps `fds`."""
         try:
-            self._channel.send(json.dumps(arguments).encode())
+            socket.send_fds(self._channel, [json.dumps(arguments).encode()], fds)
         except OSError:
             return False
         return True

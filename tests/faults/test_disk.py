@@ -109,8 +109,14 @@ def test_full_disk_in_the_log(node: Node) -> None:
     wait_until(lambda: len(container.log_lines()) > 10)
     node.disk.fill()
     size = os.stat(container.status().log_path).st_size
-    count = int(container.sh("cat /dev/shm/n"))
-    wait_until(lambda: int(container.sh("cat /dev/shm/n") or 0) > count + 500)
+
+    def counted() -> int:
+        while not (text := container.sh("cat /dev/shm/n")):
+            continue  # it is being written
+        return int(text)
+
+    count = counted()
+    wait_until(lambda: counted() > count + 500)
     node.disk.free()
     wait_until(lambda: os.stat(container.status().log_path).st_size > size + 10_000)
     container.stop(0)

@@ -43,6 +43,7 @@ class ShimLab:
         self.shims: list[ShimClient] = []
         self.program = shutil.which(runtime) or ""
         self.delete_is_removal = False
+        self.start_is_a_byte = self.seal = runtime == "crun"
         self.hooks: Message = {}
         self._count = 0
 
@@ -91,6 +92,8 @@ class ShimLab:
             hierarchies=self.hierarchies,
             detach_unified=self.hierarchies.mode is cgroups.Mode.HYBRID,
             delete_is_removal=self.delete_is_removal,
+            start_is_a_byte=self.start_is_a_byte,
+            seal=self.seal,
             oom_score_adj=0,
         )
 

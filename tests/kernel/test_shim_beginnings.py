@@ -33,13 +33,16 @@ async def create(lab: ShimLab, change: Message, mounts: list[Message]) -> tuple[
     return bundle, shim, await shim.create({**rootfs, "volatile": True}, {"user": ""})
 
 
-async def test_no_descriptors_to_start_with(lab: ShimLab) -> None:
+@pytest.mark.parametrize("for_the_log", [True, False])
+async def test_no_descriptors_to_start_with(lab: ShimLab, for_the_log: bool) -> None:
     """A start that has not happened is a StartError, and no container that runs."""
+    lab.start_is_a_byte = not for_the_log
     bundle, shim, created = await lab.create("sleep", "1000")
     pid = int((Path(f"/proc/{created.pid}/status").read_text().split("PPid:")[1]).split()[0])
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    highest = max(int(name) for name in os.listdir(f"/proc/{pid}/fd"))
-    resource.prlimit(pid, resource.RLIMIT_NOFILE, (highest + 2, hard))
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = min(set(range(max(used) + 2)) - used)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free + for_the_log, hard))
     with pytest.raises(CrispError, match="Too many open files"):
         await shim.start(str(bundle / "log"))
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))

@@ -25,7 +25,7 @@ def verbs(lab: ShimLab) -> Path:
     program = lab.base / "witness"
     program.write_text(WITNESS.format(runtime=lab.program))
     program.chmod(0o755)
-    lab.program, lab.delete_is_removal = str(program), True
+    lab.program, lab.delete_is_removal, lab.start_is_a_byte = str(program), True, False
     return Path(f"{program}.verbs")
 
 

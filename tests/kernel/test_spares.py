@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,9 +70,9 @@ async def test_one_that_is_killed_when_it_has_its_container_is_not_missed(
 ) -> None:
     original, ended = spares.Spare.begin, []
 
-    def begin(spare: spares.Spare, arguments: Message) -> bool:
+    def begin(spare: spares.Spare, arguments: Message, fds: Sequence[int]) -> bool:
         signal.pidfd_send_signal(spare.pidfd, signal.SIGSTOP)
-        told = original(spare, arguments)
+        told = original(spare, arguments, fds)
         spare.kill()
         ended.append(told)
         return told
