@@ -38,6 +38,9 @@ class Mode(enum.Enum):
     V2 = "v2"
 
 
+MODES = {mode.value: mode for mode in Mode}
+
+
 class Hierarchies(NamedTuple):
     """Where this host's control groups are mounted."""
 

@@ -137,15 +137,20 @@ class Malformed(NamedTuple):
     message: str
 
 
+# Made once: `dumps` and `loads` would make and look at more, and a shim's memory grows by what it touches.
+_encoder = json.JSONEncoder(separators=(",", ":"))
+_decoder = json.JSONDecoder()
+
+
 def encode(message: Message) -> bytes:
     """One datagram; names that are not UTF-8 travel as lone surrogates."""
-    return json.dumps(message, separators=(",", ":")).encode("ascii")
+    return _encoder.encode(message).encode("ascii")
 
 
 def decode(datagram: bytes) -> Message | None:
     """The object in a datagram, None if it is not one."""
     try:
-        found = json.loads(datagram)
+        found = _decoder.decode(datagram.decode())
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -174,8 +174,11 @@ class Exec:
 
 def read_pid(path: str) -> int:
     """The pid that the runtime wrote to `path`, which is removed."""
-    with open(path, "rb", buffering=0) as file:
-        pid = int(file.read(32) or b"0")
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pid = int(os.read(fd, 32) or b"0")
+    finally:
+        os.close(fd)
     os.unlink(path)
     return pid
 

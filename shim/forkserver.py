@@ -28,15 +28,20 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from kernel import fd_messages, signals, syscalls
+from kernel.descriptors import write_all
 from proto import shim_protocol
 from proto.errors import Code, CrispError
-from shim import inheritance
+from shim import inheritance, packing
 
 MAX_REQUEST = 1 << 16  # bytes; a datagram of arguments
 MAX_LARGE_REQUEST = 16 << 20  # bytes
 IN_LAST_FD = b"*"
 """Instead of a request that is larger than MAX_REQUEST: it is in the memory file that is the last descriptor."""
 MAX_FDS = 16
+_SIGCHLD, _SIGINT = int(signal.SIGCHLD), int(signal.SIGINT)
+# glibc's own limit grows with the first large buffer that is freed; memory would then stay with the shim.
+MMAP_THRESHOLD = 64 << 10  # bytes
 
 Report = Callable[[dict[str, Any]], None]
 Job = Callable[[dict[str, Any], list[int], Report], dict[str, Any] | None]
@@ -61,11 +66,13 @@ def main() -> None:
     # A child that ended is reaped by the kernel: the server never waits for one.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    syscalls.fix_malloc_threshold(MMAP_THRESHOLD)
+    channel = socket.SocketType(fileno=fd)
+    os.set_inheritable(fd, False)
     gc.collect()
+    packing.fill_holes()
     gc.freeze()
-    with socket.socket(fileno=fd) as channel:
-        channel.set_inheritable(False)
-        serve(channel)
+    serve(channel)
 
 
 def _detach_from_terminal() -> None:
@@ -77,11 +84,11 @@ def _detach_from_terminal() -> None:
     os.chdir("/")
 
 
-def serve(channel: socket.socket) -> None:
+def serve(channel: socket.SocketType) -> None:
     """Answer requests until the other end is closed."""
     while True:
         try:
-            datagram, fds, _, _ = socket.recv_fds(channel, MAX_REQUEST, MAX_FDS)
+            datagram, fds, _ = fd_messages.receive(channel, MAX_REQUEST, MAX_FDS)
         except ConnectionResetError:
             return
         if not datagram:
@@ -91,7 +98,7 @@ def serve(channel: socket.socket) -> None:
         request = json.loads(datagram)  # here, so that a child's memory does not grow by the parser's
         pid = os.fork()
         if pid == 0:
-            channel.close()
+            os.close(channel.detach())
             run_child(request, fds)
         answer(channel, pid)
         for fd in fds:
@@ -104,14 +111,14 @@ def take(fd: int) -> bytes:
         return os.pread(file.fileno(), MAX_LARGE_REQUEST, 0)
 
 
-def answer(channel: socket.socket, pid: int) -> None:
+def answer(channel: socket.SocketType, pid: int) -> None:
     """Tell the client the child's pid, with a pidfd unless the child has ended already."""
     try:
         pidfds = [os.pidfd_open(pid)]
     except ProcessLookupError:
         pidfds = []
     try:
-        socket.send_fds(channel, [json.dumps({"pid": pid}).encode()], pidfds)
+        fd_messages.send(channel, b'{"pid": %d}' % pid, pidfds)
     except (BrokenPipeError, ConnectionResetError):
         return  # the client has gone: the next receive says so
     finally:
@@ -123,10 +130,9 @@ def run_child(request: dict[str, Any], fds: list[int]) -> NoReturn:
     """Run the requested job in the forked child and leave."""
     code = 1
     try:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with socket.socket(fileno=fds[0]) as report:
-            code = run_job(request["job"], request["args"], fds[1:], report)
+        signals.set_handler(_SIGCHLD, signals.DEFAULT)
+        signals.set_handler(_SIGINT, signals.DEFAULT)
+        code = run_job(request["job"], request["args"], fds[1:], fds[0])
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
@@ -134,7 +140,7 @@ def run_child(request: dict[str, Any], fds: list[int]) -> NoReturn:
         os._exit(code)
 
 
-def run_job(name: str, args: dict[str, Any], fds: list[int], channel: socket.socket) -> int:
+def run_job(name: str, args: dict[str, Any], fds: list[int], channel: int) -> int:
     """Call the job and report once; the exit code."""
     reported = False
 
@@ -143,10 +149,10 @@ def run_job(name: str, args: dict[str, Any], fds: list[int], channel: socket.soc
         if not reported:
             reported = True
             try:
-                channel.sendall(json.dumps(message).encode())
+                write_all(channel, shim_protocol.encode(message))
             except (BrokenPipeError, ConnectionResetError):
                 pass  # whoever asked has gone; the job goes on
-            channel.close()
+            os.close(channel)
 
     try:
         module, _, function = name.partition(":")

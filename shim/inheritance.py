@@ -53,5 +53,7 @@ def oom_score(process: dict[str, Any]) -> int:
 
 def take_oom_score(score: int, pid: int | str = "self") -> None:
     """Have a process take it: ourselves, or a child. Without CAP_SYS_RESOURCE it can't be lowered, and stays as it is."""
-    with suppress(PermissionError, ProcessLookupError, FileNotFoundError):
+    try:
         cgroups.write(f"/proc/{pid}/oom_score_adj", str(score))
+    except (PermissionError, ProcessLookupError, FileNotFoundError):
+        return

@@ -12,7 +12,6 @@ import base64
 import errno
 import os
 import re
-import secrets
 from contextlib import suppress
 from typing import Any
 
@@ -41,7 +40,7 @@ def probe(directory: str, image: bytes) -> str:
     """Why a layer in `directory` cannot be a file, or "". For a process with one thread."""
     if lsm.selinux_enabled() and release() < _OPENERS_RIGHTS:
         return "with SELinux, Linux before 6.18 reads a layer's file with the rights of the container"
-    path = os.path.join(directory, f"new-{secrets.token_hex(8)}.erofs")
+    path = os.path.join(directory, f"new-{os.urandom(8).hex()}.erofs")
     try:
         with open(path, "xb") as file:
             write_all(file.fileno(), image)

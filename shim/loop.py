@@ -19,7 +19,11 @@ import time
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
+from kernel import signals
+
 T = TypeVar("T")
+
+_SIGCHLD = int(signal.SIGCHLD)
 
 PAUSE_AFTER_DEFECT = 0.1  # seconds; the descriptor is as ready as before, and the log is not to fill
 
@@ -96,7 +100,7 @@ class Loop:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._wake = wake_read
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signals.set_handler(_SIGCHLD, lambda *_: None)
         self.add(wake_read, lambda _: self._reap())
 
     # --- descriptors ---------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Runner:
         except OSError:  # no more descriptors, or processes
             os.close(log)
             raise
-        return Call(self.runtime, verb, self._loop.child(pid), log, os.path.join(self._bundle, "runtime.log"))
+        return Call(self.runtime, verb, self._loop.child(pid), log, f"{self._bundle}/runtime.log")
 
     async def call(self, verb: str, *arguments: str) -> None:
         """A call without streams."""

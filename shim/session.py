@@ -10,12 +10,14 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from kernel import fd_messages
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import MAX_DATAGRAM, MAX_FDS, Malformed, Message, Request
 from shim.execs import Exec
 from shim.loop import Loop
 
+_TRUNCATED = int(socket.MSG_TRUNC)  # an enum's & is a hundred objects
 MAX_PENDING = 16  # requests of one session that have no answer yet
 
 Answer = tuple[Message, list[int]]
@@ -26,7 +28,7 @@ Serve = Callable[["Session", Request, list[int]], Coroutine[Any, Any, Answer]]
 class Session:
     """One accepted connection."""
 
-    def __init__(self, loop: Loop, connection: socket.socket, serve: Serve, on_close: Callable[[Session], None]) -> None:
+    def __init__(self, loop: Loop, connection: socket.SocketType, serve: Serve, on_close: Callable[[Session], None]) -> None:
         self.exec: Exec | None = None
         self.holds_stdin = False
         """Whether it has attached to the container's stdin."""
@@ -43,7 +45,7 @@ class Session:
 
     def _on_readable(self, _events: int) -> None:
         try:
-            datagram, fds, flags, _ = socket.recv_fds(self._connection, MAX_DATAGRAM, MAX_FDS)
+            datagram, fds, flags = fd_messages.receive(self._connection, MAX_DATAGRAM, MAX_FDS)
         except BlockingIOError:
             return
         except OSError:
@@ -55,7 +57,7 @@ class Session:
             self.close()
             return
         request: Request | Malformed = (
-            Malformed(0, "too long") if flags & socket.MSG_TRUNC else shim_protocol.decode_request(datagram)
+            Malformed(0, "too long") if flags & _TRUNCATED else shim_protocol.decode_request(datagram)
         )
         if isinstance(request, Malformed):
             _close_all(fds)
@@ -94,7 +96,7 @@ class Session:
         if self._closed:
             return
         try:
-            socket.send_fds(self._connection, [datagram], fds or [])
+            fd_messages.send(self._connection, datagram, fds or [])
         except OSError:  # gone, or its queue is full
             self.close()
 

@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import signal
 import socket
 from typing import Any
 
-from kernel import cgroups, syscalls
+from kernel import cgroups, fd_messages, signals, syscalls
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message, Request, State
@@ -41,9 +40,8 @@ MAX_ARGUMENTS = 1 << 16  # bytes
 MAX_SESSIONS = 256
 ACCEPT_PAUSE = 0.1  # seconds until a shim without room for a connection looks again
 FORGOTTEN_AFTER = 120.0  # seconds without a session until a shim that has created nothing leaves
-# glibc's own limit grows with the first large buffer that is freed; memory would then stay with the shim.
-MMAP_THRESHOLD = 64 << 10  # bytes
-UNHEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+_UNHEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+UNHEARD = tuple(map(int, _UNHEARD))
 """Signals that somebody may send to everything called crisp. A shim leaves with its container, and never before."""
 
 
@@ -63,15 +61,16 @@ def spare(args: dict[str, Any], fds: list[int], report: Any) -> None:
 
     `args`: of those of `main` version, hierarchies, oom_score_adj, shim_cgroup. The datagram that comes has all of them.
     """
-    syscalls.set_process_name(b"crisp-spare")
+    _take_name("crisp-spare")
     _settle(args)
-    with socket.socket(fileno=fds[0]) as channel:
-        try:
-            datagram, sealed, _, _ = socket.recv_fds(channel, MAX_ARGUMENTS, 1)
-        except ConnectionResetError:
-            return
+    channel = socket.SocketType(fileno=fds[0])
+    try:
+        datagram, sealed, _ = fd_messages.receive(channel, MAX_ARGUMENTS, 1)
+    except ConnectionResetError:
+        return
+    channel.close()
     if datagram:
-        _supervise(json.loads(datagram), sealed, report)
+        _supervise(shim_protocol.decode(datagram) or {}, sealed, report)
 
 
 def _settle(args: dict[str, Any]) -> None:
@@ -80,28 +79,38 @@ def _settle(args: dict[str, Any]) -> None:
         raise CrispError(Code.FAILED_PRECONDITION, f"shim speaks version {shim_protocol.VERSION}, not {args['version']}")
     os.setsid()
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    syscalls.fix_malloc_threshold(MMAP_THRESHOLD)
     set_oom_score(args.get("oom_score_adj"))
     for number in UNHEARD:
         # A handler and not SIG_IGN, which the OCI runtime would inherit.
-        signal.signal(number, lambda *_: None)
+        signals.set_handler(number, _unheard)
     if args.get("shim_cgroup"):
         place = _hierarchies(args).group(args["shim_cgroup"])
-        place.create()
-        place.enter(os.getpid())
+        try:
+            place.enter(os.getpid())
+        except OSError:  # it is the first one; or its maker has yet to give it CPUs
+            place.create()
+            place.enter(os.getpid())
+
+
+def _take_name(name: str) -> None:
+    cgroups.write("/proc/self/comm", name)  # ctypes would make an array type for prctl's argument
+
+
+def _unheard(_number: int, _frame: Any) -> None:
+    return
 
 
 def _hierarchies(args: dict[str, Any]) -> cgroups.Hierarchies:
     mode, controllers, unified = args["hierarchies"]
-    return cgroups.Hierarchies(cgroups.Mode(mode), controllers, unified)
+    return cgroups.Hierarchies(cgroups.MODES[mode], controllers, unified)
 
 
 def _supervise(args: dict[str, Any], fds: list[int], report: Any) -> None:
     for fd in fds:
         os.set_inheritable(fd, False)
-    syscalls.set_process_name(b"crisp-shim")
+    _take_name("crisp-shim")
     bundle = args["bundle"]
-    log = os.open(os.path.join(bundle, "shim.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    log = os.open(f"{bundle}/shim.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     os.dup2(log, 2)
     os.close(log)
     lock = take_lock(bundle)
@@ -124,7 +133,7 @@ def set_oom_score(score: int | None) -> None:
 
 def take_lock(bundle: str) -> int:
     """Lock `shim.lock`; a second shim for the same container is refused."""
-    fd = os.open(os.path.join(bundle, "shim.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(f"{bundle}/shim.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -148,12 +157,12 @@ class Shim:
         self._container.on_gone = self._loop.stop
         self._sessions: list[Session] = []
         self._execs: list[Exec] = []
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._listener = fd_messages.listener()
 
     def listen(self) -> None:
         """Make the socket; by the directory's descriptor, for a socket's name holds 108 bytes only."""
         try:
-            os.unlink(os.path.join(self._bundle, "shim.sock"))
+            os.unlink(f"{self._bundle}/shim.sock")
         except FileNotFoundError:
             pass
         directory = os.open(self._bundle, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -170,7 +179,7 @@ class Shim:
 
     def _on_connection(self, _events: int) -> None:
         try:
-            connection, _ = self._listener.accept()
+            connection = fd_messages.accept(self._listener)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.ECONNABORTED):
                 # EMFILE, ENFILE, ENOMEM, ENOBUFS: who connects waits. The container must not die of it.

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 
 from kernel import cgroups
 from proto.errors import failed_precondition
@@ -77,13 +77,23 @@ class Tracking:
         raise failed_precondition(f"the container has taken {TAKEN} names of groups for commands in it")
 
     def _make(self, name: str) -> str:
-        directory = os.path.join(self._base, name)
+        directory = f"{self._base}/{name}"
         while True:
             try:
-                os.makedirs(directory, exist_ok=True)
-            except FileNotFoundError:  # the last container's shim has just removed the folder
+                os.mkdir(directory)
+            except FileExistsError:
+                return directory
+            except FileNotFoundError:
+                self._make_base()
                 continue
             return directory
+
+    def _make_base(self) -> None:
+        """Make the container's folder; not by `makedirs`, which is more to look at."""
+        with suppress(FileExistsError):
+            os.mkdir(os.path.dirname(self._base))
+        with suppress(FileExistsError, FileNotFoundError):  # the last container's shim has just removed the folder above
+            os.mkdir(self._base)
 
     def kill_exec(self, name: str, directory: str) -> bool:
         """SIGKILL an exec with all it has started, and the call that starts it; True once there is nothing left."""
@@ -128,17 +138,18 @@ class Tracking:
         return self.group.remove() and tracked
 
 
-@contextmanager
-def opened_procs(directory: str) -> Iterator[int]:
-    """The cgroup.procs of a directory, opened for a child that joins it from a place where it can't be seen."""
-    if not directory:
-        yield -1
-        return
-    fd = os.open(os.path.join(directory, "cgroup.procs"), os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+class opened_procs:
+    """The cgroup.procs of a directory, opened for a child that joins it from a place where it can't be seen; -1 for ""."""
+
+    def __init__(self, directory: str) -> None:
+        self._fd = os.open(f"{directory}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC) if directory else -1
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
 
 
 def _tried(done: Callable[[], bool]) -> bool:
