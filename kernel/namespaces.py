@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, NamedTuple
 
-from kernel import mounts, syscalls
+from kernel import modes, mounts, syscalls
 
 FLAGS: dict[str, int] = {
     "net": syscalls.CLONE_NEWNET,
@@ -36,7 +36,7 @@ class IdMap(NamedTuple):
 
 
 def unshare(kinds: Sequence[str]) -> None:
-    """Move this process into new namespaces of `kinds`; with "pid", its children."""
+    """Move this thread into new namespaces of `kinds`; with "pid", its children. "user" is for a process of one thread."""
     flags = 0
     for kind in kinds:
         flags |= FLAGS[kind]
@@ -53,7 +53,8 @@ def join(path: str, kind: str) -> None:
 
 
 def pin(path: str, kind: str, pid: int | str = "self") -> None:
-    """Pin a namespace of `pid` at `path`, which is created; for "pid" it is the namespace of its next children."""
+    """Pin a namespace of `pid` ("thread-self" is this thread) at `path`, which is created; for "pid" it is the namespace of
+    its next children."""
     link = "pid_for_children" if kind == "pid" and pid == "self" else kind
     _pin(f"/proc/{pid}/ns/{link}", path)
 
@@ -86,7 +87,8 @@ def publish(pinned: str, place: str) -> None:
     """Pin a pinned namespace at a second place too, over whatever is there, in a directory whose mounts reach those who have
     mounted that directory: as iproute2 and other container runtimes do it for /var/run/netns."""
     directory = os.path.realpath(os.path.dirname(place))
-    os.makedirs(directory, mode=0o755, exist_ok=True)
+    if not os.path.isdir(directory):
+        modes.own(directory, 0o755)  # whatever this process's umask
     _share(directory)
     unpin(place)
     os.close(os.open(place, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444))

@@ -4,12 +4,16 @@
     ├── raised with a `Code` wherever something fails in a way that a caller can act on
     └── turned into a gRPC status by `runtime/api/server.py`, and nowhere else
 
-Any other exception that reaches the server is a bug and becomes INTERNAL.
+Any other exception that reaches the server is a bug and becomes INTERNAL, but for the OSErrors of a host in need.
 """
 
 from __future__ import annotations
 
 import enum
+import errno
+
+EXHAUSTED = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS))
+"""What any system call may meet on a host that has run out of something: no bug, and worth a retry."""
 
 
 class Code(enum.Enum):

@@ -1,11 +1,12 @@
-"""Job: the pinned namespaces of a pod sandbox, with everything that has to be done inside them.
+"""The pinned namespaces of a pod sandbox, with everything that has to be done inside them.
 
     <directory>/ns/{user,net,ipc,uts}      pinned namespaces; which of them, the arguments say
     <shm path>                             a tmpfs of the pod's /dev/shm, in the host's mount namespace
 
-The forked job moves itself into the new namespaces, pins them, and ends: no process stays behind. It is a process of
-its own because a namespace is joined for good, and because a sysctl is written by who is inside. It never leaves
-the host's mount namespace, where the pins are.
+Whoever does it moves into the new namespaces, pins them, and ends: nobody stays behind, for a namespace is joined for good,
+and a sysctl is written by who is inside. It never leaves the host's mount namespace, where the pins are. A thread of the
+daemon that was made for it can do that (a fork takes longer than all the rest), but no thread can make a user namespace:
+that is a job of the fork server.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ _SWAP = str.maketrans("./", "/.")
 
 
 def create(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any]:
-    """Create and pin; {"pinned": {kind: path}}. What was made before a failure is taken back.
+    """The job: `make`."""
+    return make(args)
+
+
+def make(args: dict[str, Any]) -> dict[str, Any]:
+    """Create and pin, by this thread; {"pinned": {kind: path}}. What was made before a failure is taken back.
 
     `args`: directory, kinds (of net, ipc, uts, user), hostname ("" leaves it), sysctls {name: value}, shm {path, size}
     or null, uids and gids ([[inside, outside, size], ...]; with "user" in kinds), netns (a second place to pin "net" at).
@@ -58,7 +64,7 @@ def create(args: dict[str, Any], _fds: list[int], _report: Any) -> dict[str, Any
         else:
             namespaces.unshare(kinds)
             for kind in kinds:
-                _pin(folder, kind, "self", pinned)
+                _pin(folder, kind, "thread-self", pinned)
             _furnish(kinds, args, files)
         if args.get("netns") and "net" in pinned:
             namespaces.publish(pinned["net"], args["netns"])

@@ -24,19 +24,14 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 from kernel import sockets
 from proto import api_pb2
-from proto.errors import Code, CrispError
+from proto.errors import EXHAUSTED, Code, CrispError
 from runtime import deadlines, limits
 from runtime.listing import Encoded
 
 log = structlog.get_logger(__name__)
 
-EXHAUSTED: Final = frozenset(
-    (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOBUFS)
-)
-"""What any system call of any handler may meet on a host that has run out of something: no bug, and worth a retry."""
-
 UNWRITABLE: Final = frozenset((errno.EROFS, errno.EIO))
-"""The same, of a disk that is broken or that the kernel has made read-only."""
+"""What system calls meet on a disk that is broken or that the kernel has made read-only; no bug either."""
 
 STATUS: Final = {code: getattr(grpc.StatusCode, code.name) for code in Code}
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from kernel import cgroups, lsm
+from kernel import cgroups, lsm, own_thread
 from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
-from proto.errors import Code, CrispError, invalid
+from proto.errors import EXHAUSTED, Code, CrispError, invalid
 from runtime import limits
+from runtime.joining import to_the_end
 from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
@@ -24,6 +25,8 @@ from runtime.pods import builds, pause_watch, plugin_hooks, sandbox_group, sandb
 from runtime.pods.node import new_id
 from runtime.pods.objects import Sandbox
 from runtime.records import CLOCK, SandboxRecord
+from shim import sandbox as sandbox_job
+from shim.forkserver import code_of
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
@@ -64,8 +67,10 @@ def _check(config: cri.PodSandboxConfig) -> None:
 
 
 async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
+    wanted = _key(request.config)
     for known in list(node.sandboxes.values()):
-        if _key(known.record.config) == _key(request.config):
+        # The uid first: there may be hundreds of others, and each field of a message takes a while to read.
+        if known.record.config.metadata.uid == request.config.metadata.uid and _key(known.record.config) == wanted:
             if known.record.state is SandboxState.CREATING:
                 # What is left of a call whose undoing failed, for a call under way would have been joined.
                 async with known.lock:
@@ -136,7 +141,9 @@ async def _make(node: Node, sandbox: Sandbox) -> None:
         record.ips, record.network = list(result.ips), dict(result.detail)
         await _sysctls_of_interfaces(node, record)
     failpoint("sandbox.network")
-    await asyncio.get_running_loop().run_in_executor(node.blocking, _write_files, node, record)
+    _write_hosts(node, record)
+    if node.looked_at:
+        await asyncio.get_running_loop().run_in_executor(node.blocking, sandbox_group.make, node, record)
 
 
 async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption) -> None:
@@ -162,8 +169,24 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
         if "ipc" in kinds
         else None,
     }
-    await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
+    if mapped is not None:
+        await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
+        arguments = {}
+    making = asyncio.get_running_loop().run_in_executor(node.blocking, _make_blocking, node, record, arguments)
+    await to_the_end(making)
     node.fork_server.expect_shims()
+
+
+def _make_blocking(node: Node, record: SandboxRecord, arguments: dict[str, Any]) -> None:
+    """Namespaces, by these arguments if there are any, and the files that do not wait for the pod's network."""
+    if arguments:
+        try:
+            own_thread.apart(lambda: sandbox_job.make(arguments))
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                raise
+            raise CrispError(code_of(error), str(error)) from error
+    _write_files(node, record)
 
 
 def _kinds(options: cri.NamespaceOption) -> list[str]:
@@ -195,27 +218,33 @@ async def _sysctls_of_interfaces(node: Node, record: SandboxRecord) -> None:
 
 
 def _write_files(node: Node, record: SandboxRecord) -> None:
-    """resolv.conf, hostname and hosts; containers mount them where the kubelet gives none. And a cgroup for who looks."""
-    sandbox_group.make(node, record)
-    directory, config = node.paths.sandbox(record.id), record.config
+    """resolv.conf and hostname; containers mount them where the kubelet gives none."""
+    config = record.config
     host_network = config.linux.security_context.namespace_options.network == cri.NODE
-    (directory / "resolv.conf").write_text(
-        dns.resolv_conf(
-            servers=config.dns_config.servers,
-            searches=config.dns_config.searches,
-            options=config.dns_config.options,
-            own_network=not host_network,
-        )
+    resolver = dns.resolv_conf(
+        servers=config.dns_config.servers,
+        searches=config.dns_config.searches,
+        options=config.dns_config.options,
+        own_network=not host_network,
     )
+    _write(node, record, "resolv.conf", resolver)
+    _write(node, record, "hostname", record.hostname() + "\n")
+
+
+def _write_hosts(node: Node, record: SandboxRecord) -> None:
+    """hosts, with the pod's addresses. Does not block, as the directory is in memory."""
     name = record.hostname()
-    (directory / "hostname").write_text(name + "\n")
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     lines += [f"{address}\t{name}" for address in record.ips if name]
-    lines += asked.hosts(config, _way_to_node(node, record))
-    (directory / "hosts").write_text("\n".join(lines) + "\n")
+    lines += asked.hosts(record.config, _way_to_node(node, record))
+    _write(node, record, "hosts", "\n".join(lines) + "\n")
+
+
+def _write(node: Node, record: SandboxRecord, name: str, text: str) -> None:
+    file = node.paths.sandbox(record.id) / name
+    file.write_text(text)
     if label := selinux.pod_label(node, record):
-        for file in ("resolv.conf", "hostname", "hosts"):
-            lsm.set_file_label(str(directory / file), label)
+        lsm.set_file_label(str(file), label)
 
 
 def _way_to_node(node: Node, record: SandboxRecord) -> str:

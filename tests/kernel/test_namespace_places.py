@@ -37,3 +37,13 @@ def test_who_locks_the_directory_and_keeps_it_holds_up_no_pod(directory: Path, m
     assert mount.mount_point == os.fsencode(directory)
     namespaces.unpin(place)
     assert not os.path.exists(place)
+
+
+def test_the_directory_is_everybodys_to_read_whatever_the_umask(directory: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        namespaces.publish("/proc/self/ns/net", str(directory / "new" / "crisp-1"))
+    finally:
+        os.umask(before)
+    assert (directory / "new").stat().st_mode & 0o777 == 0o755
+    assert namespaces.is_pinned(str(directory / "new" / "crisp-1"))

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from kernel import cgroups, mounts, namespaces
+from kernel import cgroups, mounts, namespaces, own_thread
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
 from runtime.shims import fork_server
 from runtime.shims.fork_server import ForkServer
+from shim.sandbox import make
+from tests.harness.waiting import until
 from tests.kernel.conftest import JOBS
 
 pytestmark = pytest.mark.root
@@ -51,10 +55,17 @@ def inside(directory: Path, *command: str) -> str:
     return subprocess.run(["nsenter", *options, *command], capture_output=True, text=True, check=True).stdout
 
 
+async def create(server: ForkServer, asked: Message) -> Message:
+    """As the daemon does it: a user namespace takes a process, others a thread."""
+    if "user" in asked["kinds"]:
+        return await server.run_job("shim.sandbox:create", asked)
+    return await asyncio.to_thread(own_thread.apart, lambda: make(asked))
+
+
 @pytest.mark.parametrize("kinds", [PRIVATE, ["user", *PRIVATE]])
 async def test_namespaces(server: ForkServer, sandbox: Path, kinds: list[str]) -> None:
     sysctls = {"net.ipv4.ip_unprivileged_port_start": "7", "kernel/shm_rmid_forced": "1"}
-    result = await server.run_job("shim.sandbox:create", arguments(sandbox, kinds, sysctls=sysctls))
+    result = await create(server, arguments(sandbox, kinds, sysctls=sysctls))
     assert set(result["pinned"]) == set(kinds)
     assert all(namespaces.is_pinned(path) for path in result["pinned"].values())
     assert inside(sandbox, "hostname") == "pod\n"
@@ -66,9 +77,29 @@ async def test_namespaces(server: ForkServer, sandbox: Path, kinds: list[str]) -
     assert os.statvfs(sandbox / "shm").f_blocks * os.statvfs(sandbox / "shm").f_frsize == 1 << 20
 
 
+def homes() -> set[str]:
+    """Where the threads of this process are."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # it has ended
+            found |= {os.readlink(f"/proc/self/task/{task}/ns/{kind}") for kind in PRIVATE}
+    return found
+
+
+async def test_no_thread_of_the_daemon_is_left_in_them(server: ForkServer, sandbox: Path) -> None:
+    host_name, before = socket.gethostname(), homes()
+    await create(server, arguments(sandbox, PRIVATE))
+    made = {f"{kind}:[{os.stat(sandbox / 'ns' / kind).st_ino}]" for kind in PRIVATE}
+    assert not made & before
+    with pytest.raises(CrispError):
+        await create(server, arguments(sandbox, PRIVATE, sysctls={"net.ipv4.no_such": "1"}))
+    await until(lambda: homes() <= before)  # the kernel takes a moment to let go of a thread that Python has done with
+    assert socket.gethostname() == host_name
+
+
 async def test_second_attempt_replaces_the_first(server: ForkServer, sandbox: Path) -> None:
     for _ in range(2):
-        await server.run_job("shim.sandbox:create", arguments(sandbox, PRIVATE))
+        await create(server, arguments(sandbox, PRIVATE))
     assert len(mounts.below(sandbox)) == 4
 
 
@@ -85,14 +116,14 @@ async def test_refused_sysctl_leaves_nothing(
     server: ForkServer, sandbox: Path, sysctl: str, kinds: list[str], complaint: str
 ) -> None:
     with pytest.raises(CrispError, match=complaint) as caught:
-        await server.run_job("shim.sandbox:create", arguments(sandbox, kinds, sysctls={sysctl: "1"}))
+        await create(server, arguments(sandbox, kinds, sysctls={sysctl: "1"}))
     assert caught.value.code is Code.INVALID_ARGUMENT
     assert mounts.below(sandbox) == []
 
 
 @pytest.mark.parametrize("kinds", [PRIVATE, ["user", *PRIVATE]])
 async def test_init_of_a_shared_pid_namespace(server: ForkServer, sandbox: Path, kinds: list[str]) -> None:
-    pinned = (await server.run_job("shim.sandbox:create", arguments(sandbox, kinds)))["pinned"]
+    pinned = (await create(server, arguments(sandbox, kinds)))["pinned"]
     mode, controllers, unified = hierarchies = cgroups.detect()
     group = hierarchies.group(f"crisp-test-{os.getpid()}-{sandbox.name}")
     args = {"directory": str(sandbox), "join": pinned, "cgroup": group.path}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from runtime.joining import Joiner
+from runtime.joining import Joiner, to_the_end
 
 
 async def test_second_call_gets_the_first_ones_result() -> None:
@@ -64,3 +65,40 @@ async def test_settle_cancels_what_is_late() -> None:
     await joiner.settle(0)
     with pytest.raises(asyncio.CancelledError):
         await caller
+
+
+async def test_who_is_cancelled_waits_for_a_thread_all_the_same() -> None:
+    go, ended = threading.Event(), []
+
+    def work() -> None:
+        go.wait()
+        ended.append(1)
+
+    task = asyncio.create_task(to_the_end(asyncio.get_running_loop().run_in_executor(None, work)))
+    await asyncio.sleep(0)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == [1]
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_failure_in_a_thread_is_told_to_who_was_not_cancelled(cancelled: bool) -> None:
+    go = threading.Event()
+
+    def work() -> None:
+        go.wait()
+        raise ValueError
+
+    task = asyncio.create_task(to_the_end(asyncio.get_running_loop().run_in_executor(None, work)))
+    await asyncio.sleep(0)
+    if cancelled:
+        task.cancel()
+        await asyncio.sleep(0)
+    go.set()
+    with pytest.raises(asyncio.CancelledError if cancelled else ValueError):
+        await task
