@@ -47,7 +47,7 @@ class AutoNetwork:
 
     async def start(self) -> None:
         """Start what is needed: CNI unless it is switched off, builtin if it serves new pods or has some."""
-        await self._cluster.look()
+        await self._look()
         if self._config.mode != "builtin" or self._cni_store.items():
             await self._cni.start()
         if self._serves_builtin("") or self._builtin_store.items():
@@ -69,6 +69,10 @@ class AutoNetwork:
             return not self._cni.seen and not self._cni.serves(handler) and not self._cluster.sign
         return self._config.mode == "builtin"
 
+    async def _look(self) -> None:
+        if self._config.mode == "auto":  # else nothing depends on it
+            await self._cluster.look()
+
     async def _started_builtin(self) -> BuiltinNetwork:
         """The builtin network, which does not touch the host before it is needed."""
         async with self._starting:
@@ -80,7 +84,7 @@ class AutoNetwork:
 
     async def attach(self, request: NetworkRequest) -> NetworkResult:
         """Connect a sandbox."""
-        await self._cluster.look()
+        await self._look()
         if self._serves_builtin(request.runtime_handler):
             await self._cni.detach(request)
             return await (await self._started_builtin()).attach(request)
@@ -99,7 +103,7 @@ class AutoNetwork:
 
     async def check(self) -> Readiness:
         """Of the network that the next pod gets."""
-        await self._cluster.look()
+        await self._look()
         if not self._serves_builtin(""):
             if self._builtin is not None:
                 await self._builtin.check()  # pods from before are mended as long as they are there

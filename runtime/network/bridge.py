@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from proto.errors import Code, CrispError
-from runtime.network import links, listing
+from runtime.network import links, listing, requests
 from runtime.network.config import Network, NetworkConfig
 from runtime.network.leases import OWN_MAC, bears_mark, mac_of
-from runtime.network.links import Interface, Link
+from runtime.network.links import Link
+from runtime.network.requests import Interface, Request
 from runtime.network.sysctls import set_sysctl
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class Bridge:
             if self.index == link.index:
                 log.warning("giving the pod network's bridge its addresses again", bridge=link.name, missing=_texts(missing))
         for gateway in missing:
-            await links.add_address(self._route, link.index, gateway, mark=ADDRESS_MARK)
+            _ask(requests.add_address(link.index, gateway, mark=ADDRESS_MARK))
         for gateway in gateways:
             if gateway.version == 4:
                 # Lets the node's own 127.0.0.1 reach host ports; the table's chain `guard` keeps pods from
@@ -161,7 +162,7 @@ class Bridge:
         node not to be ready."""
         try:
             await links.set_up(self._route, index, master=bridge)
-            await links.set_hairpin(self._route, name)
+            _ask(requests.set_hairpin(name))
         except links.REFUSED as error:
             return links.why(error)
         return ""
@@ -233,6 +234,11 @@ async def remove(route: AsyncIPRoute, config: NetworkConfig) -> None:
             if address.version == 4:
                 # Without the table that guards it, it would open the node's loopback to this bridge's neighbours.
                 set_sysctl(f"ipv4/conf/{bridge.name}/route_localnet", "0")
+
+
+def _ask(request: Request) -> None:
+    with requests.netlink_socket() as netlink:
+        requests.carry_out(netlink, [request])
 
 
 def _index(name: str) -> int:

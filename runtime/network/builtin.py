@@ -26,8 +26,8 @@ from typing import Final
 
 import structlog
 
-from proto.errors import Code, CrispError, invalid
-from runtime.network import bridge, departures, links, pod_sysctls
+from proto.errors import EXHAUSTED, Code, CrispError, invalid
+from runtime.network import bridge, departures, links, pod_sysctls, requests
 from runtime.network.bandwidth import Bandwidth, bandwidth_of
 from runtime.network.bridge import MAX_PORTS, gateway_of
 from runtime.network.config import NetworkConfig
@@ -182,11 +182,13 @@ class BuiltinNetwork:
         netns = open_netns(request.netns_path)
         try:
             await self._host.ensure(thorough=False)
-            inside = run_in_netns(netns, lambda: _enter_pod(request))
-            await self._make_veth(lease, netns, inside)
+            with run_in_netns(netns, lambda: _enter_pod(request)) as inside:
+                self._make_veth(lease, netns, inside)
             await self._shape(lease, bandwidth)
             await self._host.add_ports(ports)
         except links.REFUSED as error:
+            if isinstance(error, OSError) and error.errno in EXHAUSTED:
+                raise
             if getattr(error, "code", None) == errno.EXFULL:
                 raise CrispError(Code.RESOURCE_EXHAUSTED, self._full()) from error
             raise CrispError(
@@ -195,29 +197,31 @@ class BuiltinNetwork:
         finally:
             os.close(netns)
 
-    async def _make_veth(self, lease: Lease, netns: int, inside: socket.socket) -> None:
-        host, primary, veth = self._host, lease.ips[0], lease.links[0]
-        async with links.route_of(inside) as pod:
-            await links.new_veth(
-                host.route,
-                veth,
-                mac=host_mac(primary),
-                mtu=host.bridge.mtu,
-                master=host.bridge.index,
-                group=POD_GROUP,
-                peer=POD_INTERFACE,
-                peer_mac=mac_of(primary),
-                peer_netns=netns,
-            )
-            await links.set_hairpin(host.route, veth)
-            index = links.index_inside(pod.fileno(), POD_INTERFACE)
-            links.set_up_inside(pod.fileno(), "lo")
-            links.set_up_inside(pod.fileno(), POD_INTERFACE)
-            for ip in lease.ips:
-                network = next(network for network in self._networks if network.version == ip.version)
-                await links.add_address(pod, index, ip_interface(f"{ip}/{network.prefixlen}"))
-                await links.add_default_route(pod, index, gateway_of(network))
-        host.bridge.expected.add(veth)
+    def _make_veth(self, lease: Lease, netns: int, inside: socket.socket) -> None:
+        bridge, primary, veth = self._host.bridge, lease.ips[0], lease.links[0]
+        pair = requests.new_veth(
+            veth,
+            mac=host_mac(primary),
+            mtu=bridge.mtu,
+            master=bridge.index,
+            group=POD_GROUP,
+            peer=POD_INTERFACE,
+            peer_mac=mac_of(primary),
+            peer_netns=netns,
+        )
+        with requests.netlink_socket() as outside:
+            requests.carry_out(outside, [pair])
+            requests.carry_out(outside, [requests.set_hairpin(veth)])  # of what was made, and of no other that has its name
+        index = links.index_inside(inside.fileno(), POD_INTERFACE)
+        links.set_up_inside(inside.fileno(), "lo")
+        links.set_up_inside(inside.fileno(), POD_INTERFACE)
+        addressing = []
+        for ip in lease.ips:
+            network = next(network for network in self._networks if network.version == ip.version)
+            addressing.append(requests.add_address(index, ip_interface(f"{ip}/{network.prefixlen}")))
+            addressing.append(requests.add_default_route(index, gateway_of(network)))
+        requests.carry_out(inside, addressing)
+        bridge.expected.add(veth)
 
     async def _shape(self, lease: Lease, bandwidth: Bandwidth) -> None:
         """Limit what the pod receives where the host sends it, and what it sends where the host receives it: in the
@@ -342,4 +346,4 @@ def _cannot_disconnect(sandbox_id: str, error: Exception) -> CrispError:
 def _enter_pod(request: NetworkRequest) -> socket.socket:
     """Inside the pod's namespace: its sysctls, and a socket to go on with."""
     pod_sysctls.prepare(request.sysctls)
-    return links.netlink_socket()
+    return requests.netlink_socket()

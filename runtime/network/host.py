@@ -107,7 +107,7 @@ class SharedHost:
                 set_sysctl(key, "2")
 
     async def _ensure_table(self) -> None:
-        generation = await self._table.generation()
+        generation = self._table.generation()
         if self._rules is not None and generation == self._generation:
             return
         if self._rules is not None and await self._is_whole():
@@ -123,7 +123,7 @@ class SharedHost:
             load(hush(self._config))
         except CrispError as error:
             log.info("new pods' multicast reports reach all pods", reason=error.message)
-        self._generation = await self._table.generation()
+        self._generation = self._table.generation()
         handle = await self._table.handle()
         if handle is None:
             self._rules = None

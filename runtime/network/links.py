@@ -1,4 +1,6 @@
-"""Links, addresses, routes and traffic shaping, by pyroute2: what the pod network asks of rtnetlink and nothing else.
+"""Links, addresses, routes and traffic shaping, by pyroute2: what the pod network asks of rtnetlink and no pod waits for.
+
+What a pod's start waits for is in `requests`.
 
 Its refusals are `NetlinkError`, which is no OSError: `REFUSED` is what to catch, `why` what to tell.
 """
@@ -11,7 +13,7 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from typing import Any, Final
 
 from pyroute2.iproute.linux import AsyncIPRoute
@@ -19,8 +21,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from runtime.network.leases import bears_mark
 from runtime.network.netns import open_netns, run_in_netns
+from runtime.network.requests import Interface, netlink_socket
 
-Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
 
 REFUSED: Final = (OSError, NetlinkError)
@@ -31,7 +33,6 @@ LOOPBACK_INDEX: Final = 1
 IFF_UP: Final = 1
 IFF_RUNNING: Final = 0x40
 RTEXT_FILTER_SKIP_STATS: Final = 8
-IFA_F_NODAD: Final = 0x02
 RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL = 254, 1, 2
 TC_H_INGRESS: Final = 0xFFFF0000
 ETH_P_ALL: Final = 0x0003
@@ -166,33 +167,9 @@ async def new_bridge(route: AsyncIPRoute, name: str, mac: str, mtu: int) -> None
     )
 
 
-async def new_veth(
-    route: AsyncIPRoute, name: str, *, mac: str, mtu: int, master: int, group: int, peer: str, peer_mac: str, peer_netns: int
-) -> None:
-    """Make a veth pair: `name` here, up and a port of `master`; `peer` at once inside `peer_netns` (an fd), still down,
-    as the kernel refuses to bring up an end before it knows the other."""
-    await route.link(
-        "add",
-        kind="veth",
-        ifname=name,
-        address=mac,
-        mtu=mtu,
-        master=master,
-        group=group,
-        state="up",
-        peer={"ifname": peer, "address": peer_mac, "mtu": mtu, "net_ns_fd": peer_netns},
-    )
-
-
 async def new_ifb(route: AsyncIPRoute, name: str, mtu: int, group: int) -> None:
     """Make an intermediate functional block: a device through which incoming traffic is shaped as if it went out."""
     await route.link("add", kind="ifb", ifname=name, mtu=mtu, group=group, state="up")
-
-
-async def set_hairpin(route: AsyncIPRoute, name: str) -> None:
-    """Let a bridge port get back what it sent, as happens with bridge-nf-call-iptables=1 to a pod that reaches itself
-    through a service or host port."""
-    await route.brport("set", index=socket.if_nametoindex(name), mode=1)
 
 
 async def set_up(route: AsyncIPRoute, index: int, *, mtu: int = 0, master: int = 0) -> None:
@@ -261,19 +238,6 @@ async def delete_links(route: AsyncIPRoute, names: list[str], group: int) -> dic
     return failures
 
 
-async def add_address(route: AsyncIPRoute, index: int, interface: Interface, *, mark: int = 0) -> None:
-    """Give a link an address, usable at once: no duplicate address detection, since the lease table says it is ours.
-
-    `mark` is what `marked_addresses` finds it by (IFA_PROTO, since Linux 5.18).
-    """
-    options: dict[str, Any] = {"proto": mark} if mark else {}
-    if interface.version == 6:
-        options["flags"] = IFA_F_NODAD
-    elif interface.network.prefixlen < 31:
-        options["broadcast"] = str(interface.network.broadcast_address)
-    await route.addr("replace", index=index, address=str(interface.ip), prefixlen=interface.network.prefixlen, **options)
-
-
 async def addresses_of(route: AsyncIPRoute, index: int) -> dict[Interface, int]:
     """The addresses of a link, each with its mark or 0."""
     return {
@@ -293,12 +257,6 @@ async def add_connected_route(route: AsyncIPRoute, index: int, interface: Interf
     family = socket.AF_INET if interface.version == 4 else socket.AF_INET6
     source = {"prefsrc": str(interface.ip), "scope": "link"} if interface.version == 4 else {}
     await route.route("replace", family=int(family), dst=str(interface.network), oif=index, proto="kernel", **source)
-
-
-async def add_default_route(route: AsyncIPRoute, index: int, gateway: Interface) -> None:
-    """Send all other traffic to a gateway on a link."""
-    family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-    await route.route("replace", family=int(family), dst="default", gateway=str(gateway.ip), oif=index, proto="boot")
 
 
 async def limit_rate(route: AsyncIPRoute, index: int, rate: int, burst: int, queue: int) -> None:
@@ -325,11 +283,6 @@ async def redirect_received(route: AsyncIPRoute, index: int, target: int) -> Non
         keys=["0x0/0x0+0"],
         action={"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": target},
     )
-
-
-def netlink_socket() -> socket.socket:
-    """A plain rtnetlink socket of this thread's namespace, for `route_of`."""
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
 
 def index_inside(fileno: int, name: str) -> int:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import socket
+import struct
 from collections.abc import Collection
 from typing import Any, Final
 
@@ -25,7 +28,6 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     NFT_MSG_GETTABLE,
     NFT_MSG_NEWSETELEM,
     AsyncNFTSocket,
-    nft_gen_msg,
     nft_rule_msg,
     nft_set_elem_list_msg,
     nft_table_msg,
@@ -33,6 +35,8 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
 
 from runtime.network.nftables import MAPS, HostPort
 
+NETLINK_NETFILTER = 12
+NLMSG_ERROR = 2
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 
 ANSWER_SECONDS: Final = 10.0
@@ -56,10 +60,17 @@ class Table:
         replies = await self._socket.nlm_request(request, request["header"]["type"], NLM_F_REQUEST | flags)
         return [reply async for reply in replies]
 
-    async def generation(self) -> int:
-        """A number that rises with every change that anybody makes to any table."""
-        [reply] = await self.get(nft_gen_msg(), NFT_MSG_GETGEN)
-        return int(reply.get_attr("NFTA_GEN_ID"))
+    @staticmethod
+    def generation() -> int:
+        """A number that rises with every change that anybody makes to any table. Blocks.
+
+        Asked at every pod's start, and so in bytes. Raises OSError.
+        """
+        request = struct.pack("=IHHIIBBH", 20, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETGEN, NLM_F_REQUEST, 1, 0, 0, 0, 0)
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as netlink:
+            netlink.settimeout(ANSWER_SECONDS)
+            netlink.send(request)
+            return generation_of(netlink.recv(4096))
 
     async def handle(self) -> int | None:
         """The kernel's number for this table, another one after it was made anew; None if there is no such table."""
@@ -126,6 +137,16 @@ class Table:
         async with asyncio.timeout(ANSWER_SECONDS):
             async for _ in self._socket.nlm_request_batch(batch):
                 continue
+
+
+def generation_of(reply: bytes) -> int:
+    """What an answer to GETGEN says. Raises OSError."""
+    (kind,) = struct.unpack_from("=4xH", reply)
+    if kind == NLMSG_ERROR:
+        code = -struct.unpack_from("=i", reply, 16)[0]
+        raise OSError(code, os.strerror(code))
+    (number,) = struct.unpack_from(">I", reply, 24)  # NFTA_GEN_ID, the first of its attributes since there are any
+    return int(number)
 
 
 def _with(message: Any, **attributes: object) -> Any:

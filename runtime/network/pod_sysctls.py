@@ -39,8 +39,8 @@ def prepare(sysctls: Mapping[str, str]) -> None:
     """From inside the pod's namespace, before it has its interface: the defaults that the pod does not ask for itself."""
     for key, value in DEFAULTS.items():
         asked = any(_asked(sysctls, where, key) is not None for where in ("all", "default"))
-        if not asked and read_sysctl(f"ipv6/conf/default/{key}"):
-            set_sysctl(f"ipv6/conf/default/{key}", value)
+        if not asked:
+            set_sysctl(f"ipv6/conf/default/{key}", value, if_there=True)
 
 
 def _asked(sysctls: Mapping[str, str], where: str, key: str) -> str | None:

@@ -18,10 +18,11 @@ def read_sysctl(key: str) -> str:
     return ""
 
 
-def set_sysctl(key: str, value: str) -> None:
-    """Set a value below net unless it is that already, as /proc/sys may be read-only. Raises
-    FAILED_PRECONDITION."""
-    if read_sysctl(key) == value:
+def set_sysctl(key: str, value: str, *, if_there: bool = False) -> None:
+    """Set a value below net unless it is that already, as /proc/sys may be read-only, or unless the kernel has no such key
+    and that does not matter. Raises FAILED_PRECONDITION."""
+    found = read_sysctl(key)
+    if found == value or (if_there and not found):
         return
     try:
         with open(f"{SYSCTLS}/{key}", "w", encoding="ascii") as file:

@@ -8,7 +8,6 @@ Each round does every part once and starts and ends one pod, so that all have th
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import shutil
@@ -19,8 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from kernel import cgroups, mounts, syscalls
-from runtime.network import links
+from kernel import cgroups, mounts, namespaces, own_thread, syscalls
+from runtime.network import requests
 from runtime.network.leases import POD_GROUP
 from shim import process, rootfs
 from tests.bench.runtimes import Crisp, isolate
@@ -88,17 +87,13 @@ class Parts:
         self._call("delete", "--force", NAME)
 
     def namespaces(self) -> None:
-        """As a sandbox has them, in a child that ends with them."""
-        pid = os.fork()
-        if pid == 0:
-            syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC)
-            os._exit(0)
-        os.waitpid(pid, 0)
+        """As a sandbox has them, by a thread that ends with them."""
+        own_thread.apart(lambda: namespaces.unshare(("net", "ipc", "uts")))
 
     def veth(self) -> None:
         """A pair with its other end in a namespace that is there."""
         self._count += 1
-        asyncio.run(_veth(f"cr{self._count:011x}", self._netns))
+        _veth(f"cr{self._count:011x}", self._netns)
 
     def groups(self) -> None:
         group = self._hierarchies.group(f"{self._group.path}/made")
@@ -132,12 +127,11 @@ class Parts:
         mounts.detach_all(str(self._base))
 
 
-async def _veth(name: str, netns: int) -> None:
-    async with links.open_route() as route:
-        macs = {"mac": f"fe:c5:00:00:{name[-4:-2]}:{name[-2:]}", "peer_mac": f"02:c5:00:00:{name[-4:-2]}:{name[-2:]}"}
-        await links.new_veth(
-            route, name, mtu=1500, master=0, group=POD_GROUP, peer=f"p{name[-6:]}", peer_netns=netns, **macs
-        )
+def _veth(name: str, netns: int) -> None:
+    macs = {"mac": f"fe:c5:00:00:{name[-4:-2]}:{name[-2:]}", "peer_mac": f"02:c5:00:00:{name[-4:-2]}:{name[-2:]}"}
+    peer = {"peer": f"p{name[-6:]}", "peer_netns": netns}
+    with requests.netlink_socket() as netlink:
+        requests.carry_out(netlink, [requests.new_veth(name, mtu=1500, master=0, group=POD_GROUP, **macs, **peer)])
 
 
 def main() -> None:
@@ -152,7 +146,7 @@ def main() -> None:
         (base / "logs").mkdir()
         with running(Crisp(base / "crisp"), push_image(base, registry), base / "logs") as subject, Parts(base) as parts:
             works: dict[str, Callable[[], object]] = {
-                "three namespaces, with the fork of a child": parts.namespaces,
+                "three namespaces, by a thread of their own": parts.namespaces,
                 "a veth pair": parts.veth,
                 "a cgroup in each hierarchy, made and removed": parts.groups,
                 "an overlay, mounted and unmounted": parts.overlay,

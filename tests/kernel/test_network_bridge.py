@@ -488,3 +488,21 @@ def test_one_bad_link_of_a_batch_fails_for_itself(lab: Lab) -> None:
             assert veth_name(asked.sandbox_id) not in links(lab.host)
 
     lab.run(body)
+
+
+def test_a_link_of_another_with_the_same_name_stays_as_it_is(lab: Lab) -> None:
+    pod = lab.pod()
+    asked = request(pod)
+    name = veth_name(asked.sandbox_id)
+
+    async def body() -> None:
+        async with builtin(lab) as network:
+            lab.host.sh(f"ip link add {name} type veth peer name theirs; ip link set {name} master crisp0")
+            before = shown(lab.host, name)
+            with pytest.raises(CrispError, match="File exists"):
+                await network.attach(asked)
+            now = shown(lab.host, name)
+            assert now["linkinfo"] == before["linkinfo"], "as to its port of the bridge, too"
+            lab.host.sh(f"ip link del {name}")
+
+    lab.run(body)
