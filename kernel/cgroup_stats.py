@@ -25,7 +25,7 @@ from kernel.cgroups import Group, Mode
 _NO_LIMIT = 1 << 62
 _CHUNK = 4096
 
-_REMEMBERED = 256  # texts of pressure files whose parse is remembered: those of idle groups repeat
+REMEMBERED = 512  # looks whose parse is remembered: those at idle groups repeat
 
 _LINE = re.compile(rb"(some|full) avg10=([\d.]+) avg60=([\d.]+) avg300=([\d.]+) total=(\d+)")
 
@@ -95,7 +95,7 @@ def read_usage(group: Group, pressure: str = "", reader: Reader | None = None) -
     )
 
 
-@functools.lru_cache(_REMEMBERED)
+@functools.lru_cache(REMEMBERED)
 def parse_pressure(text: bytes) -> Pressure | None:
     """A PSI file; None if it is empty. Older kernels have no `full` line for the CPU: nothing was fully stalled then."""
     found = {
@@ -109,9 +109,9 @@ def _pressures(look: Reader, directory: str) -> tuple[Pressure | None, Pressure 
     if not directory:
         return None, None, None
     return (
-        parse_pressure(look(directory + "/cpu.pressure")),
-        parse_pressure(look(directory + "/memory.pressure")),
-        parse_pressure(look(directory + "/io.pressure")),
+        parse_pressure(look(f"{directory}/cpu.pressure")),
+        parse_pressure(look(f"{directory}/memory.pressure")),
+        parse_pressure(look(f"{directory}/io.pressure")),
     )
 
 
@@ -121,10 +121,18 @@ def _cpu_v2(look: Reader, directory: str) -> int | None:
 
 
 def _memory_v2(look: Reader, directory: str) -> Memory | None:
-    usage = number(look(directory + "/memory.current"))
-    if usage is None:  # the controller is not enabled for this group
+    current = look(f"{directory}/memory.current")
+    if not current:  # the controller is not enabled for this group
         return None
-    stat = _words(look(directory + "/memory.stat"))
+    return _parse_v2(current, *[look(f"{directory}/memory.{name}") for name in ("stat", "max", "swap.current", "swap.max")])
+
+
+@functools.lru_cache(REMEMBERED)
+def _parse_v2(current: bytes, statistics: bytes, most: bytes, swap: bytes, most_swap: bytes) -> Memory | None:
+    usage = number(current)
+    if usage is None:
+        return None
+    stat = _words(statistics)
     inactive = int(stat.get(b"inactive_file", 0))
     return Memory(
         usage=usage,
@@ -136,15 +144,20 @@ def _memory_v2(look: Reader, directory: str) -> Memory | None:
         inactive_file=inactive,
         page_faults=int(stat.get(b"pgfault", 0)),
         major_page_faults=int(stat.get(b"pgmajfault", 0)),
-        limit=number(look(directory + "/memory.max")),
-        swap=number(look(directory + "/memory.swap.current")),
-        swap_limit=number(look(directory + "/memory.swap.max")),
+        limit=number(most),
+        swap=number(swap),
+        swap_limit=number(most_swap),
     )
 
 
 def _memory_v1(look: Reader, directory: str) -> Memory | None:
-    usage = number(look(directory + "/memory.usage_in_bytes"))
-    stat = _words(look(directory + "/memory.stat"))
+    return _parse_v1(look(f"{directory}/memory.usage_in_bytes"), look(f"{directory}/memory.stat"))
+
+
+@functools.lru_cache(REMEMBERED)
+def _parse_v1(current: bytes, statistics: bytes) -> Memory | None:
+    usage = number(current)
+    stat = _words(statistics)
     if usage is None or not stat:
         return None
     # total_*: with the groups below; hierarchical_*: the lowest limit of the group and those above.

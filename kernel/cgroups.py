@@ -145,7 +145,7 @@ class Group:
     def directory(self, controller: str = "") -> str:
         """The group's directory under `controller`; the primary hierarchy's if "" or without that controller."""
         root = self.hierarchies.controllers.get(controller) or self.hierarchies.roots()[0]
-        return os.path.join(root, self.path)
+        return f"{root}/{self.path}"  # `join` takes ten times as long, and this is asked for each file of each container
 
     def exists(self) -> bool:
         """Whether any hierarchy has the group."""

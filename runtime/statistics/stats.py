@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 
 from kernel import cgroups, net_counters
-from kernel.cgroup_stats import Memory, Pressure, Reader, Usage, read_usage
+from kernel.cgroup_stats import REMEMBERED, Memory, Pressure, Reader, Usage, read_usage
 from kernel.cgroups import Mode
 from kernel.kept_files import KeptFiles
 from proto import api_pb2 as cri
@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 
 RATE_SECONDS: Final = (0.1, 120.0)
 """Between two looks that give a rate: sooner the last rate is told again, later there is none."""
+_SHORTEST, _LONGEST = (int(seconds * 1e9) for seconds in RATE_SECONDS)
 
 KEEP_SECONDS: Final = 60.0
 """How long control files stay open that nobody asks for."""
@@ -151,8 +152,9 @@ class Stats:
                 record = container.record
                 message.Clear()
                 usage = container_usage(hierarchies, record, files.read)
-                self._fill(message, record, time.time_ns(), usage, layers.get(record.id), mountpoint)
-                return listing.entry(self._encoded_attributes(record), message.SerializeToString())
+                self._fill_moment(message, record, time.time_ns(), usage, layers.get(record.id), mountpoint)
+                # Parts of one message: what is in several of them, a field of a field each, is one to who reads it.
+                return listing.entry(self._encoded_attributes(record), _unchanged(usage), message.SerializeToString())
 
             answer = Encoded(b"".join(listing.each(containers, build, lambda c: c.record.id)))
         self._forget()
@@ -175,14 +177,31 @@ class Stats:
         mountpoint: str,
     ) -> None:
         """All but the attributes."""
+        self._fill_moment(message, record, now, usage, layer, mountpoint)
+        message.MergeFromString(_unchanged(usage))
+
+    def _fill_moment(
+        self,
+        message: cri.ContainerStats,
+        record: ContainerRecord,
+        now: int,
+        usage: Usage,
+        layer: Counted | None,
+        mountpoint: str,
+    ) -> None:
+        """What another look would say otherwise of a container that does nothing."""
         if usage.cpu is not None:
-            _fill_cpu(message.cpu, now, usage, self.rate(record.id, usage.cpu))
+            cpu = message.cpu
+            cpu.timestamp = now
+            cpu.usage_core_nano_seconds.value = usage.cpu
+            if (rate := self.rate(record.id, usage.cpu)) is not None:
+                cpu.usage_nano_cores.value = rate
         if usage.memory is not None:
-            _fill_memory(message.memory, now, usage.memory, usage.memory_pressure)
-            _fill_swap(message.swap, now, usage.memory)
+            message.memory.timestamp = now
+            if usage.memory.swap is not None:
+                message.swap.timestamp = now
         if usage.io_pressure is not None:
             message.io.timestamp = now
-            message.io.psi.CopyFrom(_pressure(usage.io_pressure))
         if layer is not None:
             disk = message.writable_layer
             disk.timestamp = layer.at
@@ -194,12 +213,11 @@ class Stats:
         """Nanoseconds of CPU time per second since the last look; None at the first one."""
         now = time.monotonic_ns()
         before = self._looks.get(identity)
-        shortest, longest = (int(seconds * 1e9) for seconds in RATE_SECONDS)
         rate = None
         if before is not None and cpu >= before.cpu:
-            if now - before.at < shortest:
+            if now - before.at < _SHORTEST:
                 return before.rate
-            if now - before.at <= longest:
+            if now - before.at <= _LONGEST:
                 rate = (cpu - before.cpu) * 1_000_000_000 // (now - before.at)
         self._looks[identity] = Look(now, cpu, rate)
         return rate
@@ -384,6 +402,25 @@ def _fill_swap(message: cri.SwapUsage, now: int, memory: Memory) -> None:
     message.swap_usage_bytes.value = memory.swap
     if memory.swap_limit is not None:
         message.swap_available_bytes.value = max(0, memory.swap_limit - memory.swap)
+
+
+def _unchanged(usage: Usage) -> bytes:
+    """What of a look stays as it is while a container does nothing, encoded as part of a ContainerStats."""
+    cpu_pressure = None if usage.cpu is None else usage.cpu_pressure
+    return _encoded(usage.memory, cpu_pressure, usage.memory_pressure, usage.io_pressure)
+
+
+@functools.lru_cache(REMEMBERED)
+def _encoded(memory: Memory | None, of_cpu: Pressure | None, of_memory: Pressure | None, of_io: Pressure | None) -> bytes:
+    message = cri.ContainerStats()
+    if of_cpu is not None:
+        message.cpu.psi.CopyFrom(_pressure(of_cpu))
+    if memory is not None:
+        _fill_memory(message.memory, 0, memory, of_memory)
+        _fill_swap(message.swap, 0, memory)
+    if of_io is not None:
+        message.io.psi.CopyFrom(_pressure(of_io))
+    return message.SerializeToString()
 
 
 @functools.lru_cache(256)
