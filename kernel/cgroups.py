@@ -66,7 +66,7 @@ def detect(entries: list[mounts.Mount] | None = None) -> Hierarchies:
     """Read the mode and the controllers from the mount table."""
     controllers: dict[str, str] = {}
     unified = ""
-    for entry in mounts.mountinfo() if entries is None else entries:
+    for entry in mounts.of_type(b"cgroup") if entries is None else entries:
         point = os.fsdecode(entry.mount_point)
         if not (point == ROOT or point.startswith(ROOT + "/")):
             continue

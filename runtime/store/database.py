@@ -350,11 +350,7 @@ def _take_back(connection: sqlite3.Connection, copies: Copies) -> None:
     """Enter copies of pods' records of which the database has none."""
     (schema,) = connection.execute("PRAGMA user_version").fetchone()
     present = {(t, key) for t in POD_TABLES for (key,) in connection.execute(f"SELECT key FROM {t}")}  # noqa: S608
-    missing = [
-        copy
-        for copy in copies.all()
-        if copy.table in POD_TABLES and copy.schema == schema and (copy.table, copy.key) not in present
-    ]
+    missing = [copy for copy in copies.all(known=present) if copy.table in POD_TABLES and copy.schema == schema]
     if missing:
         log.warning("the database has lost records: they are taken from their copies", records=len(missing))
         connection.execute("BEGIN IMMEDIATE")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -90,10 +90,12 @@ class Copies:
         for key in set(self._keys(table)) - kept:
             self.delete(table, key)
 
-    def all(self) -> Iterator[Copy]:
-        """Every copy that can be read."""
+    def all(self, known: Container[tuple[str, str]] = ()) -> Iterator[Copy]:
+        """Every copy that can be read, but for those of the tables and keys in `known`."""
         for table in (*self._flat, *self._directories):
             for key in self._keys(table):
+                if (table, key) in known:
+                    continue
                 path = self._path(table, key)
                 try:
                     content = json.loads(path.read_bytes())

@@ -73,7 +73,7 @@ class SlowCopies:
     def mend(self, *_: object) -> None:
         return
 
-    def all(self) -> list[Any]:
+    def all(self, known: object = ()) -> list[Any]:
         return []
 
 
