@@ -354,7 +354,7 @@ def test_a_new_daemon_goes_on_with_the_old_leases(lab: Lab) -> None:
             again = await network.attach(request(second))
             assert set(again.ips).isdisjoint(results[0].ips)
             await network.detach(mapped)
-            assert links(pod) == set()
+            await until(lambda: links(pod) == set())
 
     lab.run(first)
     lab.run(then)
