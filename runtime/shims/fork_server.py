@@ -156,7 +156,7 @@ class ForkServer:
         """Start a shim; when this returns, `ShimClient.connect(options.bundle)` works."""
         arguments = options.arguments()
         fds: list[int] = []
-        if options.seal and (copy := self._programs.copy_of(options.runtime_path)) is not None:
+        if options.seal and (copy := await asyncio.to_thread(self._programs.copy_of, options.runtime_path)) is not None:
             fds, arguments["runtime"]["sealed"] = [copy.fd], copy.version
         try:
             spare = self._spares.take(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import structlog
 
@@ -17,9 +18,14 @@ class Programs:
 
     def __init__(self) -> None:
         self._copies: dict[str, Sealed] = {}
+        self._lock = threading.Lock()
 
     def copy_of(self, path: str) -> Sealed | None:
-        """A copy of the program that is at `path` now, its descriptor the caller's; None where there can be none."""
+        """A copy of the program that is at `path` now, its descriptor the caller's; None where there can be none. Blocks."""
+        with self._lock:
+            return self._copy_of(path)
+
+    def _copy_of(self, path: str) -> Sealed | None:
         copy = self._copies.get(path)
         if copy is None or not copy.is_of(path):
             self._forget(path)
