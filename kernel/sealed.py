@@ -12,6 +12,8 @@ import fcntl
 import os
 from typing import NamedTuple
 
+from kernel.descriptors import write_all
+
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 """These and no others: crun looks for exactly them."""
 _MFD_EXEC = 0x10  # Linux 6.3; without it vm.memfd_noexec forbids to execute the file
@@ -41,23 +43,20 @@ def version(found: os.stat_result) -> list[int]:
 
 def seal(path: str) -> Sealed:
     """Copy the program at `path` into a sealed memory file; OSError where there are none, or none that may be executed."""
-    with open(path, "rb", buffering=0) as program:
-        before = version(os.fstat(program.fileno()))
+    with open(path, "rb") as program:
+        found = os.fstat(program.fileno())
+        if found.st_size > _MAX_SIZE:
+            raise OSError(f"{path} has more than {_MAX_SIZE} bytes")
         fd = _memory_file(os.path.basename(path))
         try:
-            left = min(before[2], _MAX_SIZE)
-            while left:
-                done = os.sendfile(fd, program.fileno(), None, left)
-                if not done:
-                    break
-                left -= done
-            if left or before[2] > _MAX_SIZE or version(os.fstat(program.fileno())) != before:
-                raise OSError(f"{path} is too large, or changes while it is read")
+            write_all(fd, program.read(found.st_size))
+            if version(os.fstat(program.fileno())) != version(found) or os.fstat(fd).st_size != found.st_size:
+                raise OSError(f"{path} changes while it is read")
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         except BaseException:
             os.close(fd)
             raise
-    return Sealed(fd, before)
+    return Sealed(fd, version(found))
 
 
 def _memory_file(name: str) -> int:

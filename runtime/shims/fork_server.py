@@ -26,7 +26,7 @@ from kernel import cgroups
 from proto import shim_protocol
 from proto.errors import Code, CrispError
 from proto.shim_protocol import Message
-from runtime.shims.programs import Programs
+from runtime.shims.sealed_programs import SealedPrograms
 from runtime.shims.spares import Spare, Spares
 from shim import forkserver
 
@@ -49,7 +49,7 @@ class ForkServer:
         self._process: asyncio.subprocess.Process
         self._channel: socket.socket
         self._spares = Spares(self._fork)
-        self._programs = Programs()
+        self._programs = SealedPrograms()
 
     @classmethod
     async def start(cls, preload: Sequence[str]) -> ForkServer:
@@ -156,7 +156,7 @@ class ForkServer:
         """Start a shim; when this returns, `ShimClient.connect(options.bundle)` works."""
         arguments = options.arguments()
         fds: list[int] = []
-        if options.seal and (copy := await asyncio.to_thread(self._programs.copy_of, options.runtime_path)) is not None:
+        if options.seal and (copy := await self._programs.copy_of(options.runtime_path)) is not None:
             fds, arguments["runtime"]["sealed"] = [copy.fd], copy.version
         try:
             spare = self._spares.take(arguments)

@@ -8,12 +8,14 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
 
 from kernel import sealed
 from proto.errors import CrispError
+from runtime.shims.sealed_programs import SealedPrograms
 from shim import process
 from tests.harness.waiting import until
 from tests.kernel.conftest import ShimLab
@@ -144,3 +146,28 @@ def test_what_is_no_file() -> None:
         sealed.seal("/proc")
     with pytest.raises(OSError, match="/nosuch"):
         sealed.seal("/nosuch")
+
+
+async def test_nothing_is_left_of_a_copy_that_nobody_waits_for_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, original = shutil.which("true") or "", sealed.seal
+    begun, gate = threading.Event(), threading.Event()
+
+    def slowly(path: str) -> sealed.Sealed:
+        begun.set()
+        assert gate.wait(20)
+        return original(path)
+
+    def copies() -> int:
+        return sum("memfd:true" in os.path.realpath(path) for path in Path("/proc/self/fd").iterdir())
+
+    monkeypatch.setattr(sealed, "seal", slowly)
+    programs = SealedPrograms()
+    waiting = asyncio.create_task(programs.copy_of(program))
+    await until(begun.is_set)
+    waiting.cancel()
+    gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert copies() == 1, "the one that is kept"
+    programs.close()
+    assert copies() == 0
