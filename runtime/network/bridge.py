@@ -18,6 +18,7 @@ from runtime.network import links, listing, requests
 from runtime.network.config import Network, NetworkConfig
 from runtime.network.leases import OWN_MAC, bears_mark, mac_of
 from runtime.network.links import Link
+from runtime.network.netlink import IFF_UP
 from runtime.network.requests import Interface, Request
 from runtime.network.sysctls import set_sysctl
 
@@ -145,7 +146,7 @@ class Bridge:
         ports = listing.port_flags(link.index)
         found = {name: index for name in self.expected if (index := _index(name))}
         self.foreign_ports = len(ports.keys() - set(found.values()))
-        off = [name for name, index in found.items() if not ports.get(index, 0) & listing.IFF_UP]
+        off = [name for name, index in found.items() if not ports.get(index, 0) & IFF_UP]
         refusals = {name: reason for name in off if (reason := await self._reconnect(name, found[name], link.index))}
         if mended := sorted(set(off) - refusals.keys()):
             log.warning("connecting pods to their bridge again", bridge=link.name, links=mended)

@@ -20,6 +20,7 @@ from pyroute2.iproute.linux import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from runtime.network.leases import bears_mark
+from runtime.network.netlink import IFF_UP, RT_TABLE_MAIN, RTEXT_FILTER_SKIP_STATS, RTN_UNICAST
 from runtime.network.netns import open_netns, run_in_netns
 from runtime.network.requests import Interface, netlink_socket
 
@@ -30,10 +31,8 @@ REFUSED: Final = (OSError, NetlinkError)
 LOOPBACK_INDEX: Final = 1
 """The kernel's own choice, in every network namespace."""
 
-IFF_UP: Final = 1
 IFF_RUNNING: Final = 0x40
-RTEXT_FILTER_SKIP_STATS: Final = 8
-RT_TABLE_MAIN, RTN_UNICAST, RTN_LOCAL = 254, 1, 2
+RTN_LOCAL: Final = 2
 TC_H_INGRESS: Final = 0xFFFF0000
 ETH_P_ALL: Final = 0x0003
 SIOCGIFINDEX, SIOCGIFMTU, SIOCSIFFLAGS = 0x8933, 0x8921, 0x8914

@@ -12,34 +12,44 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import Final
+
+from pyroute2.netlink import (
+    NETLINK_GET_STRICT_CHK,
+    NLM_F_DUMP,
+    NLM_F_DUMP_FILTERED,
+    NLM_F_REQUEST,
+    NLMSG_DONE,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+)
+from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_GETROUTE
 
 from runtime.network.config import Network
+from runtime.network.netlink import (
+    ANSWER_SECONDS,
+    HEADER,
+    LINK,
+    ROUTE,
+    RT_TABLE_MAIN,
+    RTEXT_FILTER_SKIP_STATS,
+    RTN_UNICAST,
+    attributes,
+    messages,
+    number,
+)
 
-ANSWER_SECONDS: Final = 10.0
-
-SOL_NETLINK, NETLINK_GET_STRICT_CHK = 270, 12
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-NLM_F_REQUEST, NLM_F_DUMP, NLM_F_DUMP_FILTERED = 0x1, 0x300, 0x20
-RTM_GETLINK, RTM_GETROUTE = 18, 26
-IFLA_MASTER, IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS = 10, 29, 8
+IFLA_MASTER, IFLA_EXT_MASK = 10, 29
 RTA_DST, RTA_OIF, RTA_MULTIPATH = 1, 4, 9
-RT_TABLE_MAIN, RTN_UNICAST = 254, 1
-IFF_UP: Final = 1
-
-_HEADER = struct.Struct("=IHHII")
-_LINK = struct.Struct("=BxHiII")
-_ROUTE = struct.Struct("=BBBBBBBBI")
 
 
 def port_flags(bridge: int) -> dict[int, int]:
     """Flags of a bridge's ports by their index. Raises OSError."""
-    wanted = _attribute(IFLA_MASTER, bridge) + _attribute(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
+    wanted = number(IFLA_MASTER, bridge) + number(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS)
     ports = {}
-    for flags, message in _dump(RTM_GETLINK, _LINK.pack(0, 0, 0, 0, 0) + wanted):
-        _, _, index, link_flags, _ = _LINK.unpack_from(message)
+    for flags, message in _dump(RTM_GETLINK, LINK.pack(0, 0, 0, 0, 0) + wanted):
+        _, _, index, link_flags, _ = LINK.unpack_from(message)
         # Kernels before 4.20 list everything, and do not say that they have filtered.
-        if flags & NLM_F_DUMP_FILTERED or _number(message, _LINK.size, IFLA_MASTER) == bridge:
+        if flags & NLM_F_DUMP_FILTERED or _number(message, LINK.size, IFLA_MASTER) == bridge:
             ports[index] = link_flags
     return ports
 
@@ -57,33 +67,20 @@ def ways(family: socket.AddressFamily, lengths: set[int]) -> Iterator[Way]:
     """The main table's routes whose prefix has one of these lengths, in the kernel's order: the preferred default route
     before the others. Raises OSError."""
     everywhere = bytes(4 if family == socket.AF_INET else 16)
-    request = _ROUTE.pack(int(family), 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+    request = ROUTE.pack(int(family), 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
     for _, message in _dump(RTM_GETROUTE, request):
-        _, length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(message)
+        _, length, _, _, table, _, _, kind, _ = ROUTE.unpack_from(message)
         if length not in lengths or table != RT_TABLE_MAIN or kind != RTN_UNICAST:
             continue
-        found = dict(_attributes(message, _ROUTE.size))
+        found = dict(attributes(message, ROUTE.size))
         link = _u32(found.get(RTA_OIF))
         if not link and RTA_MULTIPATH in found:
             link = _u32(found[RTA_MULTIPATH][4:8])
         yield Way(ip_network((found.get(RTA_DST, everywhere), length)), link)
 
 
-def _attribute(kind: int, value: int) -> bytes:
-    return struct.pack("=HHI", 8, kind, value)
-
-
-def _attributes(message: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    while offset + 4 <= len(message):
-        length, kind = struct.unpack_from("=HH", message, offset)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, message[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
-
-
 def _number(message: bytes, offset: int, wanted: int) -> int:
-    return next((_u32(value) for kind, value in _attributes(message, offset) if kind == wanted), 0)
+    return next((_u32(value) for kind, value in attributes(message, offset) if kind == wanted), 0)
 
 
 def _u32(value: bytes | None) -> int:
@@ -99,17 +96,11 @@ def _dump(kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
             netlink.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)  # so that the kernel filters
         except OSError:  # before 4.20
             pass
-        netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
+        netlink.send(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body)
         while True:
-            data = netlink.recv(1 << 18)
-            offset = 0
-            while offset + _HEADER.size <= len(data):
-                length, answer, flags, _, _ = _HEADER.unpack_from(data, offset)
-                payload = data[offset + _HEADER.size : offset + length]
-                if answer == NLMSG_DONE:
+            for message in messages(netlink.recv(1 << 18)):
+                if message.kind == NLMSG_DONE:
                     return
-                if answer == NLMSG_ERROR:
-                    code = -struct.unpack_from("=i", payload)[0]
-                    raise OSError(code, os.strerror(code))
-                yield flags, payload
-                offset += (length + 3) & ~3
+                if message.kind == NLMSG_ERROR:
+                    raise OSError(message.error, os.strerror(message.error))
+                yield message.flags, message.payload

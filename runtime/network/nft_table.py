@@ -14,7 +14,15 @@ import struct
 from collections.abc import Collection
 from typing import Any, Final
 
-from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REQUEST
+from pyroute2.netlink import (
+    NETLINK_NETFILTER,
+    NLM_F_ACK,
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+)
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.nfnetlink import NFNL_SUBSYS_NFTABLES, nfgen_msg
 from pyroute2.netlink.nfnetlink.nftsocket import (
@@ -33,10 +41,9 @@ from pyroute2.netlink.nfnetlink.nftsocket import (
     nft_table_msg,
 )
 
+from runtime.network.netlink import messages
 from runtime.network.nftables import MAPS, HostPort
 
-NETLINK_NETFILTER = 12
-NLMSG_ERROR = 2
 NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END = 0x10, 0x11
 
 ANSWER_SECONDS: Final = 10.0
@@ -141,12 +148,11 @@ class Table:
 
 def generation_of(reply: bytes) -> int:
     """What an answer to GETGEN says. Raises OSError."""
-    (kind,) = struct.unpack_from("=4xH", reply)
-    if kind == NLMSG_ERROR:
-        code = -struct.unpack_from("=i", reply, 16)[0]
-        raise OSError(code, os.strerror(code))
-    (number,) = struct.unpack_from(">I", reply, 24)  # NFTA_GEN_ID, the first of its attributes since there are any
-    return int(number)
+    message = next(messages(reply))
+    if message.kind == NLMSG_ERROR:
+        raise OSError(message.error, os.strerror(message.error))
+    (found,) = struct.unpack_from(">I", message.payload, 8)  # NFTA_GEN_ID, the first of its attributes since there are any
+    return int(found)
 
 
 def _with(message: Any, **attributes: object) -> Any:

@@ -11,28 +11,47 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Interface, IPv6Interface
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
+from pyroute2.netlink import (
+    NETLINK_EXT_ACK,
+    NLM_F_ACK,
+    NLM_F_ACK_TLVS,
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    NLMSG_ERROR,
+    SOL_NETLINK,
+)
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl import RTM_NEWADDR, RTM_NEWLINK, RTM_NEWROUTE
+
+from runtime.network.netlink import (
+    ANSWER_SECONDS,
+    HEADER,
+    IFF_UP,
+    LINK,
+    NETLINK_CAP_ACK,
+    NLMSGERR_ATTR_MSG,
+    ROUTE,
+    RT_TABLE_MAIN,
+    RTN_UNICAST,
+    Message,
+    attribute,
+    attributes,
+    messages,
+    number,
+)
 
 Interface = IPv4Interface | IPv6Interface
 
-ANSWER_SECONDS: Final = 10.0
-
-SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
-NLMSG_ERROR, NLMSGERR_ATTR_MSG, NLM_F_ACK_TLVS = 2, 1, 0x200
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x1, 0x4, 0x100, 0x200, 0x400
-RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 20, 24
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_GROUP, IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 27, 28
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLALINKINFO, IFLA_GROUP, IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 27, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, IFLA_INFO_SLAVE_DATA, IFLA_BRPORT_MODE, VETH_INFO_PEER = 1, 2, 5, 4, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS, IFA_PROTO, IFA_F_NODAD = 1, 2, 4, 8, 11, 2
-RTA_OIF, RTA_GATEWAY, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 4, 5, 254, 3, 0, 1
-IFF_UP: Final = 1
+RTA_OIF, RTA_GATEWAY, RTPROT_BOOT, RT_SCOPE_UNIVERSE = 4, 5, 3, 0
 
-_HEADER = struct.Struct("=IHHII")
-_LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
-_ROUTE = struct.Struct("=BBBBBBBBI")
 
 
 class Request(NamedTuple):
@@ -48,22 +67,22 @@ def new_veth(
 ) -> Request:
     """Make a veth pair: `name` here, up and a port of `master` unless that is 0; `peer` at once inside `peer_netns` (an fd),
     still down, as the kernel refuses to bring up an end before it knows the other."""
-    far = _LINK.pack(0, 0, 0, 0, 0) + _name(peer) + _attribute(IFLA_ADDRESS, _mac(peer_mac)) + _number(IFLA_MTU, mtu)
-    kind = _attribute(IFLA_INFO_KIND, b"veth\0")
-    data = _attribute(IFLA_INFO_DATA, _attribute(VETH_INFO_PEER, far + _number(IFLA_NET_NS_FD, peer_netns)))
-    near = _name(name) + _attribute(IFLA_ADDRESS, _mac(mac)) + _number(IFLA_MTU, mtu) + _number(IFLA_GROUP, group)
+    far = LINK.pack(0, 0, 0, 0, 0) + _name(peer) + attribute(IFLA_ADDRESS, _mac(peer_mac)) + number(IFLA_MTU, mtu)
+    kind = attribute(IFLA_INFO_KIND, b"veth\0")
+    data = attribute(IFLA_INFO_DATA, attribute(VETH_INFO_PEER, far + number(IFLA_NET_NS_FD, peer_netns)))
+    near = _name(name) + attribute(IFLA_ADDRESS, _mac(mac)) + number(IFLA_MTU, mtu) + number(IFLA_GROUP, group)
     if master:
-        near += _number(IFLA_MASTER, master)
-    body = _LINK.pack(0, 0, 0, IFF_UP, IFF_UP) + near + _attribute(IFLA_LINKINFO, kind + data)
+        near += number(IFLA_MASTER, master)
+    body = LINK.pack(0, 0, 0, IFF_UP, IFF_UP) + near + attribute(IFLALINKINFO, kind + data)
     return Request(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, body)
 
 
 def set_hairpin(name: str) -> Request:
     """Let a bridge port get back what it sent, as happens with bridge-nf-call-iptables=1 to a pod that reaches itself
     through a service or host port."""
-    data = _attribute(IFLA_INFO_SLAVE_DATA, _attribute(IFLA_BRPORT_MODE, b"\1"))
+    data = attribute(IFLA_INFO_SLAVE_DATA, attribute(IFLA_BRPORT_MODE, b"\1"))
     # Without a kind: the kernel would look for a module of that name.
-    return Request(RTM_NEWLINK, 0, _LINK.pack(0, 0, 0, 0, 0) + _name(name) + _attribute(IFLA_LINKINFO, data))
+    return Request(RTM_NEWLINK, 0, LINK.pack(0, 0, 0, 0, 0) + _name(name) + attribute(IFLALINKINFO, data))
 
 
 def add_address(index: int, interface: Interface, *, mark: int = 0) -> Request:
@@ -74,22 +93,22 @@ def add_address(index: int, interface: Interface, *, mark: int = 0) -> Request:
     packed, length = interface.ip.packed, interface.network.prefixlen
     if interface.version == 6:
         head = _ADDRESS.pack(socket.AF_INET6, length, 0, 0, index)
-        body = head + _attribute(IFA_ADDRESS, packed) + _number(IFA_FLAGS, IFA_F_NODAD)
+        body = head + attribute(IFA_ADDRESS, packed) + number(IFA_FLAGS, IFA_F_NODAD)
     else:
-        body = _ADDRESS.pack(socket.AF_INET, length, 0, 0, index) + _attribute(IFA_ADDRESS, packed)
+        body = _ADDRESS.pack(socket.AF_INET, length, 0, 0, index) + attribute(IFA_ADDRESS, packed)
         if length < 31:
-            body += _attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
-        body += _attribute(IFA_LOCAL, packed)
+            body += attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
+        body += attribute(IFA_LOCAL, packed)
     if mark:
-        body += _attribute(IFA_PROTO, bytes([mark]))
+        body += attribute(IFA_PROTO, bytes([mark]))
     return Request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def add_default_route(index: int, gateway: Interface) -> Request:
     """Send all other traffic to a gateway on a link."""
     family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
-    head = _ROUTE.pack(int(family), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
-    body = head + _attribute(RTA_GATEWAY, gateway.ip.packed) + _number(RTA_OIF, index)
+    head = ROUTE.pack(int(family), 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+    body = head + attribute(RTA_GATEWAY, gateway.ip.packed) + number(RTA_OIF, index)
     return Request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
@@ -120,48 +139,29 @@ def carry_out(netlink: socket.socket, requests: Sequence[Request]) -> None:
 def encode(requests: Sequence[Request]) -> bytes:
     """As one datagram."""
     parts = []
-    for number, (kind, flags, body) in enumerate(requests, 1):
-        parts.append(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, number, 0) + body)
+    for sequence, (kind, flags, body) in enumerate(requests, 1):
+        parts.append(HEADER.pack(HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_ACK | flags, sequence, 0) + body)
     return b"".join(parts)  # a body is of whole words
 
 
 def answers(datagram: bytes) -> Iterator[NetlinkError | None]:
     """For each request that a datagram answers, why it was refused, or None."""
-    offset = 0
-    while offset + _HEADER.size <= len(datagram):
-        length, kind, flags, _, _ = _HEADER.unpack_from(datagram, offset)
-        if length < _HEADER.size:
-            return
-        payload = datagram[offset + _HEADER.size : offset + length]
-        if kind == NLMSG_ERROR and len(payload) >= 4:
-            code = -struct.unpack_from("=i", payload)[0]
-            yield NetlinkError(code, _words(payload, flags) or os.strerror(code)) if code else None
-        offset += (length + 3) & ~3
+    for message in messages(datagram):
+        if message.kind == NLMSG_ERROR and len(message.payload) >= 4:
+            code = message.error
+            yield NetlinkError(code, _words(message) or os.strerror(code)) if code else None
 
 
-def _words(payload: bytes, flags: int) -> str:
+def _words(refusal: Message) -> str:
     """What the kernel says of a refusal beside its number; empty if nothing. The request's header comes first."""
-    offset = 4 + _HEADER.size
-    while flags & NLM_F_ACK_TLVS and offset + 4 <= len(payload):
-        length, kind = struct.unpack_from("=HH", payload, offset)
-        if length < 4:
-            break
-        if kind & 0x3FFF == NLMSGERR_ATTR_MSG:
-            return payload[offset + 4 : offset + length].rstrip(b"\0").decode(errors="replace")
-        offset += (length + 3) & ~3
-    return ""
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def _number(kind: int, value: int) -> bytes:
-    return struct.pack("=HHI", 8, kind, value)
+    if not refusal.flags & NLM_F_ACK_TLVS:
+        return ""
+    found = dict(attributes(refusal.payload, 4 + HEADER.size))
+    return found.get(NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode(errors="replace")
 
 
 def _name(name: str) -> bytes:
-    return _attribute(IFLA_IFNAME, name.encode() + b"\0")
+    return attribute(IFLA_IFNAME, name.encode() + b"\0")
 
 
 def _mac(text: str) -> bytes:
