@@ -167,19 +167,6 @@ class Stats:
             attributes = self._attributes[record.id] = message.SerializeToString()
         return attributes
 
-    def _fill(
-        self,
-        message: cri.ContainerStats,
-        record: ContainerRecord,
-        now: int,
-        usage: Usage,
-        layer: Counted | None,
-        mountpoint: str,
-    ) -> None:
-        """All but the attributes."""
-        self._fill_moment(message, record, now, usage, layer, mountpoint)
-        message.MergeFromString(_unchanged(usage))
-
     def _fill_moment(
         self,
         message: cri.ContainerStats,
@@ -191,11 +178,7 @@ class Stats:
     ) -> None:
         """What another look would say otherwise of a container that does nothing."""
         if usage.cpu is not None:
-            cpu = message.cpu
-            cpu.timestamp = now
-            cpu.usage_core_nano_seconds.value = usage.cpu
-            if (rate := self.rate(record.id, usage.cpu)) is not None:
-                cpu.usage_nano_cores.value = rate
+            _fill_cpu(message.cpu, now, usage.cpu, self.rate(record.id, usage.cpu))
         if usage.memory is not None:
             message.memory.timestamp = now
             if usage.memory.swap is not None:
@@ -279,7 +262,8 @@ class Stats:
                     record = container.record
                     target = message.linux.containers.add()
                     target.MergeFromString(self._encoded_attributes(record))
-                    self._fill(target, record, at, usage, layers.get(record.id), mountpoint)
+                    self._fill_moment(target, record, at, usage, layers.get(record.id), mountpoint)
+                    target.MergeFromString(_unchanged(usage))
             return message
 
         found = list(listing.each(sandboxes, build, lambda s: s.record.id))
@@ -300,11 +284,14 @@ class Stats:
     ) -> None:
         now, usage = reading.at, reading.usage
         if usage.cpu is not None:
-            _fill_cpu(linux.cpu, now, usage, self.rate(sandbox.record.id, usage.cpu))
+            _fill_cpu(linux.cpu, now, usage.cpu, self.rate(sandbox.record.id, usage.cpu))
+            if usage.cpu_pressure is not None:
+                linux.cpu.psi.CopyFrom(_pressure(usage.cpu_pressure))
             linux.process.timestamp = now
             linux.process.process_count.value = reading.processes
         if usage.memory is not None:
-            _fill_memory(linux.memory, now, usage.memory, usage.memory_pressure)
+            linux.memory.timestamp = now
+            _fill_memory(linux.memory, usage.memory, usage.memory_pressure)
         if usage.io_pressure is not None:
             linux.io.timestamp = now
             linux.io.psi.CopyFrom(_pressure(usage.io_pressure))
@@ -372,18 +359,15 @@ def _sandbox_attributes(record: SandboxRecord) -> cri.PodSandboxAttributes:
     )
 
 
-def _fill_cpu(cpu: cri.CpuUsage, now: int, usage: Usage, rate: int | None) -> None:
-    assert usage.cpu is not None
-    cpu.timestamp = now
-    cpu.usage_core_nano_seconds.value = usage.cpu
-    if rate is not None:
-        cpu.usage_nano_cores.value = rate
-    if usage.cpu_pressure is not None:
-        cpu.psi.CopyFrom(_pressure(usage.cpu_pressure))
-
-
-def _fill_memory(message: cri.MemoryUsage, now: int, memory: Memory, pressure: Pressure | None) -> None:
+def _fill_cpu(message: cri.CpuUsage, now: int, used: int, rate: int | None) -> None:
     message.timestamp = now
+    message.usage_core_nano_seconds.value = used
+    if rate is not None:
+        message.usage_nano_cores.value = rate
+
+
+def _fill_memory(message: cri.MemoryUsage, memory: Memory, pressure: Pressure | None) -> None:
+    """All but when that was."""
     message.working_set_bytes.value = memory.working_set
     if memory.limit is not None:
         message.available_bytes.value = max(0, memory.limit - memory.working_set)
@@ -395,10 +379,9 @@ def _fill_memory(message: cri.MemoryUsage, now: int, memory: Memory, pressure: P
         message.psi.CopyFrom(_pressure(pressure))
 
 
-def _fill_swap(message: cri.SwapUsage, now: int, memory: Memory) -> None:
+def _fill_swap(message: cri.SwapUsage, memory: Memory) -> None:
     if memory.swap is None:
         return
-    message.timestamp = now
     message.swap_usage_bytes.value = memory.swap
     if memory.swap_limit is not None:
         message.swap_available_bytes.value = max(0, memory.swap_limit - memory.swap)
@@ -416,8 +399,8 @@ def _encoded(memory: Memory | None, of_cpu: Pressure | None, of_memory: Pressure
     if of_cpu is not None:
         message.cpu.psi.CopyFrom(_pressure(of_cpu))
     if memory is not None:
-        _fill_memory(message.memory, 0, memory, of_memory)
-        _fill_swap(message.swap, 0, memory)
+        _fill_memory(message.memory, memory, of_memory)
+        _fill_swap(message.swap, memory)
     if of_io is not None:
         message.io.psi.CopyFrom(_pressure(of_io))
     return message.SerializeToString()
