@@ -7,6 +7,7 @@ teardown that StopPodSandbox and RemovePodSandbox use; until the sandbox is read
 from __future__ import annotations
 
 import asyncio
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -171,21 +172,21 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
     }
     if mapped is not None:
         await node.fork_server.run_job("shim.sandbox:create", arguments, timeout=limits.SANDBOX_SECONDS)
-        arguments = {}
-    making = asyncio.get_running_loop().run_in_executor(node.blocking, _make_blocking, node, record, arguments)
-    await to_the_end(making)
+        work = functools.partial(_write_files, node, record)
+    else:
+        work = functools.partial(_make_namespaces_and_files, node, record, arguments)
+    await to_the_end(asyncio.get_running_loop().run_in_executor(node.blocking, work))
     node.fork_server.expect_shims()
 
 
-def _make_blocking(node: Node, record: SandboxRecord, arguments: dict[str, Any]) -> None:
-    """Namespaces, by these arguments if there are any, and the files that do not wait for the pod's network."""
-    if arguments:
-        try:
-            own_thread.apart(lambda: sandbox_job.make(arguments))
-        except OSError as error:
-            if error.errno in EXHAUSTED:
-                raise
-            raise CrispError(code_of(error), str(error)) from error
+def _make_namespaces_and_files(node: Node, record: SandboxRecord, arguments: dict[str, Any]) -> None:
+    """In one way to the pool."""
+    try:
+        own_thread.apart(lambda: sandbox_job.make(arguments))
+    except OSError as error:
+        if error.errno in EXHAUSTED:
+            raise
+        raise CrispError(code_of(error), str(error)) from error
     _write_files(node, record)
 
 
@@ -218,7 +219,7 @@ async def _sysctls_of_interfaces(node: Node, record: SandboxRecord) -> None:
 
 
 def _write_files(node: Node, record: SandboxRecord) -> None:
-    """resolv.conf and hostname; containers mount them where the kubelet gives none."""
+    """resolv.conf and hostname, which do not wait for the network; containers mount them where the kubelet gives none."""
     config = record.config
     host_network = config.linux.security_context.namespace_options.network == cri.NODE
     resolver = dns.resolv_conf(
