@@ -112,7 +112,7 @@ class ForkServer:
 
     async def _fork(self, request: bytes, fds: list[int]) -> int:
         """Have the server fork; a pidfd of the child, -1 if it has ended already."""
-        exchange = asyncio.ensure_future(self._exchange(request, [os.dup(fd) for fd in fds]))
+        exchange = asyncio.ensure_future(self._exchange(request, _copies(fds)))
         try:
             return await asyncio.shield(exchange)
         except asyncio.CancelledError:
@@ -258,6 +258,19 @@ def _carried(request: bytes) -> Iterator[tuple[bytes, list[int]]]:
     with open(os.memfd_create("job", os.MFD_CLOEXEC), "wb", buffering=0) as file:
         file.write(request)
         yield forkserver.IN_LAST_FD, [file.fileno()]
+
+
+def _copies(fds: Sequence[int]) -> list[int]:
+    """All of them, or none: OSError."""
+    copies: list[int] = []
+    try:
+        for fd in fds:
+            copies.append(os.dup(fd))
+    except OSError:
+        for copy in copies:
+            os.close(copy)
+        raise
+    return copies
 
 
 def _kill(pidfd: int) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import os
 import signal
 import socket
@@ -191,6 +193,22 @@ async def test_large_arguments(server: ForkServer, tmp_path: Path) -> None:
     with pytest.raises(CrispError) as caught:
         await server.run_job("shim.host_paths:inspect", {"paths": [{"path": "x" * (17 << 20)}]})
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
+
+
+async def test_no_descriptor_is_left_where_there_are_not_enough(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    await server.run_job("shim.host_paths:inspect", {"paths": []})
+    before, original, asked = os.listdir("/proc/self/fd"), os.dup, itertools.count()
+
+    def dup(fd: int) -> int:
+        if next(asked):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return original(fd)
+
+    monkeypatch.setattr(os, "dup", dup)
+    with pytest.raises(OSError, match="Too many open files"):
+        await server.run_job("shim.host_paths:inspect", {"paths": []}, [0])
+    assert next(asked) == 2
+    assert os.listdir("/proc/self/fd") == before
 
 
 async def test_a_server_that_is_stopped_is_replaced(server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
