@@ -40,6 +40,7 @@ from runtime.paths import Paths
 from runtime.pods import builds, ended, plugin_world
 from runtime.pods.events import EventBus
 from runtime.pods.node import Node, new_executor
+from runtime.pool import Pool
 from runtime.shims.fork_server import ForkServer
 from runtime.store.database import Store
 from runtime.store.record_copies import Copies
@@ -74,6 +75,7 @@ async def serve(config: Config, ready: Callable[[Node], None], load: Callable[[]
     """Run until SIGTERM or SIGINT; how many containers go on without the daemon. `load` reads the configuration anew."""
     stopping, reloading = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(Pool(thread_name_prefix="asyncio"))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     loop.add_signal_handler(signal.SIGHUP, reloading.set)

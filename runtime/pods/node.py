@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +16,7 @@ from proto.errors import Code, CrispError, invalid, not_found
 from runtime import limits
 from runtime.joining import Joiner
 from runtime.oci.seccomp_programs import Programs
+from runtime.pool import Pool
 from runtime.undoing import Undoing
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Node:
     images: ImageService
     layers: LayerForm
     events: EventBus
-    blocking: ThreadPoolExecutor
+    blocking: Pool
     plugins: Plugins
     joiner: Joiner = field(default_factory=Joiner)
     undoing: Undoing = field(default_factory=Undoing)
@@ -114,6 +114,6 @@ def new_id() -> str:
     return secrets.token_hex(32)
 
 
-def new_executor() -> ThreadPoolExecutor:
+def new_executor() -> Pool:
     """The one pool for blocking system calls."""
-    return ThreadPoolExecutor(limits.BLOCKING_THREADS, thread_name_prefix="blocking")
+    return Pool(limits.BLOCKING_THREADS, thread_name_prefix="blocking")

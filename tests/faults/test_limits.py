@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from kernel import cgroups
 from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Container, Kubelet
@@ -67,6 +68,33 @@ def test_a_thousand_descriptors(limited: Kubelet) -> None:
     for container in containers:
         container.stop()
         assert container.status().exit_code == 137
+
+
+@pytest.mark.controllers("pids")
+def test_no_more_threads(limited: Kubelet) -> None:
+    """As below systemd's TasksMax: that is the host's need, and no bug."""
+    process = limited.daemon.process
+    assert process is not None
+    for _ in range(4):  # they need no new ones any more
+        limited.pod(network=cri.NODE)
+    hierarchies = cgroups.detect()
+    root = Path(hierarchies.controllers["pids"])
+    home = root / cgroups.of_process(process.pid, hierarchies)
+    group = root / f"crisp-test-{os.getpid()}-tasks"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(str(process.pid))
+    try:
+        (group / "pids.max").write_text((group / "pids.current").read_text())
+        with pytest.raises(grpc.RpcError) as caught:
+            limited.pod(network=cri.NODE)
+        assert (caught.value.code(), caught.value.details()) == (
+            grpc.StatusCode.RESOURCE_EXHAUSTED,
+            "the kernel gives no more threads",
+        )
+    finally:
+        (home / "cgroup.procs").write_text(str(process.pid))
+        group.rmdir()
+    assert limited.pod().shell("exit 3").status().exit_code == 3
 
 
 def busy(kubelet: Kubelet, container: Container) -> set[grpc.StatusCode]:

@@ -21,7 +21,8 @@ ROOMS = {
         *("registry", "config", "tar", "erofs", "worker", "store", "transfer", "build", "service"),
     ),
     "runtime": (
-        *("limits", "deadlines", "joining", "undoing", "filters", "listing", "paths", "lifecycle", "records", "client"),
+        *("limits", "deadlines", "joining", "pool", "undoing", "filters", "listing"),
+        *("paths", "lifecycle", "records", "client"),
         *("network", "streaming", "config", "store", "shims", "host", "oci", "nri", "pods", "checkpoints", "statistics"),
         *("api", "telemetry", "recovery", "reload", "daemon", "uninstall", "build", "cli"),
     ),
