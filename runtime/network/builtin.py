@@ -340,7 +340,9 @@ async def _that_exist(names: Iterable[str]) -> set[str]:
 
 
 def _cannot_disconnect(sandbox_id: str, error: Exception) -> CrispError:
-    return CrispError(Code.INTERNAL, f"cannot disconnect sandbox {sandbox_id} from the pod network: {links.why(error)}")
+    exhausted = isinstance(error, OSError) and error.errno in EXHAUSTED
+    code = Code.RESOURCE_EXHAUSTED if exhausted else Code.INTERNAL
+    return CrispError(code, f"cannot disconnect sandbox {sandbox_id} from the pod network: {links.why(error)}")
 
 
 def _enter_pod(request: NetworkRequest) -> socket.socket:

@@ -81,8 +81,10 @@ def _discard_blocking(node: Node, container: Container) -> None:
     bundle, layer = node.paths.bundle(record.id), node.paths.writable_layer(record.id)
     if shim_alive(str(bundle)):  # it was never asked to create anything, and would wait for that
         kill_shim(str(bundle))
-    mounts.detach_all(str(bundle))
-    for directory in (bundle, layer, _runtime_state(node, record)):
+    state = _runtime_state(node, record)
+    for directory in (bundle, state):  # in the latter runc mounts itself for a moment, in which it may have been killed
+        mounts.detach_all(str(directory))
+    for directory in (bundle, layer, state):
         removal.discard_tree(directory)
         if directory.exists():
             raise CrispError(Code.INTERNAL, f"cannot remove {directory}: something is still mounted there")

@@ -248,7 +248,9 @@ def test_who_waits_has_the_exit_code_of_what_is_stopped(kubelet: Kubelet) -> Non
     [directory] = logs(kubelet)
     with subprocess.Popen(command(kubelet, "wait", "watched"), stdout=subprocess.PIPE) as waiting:
         wait_until(lambda: followers.is_followed(str(directory)))
+        waiting.send_signal(signal.SIGSTOP)  # it follows until the stop has ended
         assert said(kubelet, "stop", "-t", "0", "watched") == "watched\n"
+        waiting.send_signal(signal.SIGCONT)
         assert (waiting.communicate(timeout=WAIT_SECONDS)[0], waiting.returncode) == (b"137\n", 0)
     assert not followers.is_followed(str(directory))
     said(kubelet, "pod", "rm", "watched")

@@ -17,6 +17,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from kernel import mounts
 from proto import api_pb2 as cri
 from tests.harness import pure_v2
 from tests.harness.daemon import Daemon
@@ -185,6 +186,20 @@ def flaky(rootfs: Path) -> Iterator[tuple[Kubelet, Path]]:
     daemon.start()
     yield Kubelet.on(daemon, rootfs), control
     daemon.destroy()
+
+
+def test_oci_runtime_killed_while_it_is_mounted(flaky: tuple[Kubelet, Path]) -> None:
+    """runc binds its program to a file beside its state, to execute that, and unmounts it at once: unless it is killed."""
+    kubelet, _ = flaky
+    pod = kubelet.pod(handler="flaky")
+    container = pod.run("/bin/sleep", "100")
+    mounted = kubelet.daemon.state / "runtimes/flaky" / container.id / "runc.abcdef"
+    mounted.touch()
+    mounts.bind("/bin/true", str(mounted), readonly=True)
+    container.stop(0)
+    container.remove()
+    assert not mounted.parent.exists()
+    pod.remove()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
