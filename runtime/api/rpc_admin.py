@@ -10,7 +10,8 @@ from imagesvc.build.commit import Changes
 from imagesvc.registry.credentials import Auth
 from proto import admin_pb2 as admin
 from proto.errors import failed_precondition, invalid, not_found
-from runtime.api.rpc_build import BuildRpcs, mount_points
+from runtime.api.rpc_build import BuildRpcs
+from runtime.oci.mount_points import mount_points
 from runtime.pods import container_exec
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class AdminService(BuildRpcs):
         changes = Changes(
             config=_changed(base.config, request),
             comment=f"crisp image commit {record.id[:12]}",
-            excluded=mount_points(record.config),
+            excluded=mount_points(mount.container_path for mount in record.config.mounts),
         )
         upper = str(self._node.paths.writable_layer(record.id) / "upper")
         return admin.CommitContainerResponse(image_id=await self._images.commit(base, upper, request.reference, changes))

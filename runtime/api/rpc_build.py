@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import posixpath
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
@@ -13,15 +12,12 @@ from imagesvc.build.commit import Changes
 from proto import admin_pb2 as admin
 from proto.errors import failed_precondition, invalid
 from runtime.lifecycle import ContainerState
+from runtime.oci.mount_points import mount_points
 from runtime.pods import builds
 
 if TYPE_CHECKING:
-    from proto import api_pb2 as cri
     from runtime.pods.node import Node
     from runtime.pods.objects import Lease
-
-POD_FILES: Final = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev", "proc", "sys")
-"""Mount points that every container has; what the OCI runtime made of them is not part of an image."""
 
 NOT_REPLACED: Final = frozenset(("rootfs", "history"))
 """What a commit itself writes into a configuration document."""
@@ -77,8 +73,8 @@ class BuildRpcs:
         )
         async with builds.using(self._node, request.build_id) as lease:
             base = builds.hold(self._node, lease, request.image_id) if request.image_id else None
-            upper, mount_points = self._written(lease, request)
-            changes = replace(changes, excluded=(*changes.excluded, *mount_points))
+            upper, not_written = self._written(lease, request)
+            changes = replace(changes, excluded=(*changes.excluded, *not_written))
             image_id = await self._node.images.commit_step(base, upper, list(request.references), changes)
             builds.hold(self._node, lease, image_id)
         return admin.CommitBuildResponse(image_id=image_id)
@@ -97,17 +93,13 @@ class BuildRpcs:
             raise invalid(f"container {record.id} is not one of {lease.id}")
         if record.state is not ContainerState.EXITED:
             raise failed_precondition(f"container {record.id} is {record.state.value}, and has not ended")
-        return str(self._node.paths.writable_layer(record.id) / "upper"), mount_points(record.config)
+        layer = self._node.paths.writable_layer(record.id)
+        return str(layer / "upper"), mount_points(mount.container_path for mount in record.config.mounts)
 
     async def PruneBuildCache(self, request: admin.PruneBuildCacheRequest) -> admin.PruneBuildCacheResponse:
         """What builds have left to be quick the next time."""
         left = await builds.prune(self._node, dry=request.dry)
         return admin.PruneBuildCacheResponse(images=left.steps, caches=left.caches, bytes=left.bytes)
-
-
-def mount_points(config: cri.ContainerConfig) -> tuple[str, ...]:
-    """What a container's layer has for its mounts alone, below its root."""
-    return (*POD_FILES, *(posixpath.normpath(f"/{mount.container_path}").strip("/") for mount in config.mounts))
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import grpc
 
 from proto import api_pb2 as cri
 from runtime.oci import asked
+from runtime.oci.hidden_paths import MASKED, READONLY
 from runtime.pods.objects import BUILD_LABEL
 
 if TYPE_CHECKING:
@@ -32,10 +33,6 @@ NETWORKS: Final = {"default": cri.POD, "none": cri.CONTAINER, "host": cri.NODE}
 
 HOSTNAME: Final = "crisp-build"
 """The same for all builds: it may end up in what they make."""
-
-MASKED: Final = ("/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-    "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap")  # fmt: skip
-READONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 class Pod:

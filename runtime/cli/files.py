@@ -16,12 +16,10 @@ from runtime.cli.lifecycle import first_process
 from runtime.cli.lookup import Node
 from runtime.cli.output import errors, fail, say_name
 from runtime.client import Client
+from runtime.oci.mount_points import mount_points
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
-
-POD_FILES = ("etc/hosts", "etc/hostname", "etc/resolv.conf", "dev", "proc", "sys", "run/.containerenv")
-"""What the OCI runtime makes in every container."""
 
 
 @click.command("cp")
@@ -73,8 +71,8 @@ def diff(socket_path: str, container: str) -> None:
         reply = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=found.id, verbose=True))
         info = json.loads(reply.info["info"])
         layer = os.path.join(info["writableLayer"], "upper")
-        mounted = (mount.container_path.strip("/") for mount in reply.status.mounts)
-        for kind, path in sorted(changes(layer, {*POD_FILES, *mounted}), key=lambda change: change[1]):
+        mounted = mount_points(mount.container_path for mount in reply.status.mounts)
+        for kind, path in sorted(changes(layer, set(mounted)), key=lambda change: change[1]):
             say_name(f"{kind} /{path}")
 
 

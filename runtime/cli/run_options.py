@@ -16,24 +16,10 @@ import click
 
 from runtime.cli import run_mounts
 from runtime.cli.output import fail
+from runtime.oci.hidden_paths import MASKED, READONLY
 
 if TYPE_CHECKING:
     from proto import api_pb2 as cri
-
-MASKED: Final = [
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-]
-READONLY: Final = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 MAX_ID: Final = (1 << 32) - 2
 MAX_BYTES: Final = (1 << 63) - 1

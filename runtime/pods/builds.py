@@ -32,7 +32,7 @@ from imagesvc.store.images import ARTIFACT
 from kernel import modes, mounts, removal, syscalls
 from proto.errors import Code, CrispError, failed_precondition, not_found
 from runtime import limits
-from runtime.pods import sandbox_stop
+from runtime.pods import sandbox_stop, writable_layer
 from runtime.pods.objects import BUILD_LABEL, Lease
 
 if TYPE_CHECKING:
@@ -212,12 +212,7 @@ def _make_layer(node: Node, layer: Path | None, image: Image | None) -> None:
     if layer is None:
         return
     layer.mkdir(mode=0o700, parents=True)
-    (layer / "work").mkdir(mode=0o700)
-    (layer / "upper").mkdir(mode=0o700)
-    # Overlay shows the upper directory's owner and mode as those of `/`.
-    mode, uid, gid = node.images.root_owner(image) if image is not None else (0o755, 0, 0)
-    os.chown(layer / "upper", uid, gid)
-    (layer / "upper").chmod(mode)
+    writable_layer.make(layer, *(node.images.root_owner(image) if image is not None else (0o755, 0, 0)))
 
 
 async def unmount(node: Node, lease: Lease, name: str) -> None:

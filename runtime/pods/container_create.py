@@ -37,6 +37,7 @@ from runtime.pods import (
     sandbox_run,
     scope_limits,
     target_process,
+    writable_layer,
 )
 from runtime.pods.node import new_id
 from runtime.pods.objects import Container
@@ -269,16 +270,12 @@ def _make_directories(node: Node, container: Container, image: Image) -> None:
     for directory in (bundle, layer):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     layer_usage.start_counting(node, record)
-    for directory in (layer / "upper", layer / "work"):
-        directory.mkdir(mode=0o700)
     bundle.chmod(0o711)  # the root of a user namespace has to get through to the rootfs
-    # Overlay shows the upper directory's owner and mode as those of `/`.
     mode, uid, gid = node.images.root_owner(image)
     mapped = user_namespaces.mapping(container.sandbox.record.config)
     if mapped is not None:
         uid, gid = uid + mapped.uids.host, gid + mapped.gids.host
-    os.chown(layer / "upper", uid, gid)
-    (layer / "upper").chmod(mode)
+    writable_layer.make(layer, mode, uid, gid)
     (bundle / "rootfs").mkdir(exist_ok=True)
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from proto import admin_pb2 as admin
+from proto import api_pb2 as cri
 from tests.harness.daemon import Daemon
 from tests.harness.kubelet import Kubelet
 from tests.harness.rootfs import make_rootfs
+from tests.harness.waiting import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +40,17 @@ def kubelet(daemon: Daemon, rootfs: Path) -> Iterator[Kubelet]:
     daemon.remove_all()
     assert daemon.leftovers() == []
     assert crashed == ""
+
+
+@pytest.fixture
+def no_images_stay(kubelet: Kubelet) -> Iterator[None]:
+    """Of what a test builds: its steps, its caches, and the images that it calls …/built…."""
+    yield
+    wait_until(lambda: not list(kubelet.daemon.root.glob("builds/*")))
+    kubelet.client.admin.PruneBuildCache(admin.PruneBuildCacheRequest())
+    for image in kubelet.images.ListImages(cri.ListImagesRequest()).images:
+        if any("/built" in tag for tag in image.repo_tags):
+            kubelet.images.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=image.id)))
 
 
 @pytest.fixture(scope="session")

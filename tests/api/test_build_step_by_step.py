@@ -13,7 +13,7 @@ import pytest
 
 from proto import admin_pb2 as admin
 from runtime.build.session import Session
-from tests.api.test_build_command import NAME, build, config, context, in_image
+from tests.api.building import NAME, build, config, context, in_image
 from tests.api.test_command import IMAGE, crisp
 from tests.harness.daemon import ROOT
 from tests.harness.kubelet import Kubelet

@@ -96,6 +96,15 @@ def test_what_it_is_and_does(kubelet: Kubelet, web: str) -> None:
     assert "GREETING" not in os.environ
 
 
+def test_what_is_made_for_a_mount_is_no_change(kubelet: Kubelet, tmp_path: Path) -> None:
+    """The same places are left out of an image; what has only the name of another tool's file is the container's own."""
+    script = "mkdir -p /run && echo x > /run/.containerenv"
+    words = ["run", "--keep", "--name", "changed", "-v", f"{tmp_path}:/srv//a/../data/", IMAGE, "/bin/sh", "-c", script]
+    assert crisp(kubelet, *words).returncode == 0
+    assert said(kubelet, "diff", "changed").splitlines() == ["C /etc", "A /run", "A /run/.containerenv", "A /srv"]
+    said(kubelet, "rm", "changed")
+
+
 def test_a_command_that_is_somebody_else_and_somewhere_else(kubelet: Kubelet, web: str) -> None:
     words = ["exec", "-u", "www", "-w", "/srv/www", "-e", "GREETING=hi", "-e", "MORE=a=b", "web", "/bin/sh", "-c"]
     told = said(kubelet, *words, 'id -u; id -G; pwd; echo "$GREETING $MORE"; touch /srv/www/mine || echo no').splitlines()
