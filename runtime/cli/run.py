@@ -112,7 +112,10 @@ def command(
 
 
 def _refuse_taken(node: Node, name: str, inside: str | None) -> None:
-    """End the command if there is one of this name, as docker does, though the CRI would have several."""
+    """End the command if there is one of this name, as docker does, though the CRI would have several.
+
+    Before an image is pulled; whoever takes the name meanwhile, the daemon knows.
+    """
     if inside is not None:
         taken = any(container.metadata.name == name for container in node.of_pod(node.pod(inside).id))
     else:
@@ -179,6 +182,7 @@ class _Run:
         from proto import api_pb2 as cri  # noqa: PLC0415
         from runtime.oci import asked  # noqa: PLC0415
 
+        sandbox.annotations[asked.MADE_BY] = self._uid
         if not self._keep:
             sandbox.annotations[asked.REMOVE_AT_END] = "true"  # in case that we are killed, or left by the detach keys
         with self._signals.held():
@@ -191,6 +195,7 @@ class _Run:
         from runtime.oci import asked  # noqa: PLC0415
 
         pod = Node(self._client, FAILED).pod(word).id
+        self._container.annotations[asked.MADE_BY] = self._uid
         if not self._keep:
             self._container.annotations[asked.REMOVE_AT_END] = "true"
         sandbox = sandbox_config(self._client, pod)

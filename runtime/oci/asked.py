@@ -3,9 +3,11 @@
     of a pod                                        io.crisp.shm-size: 256M
                                                     io.crisp.hosts: 10.1.2.3 db db.example       a line for each address
                                                     io.crisp.remove-at-end: "true"
+                                                    io.crisp.made-by: 3f…              whoever has the name for itself
     of a pod for its container NAME, as …/NAME,     io.crisp.ulimits/NAME: nofile=4096:8192,core=0
     or of the container itself, without /NAME       io.crisp.tmpfs/NAME: /run:size=64M,mode=755  a line for each place
     of a container                                  io.crisp.remove-at-end: "true"
+                                                    io.crisp.made-by: 3f…
 
 None of them widens what a pod may do: it could have a tmpfs as an emptyDir in memory, and its hosts as hostAliases.
 """
@@ -27,6 +29,9 @@ PREFIX: Final = "io.crisp."
 SHM_SIZE: Final = PREFIX + "shm-size"
 HOSTS: Final = PREFIX + "hosts"
 REMOVE_AT_END: Final = PREFIX + "remove-at-end"
+MADE_BY: Final = PREFIX + "made-by"
+"""Of a pod that goes by its name, as docker's containers do: there is no other one of it, whatever its uid. What stands here
+is one call's alone, so that another's for the same name is no retry of it, of containers too."""
 TMPFS: Final = "tmpfs"
 ULIMITS: Final = "ulimits"
 

@@ -72,7 +72,10 @@ async def create(node: Node, request: cri.CreateContainerRequest, restore_from: 
         raise invalid(f"container {metadata.name} names no image")
     asked.check_removal(request.config.annotations)
     key = ("container", sandbox.record.id, metadata.name, metadata.attempt)
-    return await node.joiner.run(key, lambda: _create(node, sandbox, request.config, restore_from))
+    made = await node.joiner.run(key, lambda: _create(node, sandbox, request.config, restore_from))
+    if (joined := node.containers.get(made)) is not None and joined.record.config != request.config:
+        return _existing(joined, request.config)
+    return made
 
 
 async def _create(node: Node, sandbox: Sandbox, config: cri.ContainerConfig, restore_from: str) -> str:
@@ -146,6 +149,8 @@ def _existing(container: Container, config: cri.ContainerConfig) -> str:
     record = container.record
     if record.config == config:
         return record.id
+    if asked.MADE_BY in config.annotations:
+        raise CrispError(Code.ALREADY_EXISTS, f"the name {config.metadata.name} is taken, by container {record.id[:13]}")
     raise CrispError(
         Code.ALREADY_EXISTS,
         f"container {config.metadata.name} attempt {config.metadata.attempt} exists as {record.id} with another "

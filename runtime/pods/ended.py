@@ -90,6 +90,16 @@ def _is_over(sandbox: Sandbox, before: int) -> bool:
     return max(record.ready_at, *map(_last, sandbox.containers.values()), 0) < before
 
 
+def is_over(sandbox: Sandbox) -> bool:
+    """Whether it is removed at its end and has come to that, though it may be kept for a while."""
+    record, containers = sandbox.record, sandbox.containers.values()
+    if not _asks(sandbox) or record.state is SandboxState.CREATING:
+        return False
+    if record.state is SandboxState.READY and not containers:  # its maker is about to create one
+        return _is_over(sandbox, _before())
+    return not any(_last(it) >= 1 << 63 or it.record.state is ContainerState.CREATED for it in containers)
+
+
 def _asks(it: Sandbox | Container) -> bool:
     return asked.removed_at_end(it.record.config.annotations)
 

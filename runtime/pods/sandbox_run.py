@@ -22,7 +22,7 @@ from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
 from runtime.oci import asked, user_namespaces
-from runtime.pods import builds, pause_watch, plugin_hooks, sandbox_group, sandbox_network, sandbox_release, selinux
+from runtime.pods import builds, ended, pause_watch, plugin_hooks, sandbox_group, sandbox_network, sandbox_release, selinux
 from runtime.pods.node import new_id
 from runtime.pods.objects import Sandbox
 from runtime.records import CLOCK, SandboxRecord
@@ -47,7 +47,10 @@ async def run(node: Node, request: cri.RunPodSandboxRequest) -> str:
     _check(config)
     builds.of_pod(node, config)
     user_namespaces.check(config, node.handlers.get(request.runtime_handler))
-    return await node.joiner.run(("sandbox", *_key(config)), lambda: _run(node, request))
+    made = await node.joiner.run(("sandbox", *_key(config)), lambda: _run(node, request))
+    if (joined := node.sandboxes.get(made)) is not None and joined.record.config != config:
+        return _existing(joined, request)
+    return made
 
 
 def _key(config: cri.PodSandboxConfig) -> tuple[str, str, str, int]:
@@ -79,6 +82,7 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
                 continue
             return _existing(known, request)
     await asyncio.get_running_loop().run_in_executor(node.blocking, node.store.require_room)
+    _check_name(node, request.config)
     created_at = CLOCK.next_of(request.config.metadata.uid)
     record = SandboxRecord(id=new_id(), config=request.config, handler=request.runtime_handler, created_at=created_at)
     record.cgroup_parent = request.config.linux.cgroup_parent
@@ -108,6 +112,17 @@ async def _run(node: Node, request: cri.RunPodSandboxRequest) -> str:
             raise
     node.events.sandbox_started(sandbox)
     return record.id
+
+
+def _check_name(node: Node, config: cri.PodSandboxConfig) -> None:
+    """Raise ALREADY_EXISTS if the pod wants its name for itself, and another one has it that has not ended."""
+    if asked.MADE_BY not in config.annotations:
+        return
+    name = (config.metadata.namespace, config.metadata.name)
+    for known in node.sandboxes.values():
+        metadata = known.record.config.metadata
+        if (metadata.namespace, metadata.name) == name and not ended.is_over(known):
+            raise CrispError(Code.ALREADY_EXISTS, f"the name {name[1]} is taken, by pod {known.record.id[:13]}")
 
 
 def _own_parent(node: Node, sandbox_id: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from proto import api_pb2 as cri
-from runtime.cli import lifecycle, run_logs
+from runtime.cli import lifecycle, run, run_logs
 from runtime.cli.lifecycle import container_config, sandbox_config
 from runtime.client import Client
 from runtime.host import followers
@@ -307,3 +307,39 @@ def test_attach_ends_as_the_container(kubelet: Kubelet) -> None:
         container.sh("touch /over")
         attached.communicate(timeout=WAIT_SECONDS)
         assert attached.returncode == 9
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_name_is_one_s_alone(kubelet: Kubelet, monkeypatch: pytest.MonkeyPatch, inside: bool) -> None:
+    """Another one takes it after it was seen to be free; who comes second says so, and leaves nothing."""
+    words = ["--name", "twin"]
+    if inside:
+        said(kubelet, "run", "-d", "--name", "common", IMAGE, "/bin/sleep", "1000")
+        words += ["--pod", "common"]
+    before, first = set(pods(kubelet)), list[str]()
+
+    def taken_now(_node: object, _name: str, _inside: str | None) -> None:
+        first.append(said(kubelet, "run", "-d", *words, IMAGE, "/bin/sleep", "1000").strip())
+
+    monkeypatch.setattr(run, "_refuse_taken", taken_now)
+    done = CliRunner().invoke(run.command, ["-d", *words, IMAGE, "/bin/sleep", "1000"], obj=kubelet.daemon.socket)
+    assert (done.exit_code, "the name twin is taken" in done.output) == (125, True), done.output
+    assert said(kubelet, "ps", "-q", "--filter", "name=twin").split() == first
+    assert set(pods(kubelet)) == (before if inside else before | {"twin"})
+    said(kubelet, "rm", "-f", "twin", *(["common"] if inside else []))
+    assert logs(kubelet) == []
+
+
+def test_a_name_that_several_want_at_once(kubelet: Kubelet) -> None:
+    said(kubelet, "run", "-d", "--name", "common", IMAGE, "/bin/sleep", "1000")
+    for words in ([], ["--pod", "common"]):
+        wanted = command(kubelet, "run", "-d", "--name", "twin", *words, IMAGE, "/bin/sleep", "1000")
+        running = [subprocess.Popen(wanted, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+        told = [(*process.communicate(timeout=WAIT_SECONDS), process.returncode) for process in running]
+        assert sorted(code for _, _, code in told) == [0, 125, 125, 125], told
+        assert all(b"the name twin is taken" in err for _, err, code in told if code), told
+        [made] = [out.decode().split() for out, _, code in told if not code]
+        assert said(kubelet, "ps", "-a", "-q", "--filter", "name=twin").split() == made
+        said(kubelet, "rm", "-f", "twin")
+    said(kubelet, "rm", "-f", "common")
+    assert (pods(kubelet), logs(kubelet)) == ([], [])
