@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -14,10 +15,14 @@ import click
 import grpc
 
 from proto.errors import CrispError
+from runtime.cli.exit_codes import CANNOT_RUN, MISUSED, NOT_THERE, MisuseError
 
 if TYPE_CHECKING:
     from proto import admin_pb2 as admin
 
+
+_OF_COMMAND: Final = re.compile(r'(?:^|: )exec: ".*?": (executable file not found|no such file)?', re.DOTALL)
+"""How the daemon speaks of the command that a container was to run, and of nothing else that is not there."""
 
 _CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160), *range(0xD800, 0xE000)), "?")
 _CONTROLS_OF_LINES: Final = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"}
@@ -36,7 +41,7 @@ def say_name(text: str) -> None:
 def fail(message: str, code: int = 1) -> NoReturn:
     """End the command with an error."""
     click.echo(clean(f"crisp: {message}"), err=True)
-    raise SystemExit(code)
+    raise MisuseError(code) if code == MISUSED else SystemExit(code)
 
 
 @contextmanager
@@ -63,10 +68,8 @@ def commands_failure() -> Iterator[None]:
         yield
     except (grpc.RpcError, CrispError) as error:
         details = error.message if isinstance(error, CrispError) else error.details() or ""
-        if "permission denied" in details.lower() or "is a directory" in details.lower():
-            fail(details, 126)
-        if "executable file" in details or "no such file or directory" in details.lower():
-            fail(details, 127)
+        if found := _OF_COMMAND.search(details):
+            fail(details, NOT_THERE if found[1] else CANNOT_RUN)
         raise
 
 

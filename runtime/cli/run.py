@@ -15,6 +15,7 @@ import grpc
 from kernel.descriptors import write_all
 from proto.errors import Code, CrispError
 from runtime.cli import completion, run_logs, run_options
+from runtime.cli.exit_codes import FAILED, PassesOn
 from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, commands_failure, errors, fail, show, without_dashes
@@ -32,14 +33,11 @@ LOOK_SECONDS: Final = 0.05
 END_SECONDS: Final = 30.0
 """That the daemon may be away when all is to be removed."""
 
-FAILED: Final = 125
-"""Exit code where crisp has failed, and not the command: as docker's."""
-
 LOG_BYTES: Final = 16 << 20
 """Size of a log from which on another is begun: what was shown is not kept."""
 
 
-@click.command("run", context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
+@click.command("run", cls=PassesOn, context_settings={"allow_interspersed_args": False, "help_option_names": ["--help"]})
 @click.argument("image", required=False, shell_complete=completion.images)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option("--rootfs", type=click.Path(exists=True, file_okay=False), help="A directory in place of an image.")

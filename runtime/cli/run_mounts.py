@@ -43,6 +43,8 @@ def binds(volumes: Iterable[str], mounts: Iterable[str]) -> Iterator[cri.Mount]:
             continue
         if not source:
             fail(f"--mount {text}: it lacks a source", 2)
+        if not os.path.exists(source):  # --volume makes it, as docker's does
+            fail(f"--mount {text}: there is no {source}", 2)
         yield cri.Mount(
             host_path=os.path.realpath(source),
             container_path=target,

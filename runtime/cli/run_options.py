@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
 import re
 import secrets
@@ -10,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -179,6 +181,8 @@ def container(options: Options, name: str, words: tuple[str, ...]) -> cri.Contai
         fail(f"--name {name}: letters, digits and . _ - are what names are made of, and a letter or digit begins them", 2)
     if options.entrypoint == "" and not words:
         fail("--entrypoint: an empty one takes the image's away, and there is no command to run in its place", 2)
+    if options.workdir and not options.workdir.startswith("/"):
+        fail(f"--workdir {options.workdir}: not an absolute path", 2)
     if options.restart != "no":
         fail("--restart: crisp restarts no container of its own accord: the kubelet does, or systemd", 2)
     if options.init and options.pid == "host":
@@ -248,7 +252,7 @@ def pod(options: Options, name: str, uid: str, logs: str) -> cri.PodSandboxConfi
     if options.add_host:
         config.annotations[asked.HOSTS] = "\n".join(map(host, options.add_host))
     if options.dns or options.dns_search:
-        config.dns_config.servers.extend(options.dns)
+        config.dns_config.servers.extend(map(_address, options.dns))
         config.dns_config.searches.extend(options.dns_search)
     config.linux.sysctls.update(_pairs("--sysctl", options.sysctls))
     config.linux.security_context.privileged = options.privileged
@@ -328,6 +332,13 @@ def _variables(options: Options) -> Iterable[cri.KeyValue]:
             yield cri.KeyValue(key=name, value=os.fsencode(value if equals else os.environ[name]))
 
 
+def _address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        fail(f"--dns {text}: not an IP address", 2)
+
+
 def _ports(text: str) -> Iterable[cri.PortMapping]:
     """[ADDRESS:]HOST:INNER[/PROTOCOL]; HOST and INNER may be ranges of the same length."""
     from proto import api_pb2 as cri  # noqa: PLC0415
@@ -354,10 +365,16 @@ def _add_device(config: cri.ContainerConfig, text: str) -> None:
         config.CDI_devices.add(name=text)
         return
     path, _, rest = text.partition(":")
+    if os.path.isdir(path) and not any(map(_is_device, Path(path).rglob("*"))):
+        fail(f"--device {text}: there is no device in that directory", 2)
     place, _, rights = rest.rpartition(":") if rest.count(":") else (rest, "", "")
     if not place.startswith("/") and place:
         place, rights = "", place
     config.devices.add(host_path=path, container_path=place or path, permissions=rights or "rwm")
+
+
+def _is_device(path: Path) -> bool:
+    return path.is_char_device() or path.is_block_device()
 
 
 def _fill_resources(resources: cri.LinuxContainerResources, options: Options) -> None:
@@ -415,6 +432,8 @@ def _secure(context: cri.LinuxContainerSecurityContext, text: str) -> None:
             profile.profile_type = cri.SecurityProfile.Unconfined
         else:
             profile.profile_type = cri.SecurityProfile.Localhost
+            if key == "seccomp" and not os.path.isfile(value):
+                fail(f"--security-opt {text}: there is no file {value}", 2)
             profile.localhost_ref = os.path.realpath(value) if key == "seccomp" else value
     elif key == "label" and ":" in value:
         kind, _, label = value.partition(":")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from runtime.cli import completion
+from runtime.cli.exit_codes import PassesOn
 from runtime.cli.lifecycle import first_process, sandbox_config
 from runtime.cli.lookup import Node
 from runtime.cli.output import commands_failure, errors, fail, without_dashes
@@ -29,7 +30,7 @@ END_LOOK_SECONDS: Final = 0.1
 OURS: Final[dict[str, Any]] = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 
-@click.command("exec", context_settings={"allow_interspersed_args": False})
+@click.command("exec", cls=PassesOn, context_settings={"allow_interspersed_args": False})
 @click.argument("container", shell_complete=completion.containers)
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--stdin", is_flag=True, help="Pass our input on.")

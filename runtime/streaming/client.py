@@ -38,6 +38,9 @@ from runtime.streaming.spdy_session import SpdySession
 
 CONNECT_SECONDS: Final = 30.0
 
+INTERNAL: Final = "Internal error occurred: "
+"""With which Kubernetes' servers begin to say why a command has not run, whoever's fault it is."""
+
 
 async def connect(url: str, protocols: Sequence[str], certificate: str = "") -> tuple[SpdySession, str]:
     """Open a session; returns it with the protocol that was agreed on.
@@ -313,7 +316,7 @@ def _exit_code(message: bytes) -> int:
         for cause in status.get("details", {}).get("causes", ()):
             if status.get("reason") == "NonZeroExitCode" and cause.get("reason") == "ExitCode":
                 return int(cause["message"])
-        text = str(status.get("message"))
+        text = str(status.get("message")).removeprefix(INTERNAL)
     except (ValueError, KeyError, TypeError, AttributeError):
         text = message.decode(errors="replace")
     raise CrispError(Code.UNKNOWN, text)

@@ -54,7 +54,7 @@ def test_what_follows_the_name_is_the_commands(kubelet: Kubelet) -> None:
     assert b"Filesystem" in crisp(kubelet, "exec", container.id, "df", "-h").stdout
     for words in (["-x", container.id, "true"], ["--no-such", container.id, "true"]):
         refused = crisp(kubelet, "exec", *words)
-        assert (refused.returncode, words[0].encode() in refused.stderr) == (2, True), refused
+        assert (refused.returncode, words[0].encode() in refused.stderr) == (125, True), refused
     assert b"name the command" in crisp(kubelet, "exec", container.id, "--").stderr
 
 
@@ -63,7 +63,7 @@ def test_run_takes_a_command_with_options(kubelet: Kubelet, dashes: list[str]) -
     told = crisp(kubelet, "run", IMAGE, *dashes, "/bin/echo", "-n", "--name", "-h")
     assert (told.returncode, told.stdout) == (0, b"--name -h")
     refused = crisp(kubelet, "run", "--nmae", "x", IMAGE, "true")
-    assert (refused.returncode, b"--nmae" in refused.stderr) == (2, True)
+    assert (refused.returncode, b"--nmae" in refused.stderr) == (125, True)
 
 
 def test_the_socket_as_crictl_writes_it(kubelet: Kubelet) -> None:

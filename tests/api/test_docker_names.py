@@ -231,7 +231,7 @@ def test_failures_of_its_own(kubelet: Kubelet) -> None:
         ["--user", "0:wheel"],
     ):
         refused = crisp(kubelet, "run", *words, IMAGE, "true")
-        assert (refused.returncode, words[0].encode() in refused.stderr) == (2, True), refused
+        assert (refused.returncode, words[0].encode() in refused.stderr) == (125, True), refused
 
 
 def test_what_run_is_told(kubelet: Kubelet, tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_what_run_is_told(kubelet: Kubelet, tmp_path: Path) -> None:
     status = kubelet.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=key)).status
     assert status.stop_signal == cri.SIGNAL_SIGQUIT
     said(kubelet, "rm", "-f", key)
-    assert crisp(kubelet, "run", "--stop-signal", "SIGNONE", IMAGE, "true").returncode == 2
+    assert crisp(kubelet, "run", "--stop-signal", "SIGNONE", IMAGE, "true").returncode == 125
 
 
 def test_input(kubelet: Kubelet) -> None:

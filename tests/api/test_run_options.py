@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import subprocess
@@ -12,7 +13,7 @@ import grpc
 import pytest
 
 from proto import api_pb2 as cri
-from tests.api.test_command import IMAGE, command, crisp, pods
+from tests.api.test_command import IMAGE, command, crisp, logs, pods
 from tests.api.test_docker_names import said
 from tests.harness.kubelet import Kubelet
 
@@ -141,3 +142,37 @@ def test_lists_of_what_happens_and_what_is_used(kubelet: Kubelet) -> None:
             container.pod.shell("true")
         assert watching.stdout.readline() == b"stopped container\n"
         watching.terminate()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--device", "/no/such"],
+        ["--device", "no.such/kind=1"],
+        ["--mount", "type=bind,source=/no/such,target=/there"],
+        ["--security-opt", "seccomp=/no/such"],
+        ["--security-opt", "seccomp=/proc"],
+        ["--runtime", "no-such"],
+        ["--pod", "no-such"],
+        ["--pull", "never", "localhost/no/such:1"],
+        ["--ip", "10.1.2.3"],
+        ["-v", "/etc/passwd:/tmp"],
+        ["-u", "no-such"],
+        ["--cap-add", "no-such"],
+    ],
+)
+def test_what_there_is_not_on_this_node(kubelet: Kubelet, words: list[str]) -> None:
+    """A failure of crisp's, and not of the command: whatever its words are."""
+    before = logs(kubelet)
+    refused = crisp(kubelet, "run", *words, IMAGE, "/bin/echo", "it runs")
+    assert (refused.returncode, refused.stdout, b"crisp" in refused.stderr) == (125, b"", True), refused
+    assert (pods(kubelet), logs(kubelet)) == ([], before)
+    assert not os.path.exists("/no")
+
+
+def test_what_is_wrong_is_told_from_what_the_command_says(kubelet: Kubelet) -> None:
+    assert crisp(kubelet, "run", IMAGE, "/bin/sh", "-c", "exit 2").returncode == 2
+    words = ["run", "--entrypoint", "/bin/sh", "-v", "/etc/passwd:/etc/shells", IMAGE]
+    for path, code in (("/no/such file", 127), ("/etc/passwd", 126), ("/etc", 126), ("/etc/passwd/x", 126)):
+        assert crisp(kubelet, "run", IMAGE, path).returncode == code, path
+    assert crisp(kubelet, *words, "-c", "/no/such").returncode == 127, "the shell's"
