@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-
 from imagesvc.containerfile import parser
 from imagesvc.containerfile.errors import Place
 from imagesvc.containerfile.instructions import Containerfile, Instruction, Label
@@ -21,6 +19,7 @@ from imagesvc.containerfile.stages import Graph
 from runtime.build.image_state import ImageState
 from runtime.build.stage import Stage
 from runtime.build.wishes import Wishes, Workshop
+from runtime.client import CallError
 
 if TYPE_CHECKING:
     from runtime.build.context import Context
@@ -150,8 +149,8 @@ class Build:
         shown = self._progress.begin(f"image {name}")
         try:
             image_id = self._pull(name)
-        except grpc.RpcError as error:
-            failure = step.error(error.details() or error.code().name)
+        except CallError as error:
+            failure = step.error(error.message)
             self._progress.end(shown, failure.message)
             raise failure from None
         self._progress.end(shown, "done")

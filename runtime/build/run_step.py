@@ -10,9 +10,8 @@ from contextlib import contextmanager, suppress
 from math import inf
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-import grpc
-
 from proto import api_pb2 as cri
+from runtime.client import CallError
 from runtime.oci import asked
 from runtime.oci.hidden_paths import MASKED, READONLY
 from runtime.pods.objects import BUILD_LABEL
@@ -99,7 +98,7 @@ class Pod:
             yield container, self._follow(container, show)
         finally:
             request = cri.RemoveContainerRequest(container_id=container)
-            self._session.behind(self._runtime.RemoveContainer.future(request))
+            self._runtime.RemoveContainer.behind(request)  # else it goes with the build
 
     def _follow(self, container: str, show: Callable[[bytes], None]) -> int:
         """Show the log until the container has ended; its exit code."""
@@ -131,7 +130,7 @@ class Pod:
             os.unlink(path)
         try:
             self._runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container))
-        except grpc.RpcError:
+        except CallError:
             return False
         return True
 

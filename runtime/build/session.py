@@ -6,14 +6,15 @@ When the connection ends, so does the lease, and all that was made under it: wha
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
 from proto import admin_pb2 as admin
+from proto.errors import Code
+from runtime.client import CallError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -47,9 +48,9 @@ class Session:
         self.client = client
         self.epoch = epoch
         self.ended = False
-        self._behind: list[object] = []
         self._lease = client.admin.HoldBuild(admin.HoldBuildRequest())
         told = next(self._lease)
+        threading.Thread(target=self._hold, daemon=True).start()
         self.id: str = told.build_id
         self.scratch: str = told.scratch
         """A directory of our own on disk, and one in memory."""
@@ -67,12 +68,18 @@ class Session:
         self.ended = True
         self._lease.cancel()
 
+    def _hold(self) -> None:
+        """Read what comes: nothing but the connection's own questions, whether we are still there."""
+        with suppress(CallError):
+            for _ in self._lease:
+                pass
+
     def find(self, reference: str) -> Found | None:
         """An image, which stays until the end. None if it is not here."""
         try:
             reply = self.client.admin.UseBuildImage(admin.UseBuildImageRequest(build_id=self.id, reference=reference))
-        except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.NOT_FOUND:
+        except CallError as error:
+            if error.code is Code.NOT_FOUND:
                 return None
             raise
         return Found(reply.image_id, json.loads(reply.config))
@@ -86,11 +93,7 @@ class Session:
             yield Mounted(reply.mount_id, reply.directory)
         finally:
             back = admin.UnmountBuildImageRequest(build_id=self.id, mount_id=reply.mount_id)
-            self.behind(self.client.admin.UnmountBuildImage.future(back))
-
-    def behind(self, call: object) -> None:
-        """Let a call that gives something back go on by itself: what is not given back when the build ends goes with it."""
-        self._behind.append(call)  # gRPC ends a call that nobody knows any more
+            self.client.admin.UnmountBuildImage.behind(back)  # else it goes with the build
 
     def commit(
         self,

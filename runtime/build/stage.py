@@ -8,15 +8,14 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-import grpc
-
 from imagesvc.containerfile.errors import ContainerfileError
 from imagesvc.containerfile.instructions import Add, Arg, Copy, Instruction, Run, RunMount, Workdir
-from proto.errors import CrispError
+from proto.errors import Code, CrispError
 from runtime.build import run_mounts
 from runtime.build.copying import Selection, Tree
 from runtime.build.fetching import fetch_urls
 from runtime.build.run_step import Pod
+from runtime.client import CallError
 
 if TYPE_CHECKING:
     from imagesvc.containerfile.scopes import Scope
@@ -49,9 +48,9 @@ class Stage:
             shown = self._shop.progress.begin(f"[{self._name}{number}/{len(instructions)}] {step.text}")
             try:
                 how = self._do(step, shown)
-            except grpc.RpcError as error:
-                gone = error.code() is grpc.StatusCode.UNAVAILABLE
-                said = "the daemon has ended: start the build again" if gone else error.details() or error.code().name
+            except CallError as error:
+                gone = error.code is Code.UNAVAILABLE
+                said = "the daemon has ended: start the build again" if gone else error.message
                 self._failed(shown, failure := step.error(said))
                 raise failure from None
             except CrispError as failure:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import click
-import grpc
 
 from proto.errors import CrispError
 from proto.version import VERSION
@@ -41,6 +40,6 @@ def version(socket_path: str) -> None:
     try:
         with errors(), Client(socket_path) as client:
             reply = client.runtime.Version(cri.VersionRequest(version="v1"))
-    except (CrispError, grpc.RpcError):
+    except CrispError:
         raise SystemExit(1) from None
     click.echo(f"Server: {reply.runtime_name} {reply.runtime_version}, CRI {reply.runtime_api_version}")

@@ -145,8 +145,6 @@ def _told(socket: str) -> dict[str, Any]:
     """What the daemon tells of itself; nothing if none runs, or it does not answer."""
     import json  # noqa: PLC0415
 
-    import grpc  # noqa: PLC0415
-
     from proto import api_pb2 as cri  # noqa: PLC0415
     from proto.errors import CrispError  # noqa: PLC0415
     from runtime.client import Client  # noqa: PLC0415
@@ -157,7 +155,7 @@ def _told(socket: str) -> dict[str, Any]:
         with Client(socket) as client:
             reply = client.runtime.Status(cri.StatusRequest(verbose=True), timeout=DAEMON_SECONDS)
         told: dict[str, Any] = json.loads(reply.info["config"])
-    except (CrispError, grpc.RpcError, KeyError, ValueError):
+    except (CrispError, KeyError, ValueError):
         return {}
     return told
 

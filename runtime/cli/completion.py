@@ -37,7 +37,6 @@ def _asking(names: Callable[[Client], Iterable[tuple[str, str]]]) -> Completer:
     """A completer that asks the daemon for names and what to show beside each; without a daemon there are none."""
 
     def complete(context: click.Context, _parameter: click.Parameter, begun: str) -> list[CompletionItem]:
-        import grpc  # noqa: PLC0415  --help needs no gRPC
 
         from proto.errors import CrispError  # noqa: PLC0415
         from runtime.client import Client  # noqa: PLC0415
@@ -46,7 +45,7 @@ def _asking(names: Callable[[Client], Iterable[tuple[str, str]]]) -> Completer:
         try:
             with Client(str(top.obj or top.params["socket_path"])) as client:
                 return [CompletionItem(name, help=text) for name, text in names(client) if name.startswith(begun)]
-        except (CrispError, grpc.RpcError):
+        except CrispError:
             return []
 
     return complete

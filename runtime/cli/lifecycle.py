@@ -6,21 +6,19 @@ import json
 import os
 import signal
 import time
-from concurrent import futures
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
 import click
-import grpc
 
 from runtime.cli import completion, run_logs
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, errors, fail
-from runtime.client import Client, patiently
+from runtime.client import CallError, Client, patiently
 from runtime.host import followers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from proto import api_pb2 as cri
 
@@ -115,7 +113,7 @@ def restart(socket_path: str, containers: tuple[str, ...], seconds: int) -> None
         made = client.runtime.CreateContainer(request).container_id
         try:
             client.runtime.StartContainer(cri.StartContainerRequest(container_id=made))
-        except grpc.RpcError:
+        except CallError:
             # The same call of two is one container: it is another's if that has started it.
             status = client.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=made)).status
             if status.state != cri.CONTAINER_CREATED and status.reason != "StartError":
@@ -252,26 +250,43 @@ def _signal(name: str) -> int:
 def _each(socket_path: str, words: Sequence[str], work: Callable[[Client, cri.Container], None]) -> None:
     """Do it to all of them at once, and print what was named; what fails is said and does not stop the others."""
 
-    def one(word: str) -> None:
-        work(client, node.container(word))
+    def done(word: str) -> bool:
+        try:
+            work(client, node.container(word))
+        except SystemExit:
+            return False
+        except CallError as error:
+            click.echo(clean(f"crisp: {word}: {error.message}"), err=True)
+            return False
+        except OSError as error:  # of a signal: it has ended, or there is no such
+            click.echo(f"crisp: {word}: {error.strerror}", err=True)
+            return False
+        return True
 
-    # In this order Ctrl-C ends the calls that are under way, for which the pool would wait.
-    with errors(), ThreadPoolExecutor(AT_ONCE) as pool, Client(socket_path) as client:
+    names, failed = [*dict.fromkeys(words)], False
+    with errors(), ExitStack() as stack:
+        # In this order Ctrl-C ends the calls that are under way, for which the threads would wait.
+        every = stack.enter_context(_at_once()) if len(names) > 1 else map
+        client = stack.enter_context(Client(socket_path))
         node = Node(client)
-        failed = False
-        for word, future in [(word, pool.submit(one, word)) for word in dict.fromkeys(words)]:
-            try:
-                while not futures.wait((future,), LOOK_SECONDS).done:
-                    pass  # else a signal that comes just before is not seen until the call ends
-                future.result()
+        for word, well in zip(names, every(done, names), strict=True):
+            if well:
                 click.echo(word)
-            except SystemExit:
-                failed = True
-            except grpc.RpcError as error:
-                click.echo(clean(f"crisp: {word}: {error.details() or error.code().name}"), err=True)
-                failed = True
-            except OSError as error:  # of a signal: it has ended, or there is no such
-                click.echo(f"crisp: {word}: {error.strerror}", err=True)
-                failed = True
+            failed = failed or not well
     if failed:
         raise SystemExit(1)
+
+
+@contextmanager
+def _at_once() -> Iterator[Callable[[Callable[[str], bool], Sequence[str]], Iterable[bool]]]:
+    """As `map`, in threads; the results in their order."""
+    from concurrent import futures  # noqa: PLC0415  takes as long to load as a call
+
+    def every(call: Callable[[str], bool], words: Sequence[str]) -> Iterator[bool]:
+        for future in [threads.submit(call, word) for word in words]:
+            while not futures.wait((future,), LOOK_SECONDS).done:
+                pass  # else a signal that comes just before is not seen until the call ends
+            yield future.result()
+
+    with futures.ThreadPoolExecutor(AT_ONCE) as threads:
+        yield every

@@ -14,13 +14,13 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
-import grpc
 
 from kernel.descriptors import write_all
+from proto.errors import Code
 from runtime.cli import completion
 from runtime.cli.lookup import Node
 from runtime.cli.output import errors, fail
-from runtime.client import Client, patiently
+from runtime.client import CallError, Client, patiently
 
 if TYPE_CHECKING:
     from proto import api_pb2 as cri
@@ -65,8 +65,8 @@ def command(socket_path: str, container: str, follow: bool, tail: str, since: st
         def running() -> bool:
             try:
                 state: cri.ContainerState = patiently(lambda: client.runtime.ContainerStatus(request)).status.state
-            except grpc.RpcError as error:
-                if error.code() == grpc.StatusCode.NOT_FOUND:
+            except CallError as error:
+                if error.code is Code.NOT_FOUND:
                     return False  # it has ended, and was removed
                 raise
             return state in (cri.CONTAINER_CREATED, cri.CONTAINER_RUNNING)

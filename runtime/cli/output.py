@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
-import grpc
 
 from proto.errors import CrispError
 from runtime.cli.exit_codes import CANNOT_RUN, MISUSED, NOT_THERE, MisuseError
@@ -51,8 +50,6 @@ def errors(code: int = 1) -> Iterator[None]:
         yield
     except CrispError as error:
         fail(error.message, code)
-    except grpc.RpcError as error:
-        fail(error.details() or error.code().name, code)
     except BrokenPipeError:
         raise SystemExit(128 + signal.SIGPIPE) from None  # nobody reads any more, and nobody needs to be told
     except UnicodeEncodeError as error:
@@ -66,10 +63,9 @@ def commands_failure() -> Iterator[None]:
     """What keeps a container's command from running has exit codes of its own, as in shells and in docker."""
     try:
         yield
-    except (grpc.RpcError, CrispError) as error:
-        details = error.message if isinstance(error, CrispError) else error.details() or ""
-        if found := _OF_COMMAND.search(details):
-            fail(details, NOT_THERE if found[1] else CANNOT_RUN)
+    except CrispError as error:
+        if found := _OF_COMMAND.search(error.message):
+            fail(error.message, NOT_THERE if found[1] else CANNOT_RUN)
         raise
 
 

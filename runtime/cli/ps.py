@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from proto.errors import Code
 from runtime.cli import listing
 from runtime.cli.lookup import Node
 from runtime.cli.output import age, errors
-from runtime.client import Client
+from runtime.client import CallError, Client
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,22 +107,15 @@ def _status(state: str, status: cri.ContainerStatus, now: int) -> str:
 
 def looks(client: Client, pods: Iterable[str]) -> dict[str, cri.PodSandboxStatusResponse]:
     """Pods with their containers, all asked for at once; an empty reply for one that has gone meanwhile."""
-    import grpc  # noqa: PLC0415
-
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    asked = {
-        pod: client.runtime.PodSandboxStatus.future(cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
-        for pod in pods
-    }
+    asked = [*pods]
+    requests = (cri.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True) for pod in asked)
     found = {}
-    for pod, reply in asked.items():
-        try:
-            found[pod] = reply.result()
-        except grpc.RpcError as error:
-            if error.code() != grpc.StatusCode.NOT_FOUND:
-                raise
-            found[pod] = cri.PodSandboxStatusResponse()
+    for pod, reply in zip(asked, client.runtime.PodSandboxStatus.each(requests), strict=True):
+        if isinstance(reply, CallError) and reply.code is not Code.NOT_FOUND:
+            raise reply
+        found[pod] = cri.PodSandboxStatusResponse() if isinstance(reply, CallError) else reply
     return found
 
 

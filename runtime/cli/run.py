@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 import click
-import grpc
 
 from kernel.descriptors import write_all
 from proto.errors import Code, CrispError
@@ -21,7 +20,7 @@ from runtime.cli.lookup import Node
 from runtime.cli.output import clean, commands_failure, errors, fail, show, without_dashes
 from runtime.cli.ps import looks
 from runtime.cli.signals import Signalled, Signals
-from runtime.client import Client, is_away, patiently
+from runtime.client import CallError, Client, is_away, patiently
 from runtime.host import followers
 from runtime.streaming.detach_keys import DEFAULT, parse
 
@@ -269,8 +268,8 @@ class _Run:
             except DetachedError:
                 self._keep = True
                 return 0
-            except (CrispError, grpc.RpcError) as error:
-                lost = error.code is Code.UNAVAILABLE if isinstance(error, CrispError) else is_away(error)
+            except CrispError as error:
+                lost = is_away(error) if isinstance(error, CallError) else error.code is Code.UNAVAILABLE
                 if not lost or (state := self._status().state) == cri.CONTAINER_CREATED:
                     raise
                 if not self._container.tty:
@@ -354,7 +353,7 @@ def _begin_log(client: Client, container_id: str, path: str) -> bool:
         os.unlink(path)
     try:
         client.runtime.ReopenContainerLog(cri.ReopenContainerLogRequest(container_id=container_id))
-    except grpc.RpcError:
+    except CallError:
         return False
     return True
 

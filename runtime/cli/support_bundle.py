@@ -24,7 +24,7 @@ import click
 from proto.errors import CrispError
 from proto.version import VERSION
 from runtime.cli.check import CHECKS
-from runtime.client import Client
+from runtime.client import CallError, Client
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -142,14 +142,13 @@ def _calls() -> dict[str, Callable[[Client], Message]]:
 
 
 def _asked(socket_path: str, call: Callable[[Client], Message]) -> bytes:
-    import grpc  # noqa: PLC0415
     from google.protobuf import json_format  # noqa: PLC0415
 
     try:
         with Client(socket_path) as client:
             reply = json_format.MessageToDict(call(client), preserving_proto_field_name=True)
-    except grpc.RpcError as error:
-        raise ValueError(f"{error.code().name}: {error.details()}") from None
+    except CallError as error:
+        raise ValueError(f"{error.code.name}: {error.message}") from None
     return json.dumps(without_secrets(reply), indent=2, sort_keys=True).encode()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from proto import admin_pb2 as admin
 from runtime.build.session import Session
+from runtime.client import Client
 from tests.api.building import NAME, build, config, context, in_image
 from tests.api.test_command import IMAGE, crisp
 from tests.harness.daemon import ROOT
@@ -52,7 +53,7 @@ def lines() -> list[list[str]]:
 
 def whole_config(kubelet: Kubelet) -> dict[str, Any]:
     """As the image's document has it, with what the CRI does not tell."""
-    with Session(kubelet.client, None) as session:
+    with Client(kubelet.daemon.socket) as client, Session(client, None) as session:
         found = session.find(NAME)
     assert found is not None
     return dict(found.document["config"])

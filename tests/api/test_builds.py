@@ -15,6 +15,7 @@ from kernel import mounts
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from runtime.build.session import Session
+from runtime.client import CallError, Client
 from tests.harness.kubelet import Kubelet, Pod
 from tests.harness.waiting import wait_until
 
@@ -25,7 +26,7 @@ BUSYBOX = "localhost/busybox:test"
 
 @contextmanager
 def session(kubelet: Kubelet, epoch: int | None = None) -> Iterator[Session]:
-    with Session(kubelet.client, epoch) as begun:
+    with Client(kubelet.daemon.socket) as client, Session(client, epoch) as begun:
         yield begun
     wait_until(lambda: not os.path.exists(begun.scratch))
 
@@ -131,7 +132,7 @@ def test_a_container_becomes_a_layer_without_its_mounts(kubelet: Kubelet, tmp_pa
         config.mounts.add(host_path=str(tmp_path / "file"), container_path="/run/secrets/deep/key", readonly=True)
         config.mounts.add(host_path=str(tmp_path), container_path="/new/cache")
         container = pod.run("/bin/sh", "-c", "cat /run/secrets/deep/key && echo > /new/own && rm /etc/group", config=config)
-        with pytest.raises(grpc.RpcError, match="is not one"):
+        with pytest.raises(CallError, match="is not one"):
             begun.commit(kubelet.image, {}, [{}], ["localhost/built:no"], container=kubelet.pod().run("/bin/sleep", "9").id)
         assert container.wait().exit_code == 0
         made = begun.commit(kubelet.image, {}, [{}], ["localhost/built:run"], container=container.id)
@@ -204,7 +205,8 @@ def test_what_is_asked_of_no_build(kubelet: Kubelet) -> None:
 
 
 def test_nothing_stays_of_a_daemon_that_was_killed(kubelet: Kubelet) -> None:
-    begun = Session(kubelet.client, None)
+    client = Client(kubelet.daemon.socket)
+    begun = Session(client, None)
     build_pod(kubelet, begun).run("/bin/sleep", "1000")
     for image, writable in ((kubelet.image, True), ("", False)):
         request = admin.MountBuildImageRequest(build_id=begun.id, image_id=image, writable=writable)

@@ -17,7 +17,7 @@ import pytest
 from kernel import mounts
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
-from runtime.client import Client
+from tests.harness.client import Client
 from tests.harness.daemon import ROOT
 from tests.harness.kubelet import Kubelet
 from tests.harness.waiting import wait_until

@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from kernel import cgroups, syscalls
 from kernel.cgroup_stats import read_usage
 from proto import api_pb2 as cri
-from runtime.client import Client
 from tests.bench import pull
 from tests.bench.runtimes import Crisp, Runtime, containerd_of, isolate
+from tests.harness.client import Client
 from tests.images.image_builder import Layout, Member, busybox, directory, tar
 from tests.images.registry_server import Registry
 

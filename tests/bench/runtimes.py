@@ -22,7 +22,7 @@ import grpc
 
 from kernel import cgroups, mounts, syscalls
 from proto import api_pb2 as cri
-from runtime.client import Client
+from tests.harness.client import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60

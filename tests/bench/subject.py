@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from proto import api_pb2 as cri
-from runtime.client import Client
 from tests.bench.runtimes import Runtime
+from tests.harness.client import Client
 from tests.images.image_builder import Layout, Member, busybox
 from tests.images.registry_server import Registry
 

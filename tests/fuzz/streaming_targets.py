@@ -1,9 +1,10 @@
-"""Fuzz targets of the streaming codecs: whatever comes in, they answer with events, never with an exception."""
+"""Fuzz targets of codecs that speak with a peer: whatever comes in, they answer with events, never with an exception."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from proto.grpc_client import Connection, Ended, Event
 from runtime.streaming import spdy, websocket
 from runtime.streaming.http_upgrade import UpgradeDecoder, UpgradeRequest, negotiate
 from runtime.streaming.remote_command import ResizeDecoder
@@ -64,9 +65,26 @@ def fuzz_resize(data: bytes) -> None:
             assert 0 < width < 65536 and 0 < height < 65536
 
 
+def fuzz_grpc(data: bytes) -> None:
+    """A server's answer to three calls, cut by the first byte or not at all: it comes to the same, and each call ends."""
+    step, told = (data[0] if data else 0) + 1, list[list[object]]()
+    for cut in (step, len(data) + 1):
+        connection, events = Connection(1000), list[Event]()
+        for _ in range(3):
+            connection.call("/a.B/C", b"request")
+        for at in range(1, len(data), cut):
+            events += connection.receive(data[at : at + cut])
+        events += connection.receive(b"")
+        assert connection.closed
+        assert sorted(event.stream for event in events if isinstance(event, Ended)) == [1, 3, 5]
+        told.append([(event.stream, event.code if isinstance(event, Ended) else event.data) for event in events])
+    assert told[0] == told[1]
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "spdy": fuzz_spdy,
     "websocket": fuzz_websocket,
     "http": fuzz_http,
     "resize": fuzz_resize,
+    "grpc": fuzz_grpc,
 }

@@ -18,8 +18,8 @@ import grpc
 from kernel import cgroups, mounts, namespaces
 from proto import api_pb2 as cri
 from proto.errors import CrispError
-from runtime.client import Client
 from runtime.paths import NETNS_DIRECTORY, Paths
+from tests.harness.client import Client
 from tests.harness.waiting import PATIENCE
 
 ROOT = Path(__file__).resolve().parents[2]

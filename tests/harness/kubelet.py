@@ -15,8 +15,8 @@ import pytest
 
 from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
-from runtime.client import Client
 from tests.harness import pure_v2
+from tests.harness.client import Client
 from tests.harness.daemon import Daemon
 from tests.harness.waiting import WAIT_SECONDS, wait_until
 
