@@ -75,6 +75,11 @@ class AdminStub:
                 request_serializer=proto_dot_admin__pb2.ExecRequest.SerializeToString,
                 response_deserializer=proto_dot_admin__pb2.ExecResponse.FromString,
                 _registered_method=True)
+        self.RemovedContainer = channel.unary_unary(
+                '/crisp.admin.v1.Admin/RemovedContainer',
+                request_serializer=proto_dot_admin__pb2.RemovedContainerRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.RemovedContainerResponse.FromString,
+                _registered_method=True)
         self.VerifyImages = channel.unary_unary(
                 '/crisp.admin.v1.Admin/VerifyImages',
                 request_serializer=proto_dot_admin__pb2.VerifyImagesRequest.SerializeToString,
@@ -172,6 +177,13 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemovedContainer(self, request, context):
+        """How a container has ended that was removed a short while ago, for who has waited for its end. NOT_FOUND for any other one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def VerifyImages(self, request, context):
         """Checks blobs and layers, and drops what is damaged.
         """
@@ -263,6 +275,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Exec,
                     request_deserializer=proto_dot_admin__pb2.ExecRequest.FromString,
                     response_serializer=proto_dot_admin__pb2.ExecResponse.SerializeToString,
+            ),
+            'RemovedContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemovedContainer,
+                    request_deserializer=proto_dot_admin__pb2.RemovedContainerRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.RemovedContainerResponse.SerializeToString,
             ),
             'VerifyImages': grpc.unary_unary_rpc_method_handler(
                     servicer.VerifyImages,
@@ -517,6 +534,33 @@ class Admin:
             '/crisp.admin.v1.Admin/Exec',
             proto_dot_admin__pb2.ExecRequest.SerializeToString,
             proto_dot_admin__pb2.ExecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemovedContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/RemovedContainer',
+            proto_dot_admin__pb2.RemovedContainerRequest.SerializeToString,
+            proto_dot_admin__pb2.RemovedContainerResponse.FromString,
             options,
             channel_credentials,
             insecure,

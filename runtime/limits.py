@@ -33,6 +33,9 @@ SANDBOX_SECONDS: Final = 60.0
 SHIM_OOM_SCORE_ADJ: Final = -999
 """Shims must be the last that the OOM killer takes."""
 
+REMOVED_CONTAINERS: Final = 1000
+"""Containers whose exit codes are remembered after their removal."""
+
 KILL_SECONDS: Final = 10.0
 """How long SIGKILL may take to end a whole cgroup before the stop call reports what is stuck."""
 

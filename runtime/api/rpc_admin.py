@@ -108,6 +108,13 @@ class AdminService(BuildRpcs):
         url = self._streaming.exec_url(container.record.id, request.cmd, changes=changes, **streams)
         return admin.ExecResponse(url=url)
 
+    async def RemovedContainer(self, request: admin.RemovedContainerRequest) -> admin.RemovedContainerResponse:
+        """How one has ended that is gone."""
+        code = self._node.removed.get(request.container_id)
+        if code is None:
+            raise not_found(f"container {request.container_id} was removed, and how it has ended is not known")
+        return admin.RemovedContainerResponse(exit_code=code)
+
     async def VerifyImages(self, request: admin.VerifyImagesRequest) -> admin.VerifyImagesResponse:
         """Check blobs and layers."""
         report = await self._images.verify(repair=request.repair)

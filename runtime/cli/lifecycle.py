@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from runtime.cli import completion, run_logs
+from runtime.cli.endings import status_of
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, errors, fail
-from runtime.client import CallError, Client, patiently
+from runtime.client import CallError, Client
 from runtime.host import followers
 
 if TYPE_CHECKING:
@@ -179,9 +180,8 @@ def wait(socket_path: str, containers: tuple[str, ...]) -> None:
         for pod in {container.pod_sandbox_id for container in found}:
             followers.follow(sandbox_config(client, pod).log_directory)
         for container in found:
-            request = cri.ContainerStatusRequest(container_id=container.id)
             ended = (cri.CONTAINER_EXITED, cri.CONTAINER_UNKNOWN)
-            while (status := patiently(lambda: client.runtime.ContainerStatus(request).status)).state not in ended:  # noqa: B023
+            while (status := status_of(client, container.id)).state not in ended:
                 time.sleep(LOOK_SECONDS)
             click.echo(status.exit_code)
 

@@ -14,6 +14,7 @@ import click
 from kernel.descriptors import write_all
 from proto.errors import Code, CrispError
 from runtime.cli import completion, run_logs, run_options
+from runtime.cli.endings import status_of
 from runtime.cli.exit_codes import FAILED, PassesOn
 from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
 from runtime.cli.lookup import Node
@@ -270,7 +271,7 @@ class _Run:
                 return 0
             except CrispError as error:
                 lost = is_away(error) if isinstance(error, CallError) else error.code is Code.UNAVAILABLE
-                if not lost or (state := self._status().state) == cri.CONTAINER_CREATED:
+                if not lost or (state := status_of(self._client, self._id).state) == cri.CONTAINER_CREATED:
                     raise
                 if not self._container.tty:
                     # Its input has ended with the daemon's connection, and the log has the output that is missing.
@@ -280,16 +281,9 @@ class _Run:
                 if state == cri.CONTAINER_RUNNING:
                     continue
             break
-        while (status := self._status()).state == cri.CONTAINER_RUNNING:
+        while (status := status_of(self._client, self._id)).state == cri.CONTAINER_RUNNING:
             time.sleep(LOOK_SECONDS)
         return int(status.exit_code)
-
-    def _status(self) -> cri.ContainerStatus:
-        from proto import api_pb2 as cri  # noqa: PLC0415
-
-        request = cri.ContainerStatusRequest(container_id=self._id)
-        found: cri.ContainerStatus = patiently(lambda: self._runtime.ContainerStatus(request)).status
-        return found
 
     def end(self) -> None:
         """Remove what is not to be kept."""
@@ -322,8 +316,9 @@ def _follow(client: Client, container_id: str, shown: dict[int, int] | None = No
     """Copy the log to our own output until the container has ended; `shown` are bytes that were written there already."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    request = cri.ContainerStatusRequest(container_id=container_id)
-    status = patiently(lambda: client.runtime.ContainerStatus(request).status)
+    status = status_of(client, container_id)
+    if not status.log_path:  # it is gone already, and its log with it
+        return int(status.exit_code)
     log, pending = open(status.log_path, "rb"), b""  # noqa: SIM115  closed in its turn
     skipped = dict(shown or {})
     try:
@@ -337,7 +332,7 @@ def _follow(client: Client, container_id: str, shown: dict[int, int] | None = No
                 log.close()
                 log = open(status.log_path, "rb")  # noqa: SIM115
             time.sleep(LOOK_SECONDS)
-            status = patiently(lambda: client.runtime.ContainerStatus(request).status)
+            status = status_of(client, container_id)
     finally:
         log.close()
     if status.reason not in ("Completed", "Error") or status.message:

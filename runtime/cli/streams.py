@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from runtime.cli import completion
+from runtime.cli.endings import status_of
 from runtime.cli.exit_codes import PassesOn
 from runtime.cli.lifecycle import first_process, sandbox_config
 from runtime.cli.lookup import Node
 from runtime.cli.output import commands_failure, errors, fail, without_dashes
 from runtime.cli.signals import Signals
-from runtime.client import Client, patiently
+from runtime.client import Client
 from runtime.host import followers
 from runtime.streaming.detach_keys import DEFAULT, parse
 
@@ -118,8 +119,7 @@ def _end(client: Client, container: str) -> int:
     """Wait until the container has ended: it may go on without its output. Its exit code."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    request = cri.ContainerStatusRequest(container_id=container)
-    while (status := patiently(lambda: client.runtime.ContainerStatus(request).status)).state == cri.CONTAINER_RUNNING:
+    while (status := status_of(client, container)).state == cri.CONTAINER_RUNNING:
         time.sleep(END_LOOK_SECONDS)
     return int(status.exit_code)
 

@@ -39,6 +39,7 @@ async def remove_container(node: Node, container: Container) -> None:
         await container_stop.dismiss(node, container)
         await plugin_hooks.container_removed(node, container)
         failpoint("container.removing")
+        node.remember(container)
         await discard(node, container)
     node.events.container_deleted(container)
 

@@ -67,8 +67,16 @@ class Node:
     """Somebody looks for pods in the cgroup tree: see sandbox_group."""
     to_be_removed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when something is made that is removed at its end: see ended."""
+    removed: dict[str, int] = field(default_factory=dict)
+    """Exit codes of the containers that were removed last, the oldest first, by their ids."""
     pod_cidr: str = ""
     """As the kubelet handed it over."""
+
+    def remember(self, container: Container) -> None:
+        """Keep the exit code of a container that is being removed, for who has waited for its end and comes too late."""
+        self.removed[container.record.id] = container.record.exit_code
+        while len(self.removed) > limits.REMOVED_CONTAINERS:
+            del self.removed[next(iter(self.removed))]
 
     def sandbox(self, reference: str) -> Sandbox:
         """The sandbox with this id or unique beginning of an id; NOT_FOUND if there is none."""

@@ -11,9 +11,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from click.testing import CliRunner
 
+from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from runtime.cli import lifecycle, run, run_logs
 from runtime.cli.lifecycle import container_config, sandbox_config
@@ -343,3 +345,37 @@ def test_a_name_that_several_want_at_once(kubelet: Kubelet) -> None:
         said(kubelet, "rm", "-f", "twin")
     said(kubelet, "rm", "-f", "common")
     assert (pods(kubelet), logs(kubelet)) == ([], [])
+
+
+@pytest.mark.parametrize("removed", [["rm", "-f"], ["pod", "rm", "-f"]])
+def test_who_waits_has_the_exit_code_of_what_is_removed(kubelet: Kubelet, removed: list[str]) -> None:
+    """As docker's: the container is gone, and how it has ended is known."""
+    for words, code, out in (
+        (["wait", "short"], 0, b"137\n"),
+        (["attach", "--no-stdin", "short"], 137, b""),
+        (["run", "--name", "short", IMAGE, "/bin/sleep", "1000"], 137, b""),
+        (["run", "-i", "--name", "short", IMAGE, "/bin/sleep", "1000"], 137, b""),
+    ):
+        if words[0] != "run":
+            said(kubelet, "run", "-d", "--name", "short", IMAGE, "/bin/sleep", "1000")
+        with subprocess.Popen(
+            command(kubelet, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.PIPE
+        ) as waiting:
+            wait_until(lambda: [directory for directory in logs(kubelet) if followers.is_followed(str(directory))])
+            wait_until(lambda: said(kubelet, "ps", "-q", "--filter", "name=short", "--filter", "status=running"))
+            said(kubelet, *removed, "short")
+            told = waiting.communicate(timeout=WAIT_SECONDS)
+            assert (waiting.returncode, *told) == (code, out, b""), words
+        assert pods(kubelet) == []
+    assert b"no such container: short" in crisp(kubelet, "wait", "short").stderr
+
+
+def test_how_a_removed_container_has_ended(kubelet: Kubelet) -> None:
+    container = kubelet.pod().run("/bin/sh", "-c", "exit 9")
+    wait_until(lambda: container.status().state == cri.CONTAINER_EXITED)
+    container.remove()
+    request = admin.RemovedContainerRequest(container_id=container.id)
+    assert kubelet.client.admin.RemovedContainer(request).exit_code == 9
+    with pytest.raises(grpc.RpcError) as refused:
+        kubelet.client.admin.RemovedContainer(admin.RemovedContainerRequest(container_id=container.id[:13]))
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND

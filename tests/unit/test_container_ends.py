@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from proto.errors import Code, CrispError
+from runtime import limits
 from runtime.lifecycle import ContainerState, SandboxState
 from runtime.pods import container_start, container_stop
+from runtime.pods.node import Node
 from runtime.pods.objects import Container, Sandbox
 
 
@@ -84,3 +86,12 @@ async def test_a_shim_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyP
         host = SimpleNamespace(hierarchies=None)
         await container_stop.dismiss(node(container, blocking=blocking, paths=paths, host=host), container)
     assert killed == ["group", str(tmp_path / "c1")]
+
+
+def test_of_those_that_were_removed_the_last_are_remembered() -> None:
+    node: Any = SimpleNamespace(removed={})
+    for number in range(limits.REMOVED_CONTAINERS + 2):
+        container: Any = SimpleNamespace(record=SimpleNamespace(id=str(number), exit_code=number))
+        Node.remember(node, container)
+    assert len(node.removed) == limits.REMOVED_CONTAINERS
+    assert ("1" in node.removed, node.removed["2"]) == (False, 2)
