@@ -75,6 +75,11 @@ class AdminStub:
                 request_serializer=proto_dot_admin__pb2.ExecRequest.SerializeToString,
                 response_deserializer=proto_dot_admin__pb2.ExecResponse.FromString,
                 _registered_method=True)
+        self.LeaveExec = channel.unary_unary(
+                '/crisp.admin.v1.Admin/LeaveExec',
+                request_serializer=proto_dot_admin__pb2.LeaveExecRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.LeaveExecResponse.FromString,
+                _registered_method=True)
         self.RemovedContainer = channel.unary_unary(
                 '/crisp.admin.v1.Admin/RemovedContainer',
                 request_serializer=proto_dot_admin__pb2.RemovedContainerRequest.SerializeToString,
@@ -172,6 +177,13 @@ class AdminServicer:
 
     def Exec(self, request, context):
         """As CRI's Exec, with what a process is to have otherwise than the container's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaveExec(self, request, context):
+        """Lets a command that runs at a URL of Exec, with a terminal, go on when its client goes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -275,6 +287,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Exec,
                     request_deserializer=proto_dot_admin__pb2.ExecRequest.FromString,
                     response_serializer=proto_dot_admin__pb2.ExecResponse.SerializeToString,
+            ),
+            'LeaveExec': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaveExec,
+                    request_deserializer=proto_dot_admin__pb2.LeaveExecRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.LeaveExecResponse.SerializeToString,
             ),
             'RemovedContainer': grpc.unary_unary_rpc_method_handler(
                     servicer.RemovedContainer,
@@ -534,6 +551,33 @@ class Admin:
             '/crisp.admin.v1.Admin/Exec',
             proto_dot_admin__pb2.ExecRequest.SerializeToString,
             proto_dot_admin__pb2.ExecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LeaveExec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/LeaveExec',
+            proto_dot_admin__pb2.LeaveExecRequest.SerializeToString,
+            proto_dot_admin__pb2.LeaveExecResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,6 +19,7 @@ and `resize` address that exec's processes; on any other, the container's.
 | signal       |                                                                                 |                        |
 | kill         | once everything in the cgroup is dead                                           |                        |
 | exec         | exec_pid, fds: names in their order                                             | in: process JSON; out  |
+| leave        |                                                                                 | in: outputs            |
 | attach       | fds: names in their order                                                       | out                    |
 | close_stdin  |                                                                                 |                        |
 | resize       |                                                                                 |                        |
@@ -34,6 +35,8 @@ record or null). `exit`: the fields of `shim/exit_record.py`. `exec_exit`: exit_
 from CRIU's images instead, with CRIU's logs in `work`. Until then its pid is 0.
 
 A container that was frozen by `pause` is thawed when that session ends, if it was not before.
+
+An exec ends with its session. After `leave` it does not: the shim reads its outputs to their end, and drops what it reads.
 
 Descriptors that are lent stay open at the shim only as long as it needs them itself. Their names are `stdin` (write),
 `stdout`, `stderr` (read) and `tty` (the pty's master: read, write, TIOCSWINSZ); those of a container (not of an exec)
@@ -53,10 +56,10 @@ from typing import Any, NamedTuple
 
 from proto.errors import Code, CrispError
 
-VERSION = 2
+VERSION = 3
 OLDEST = 1
 """Of the versions that the daemon still speaks."""
-SINCE: dict[str, int] = {"create.restore": 2}
+SINCE: dict[str, int] = {"create.restore": 2, "leave": 3}
 """The version that brought an operation (`op`) or a field (`op.field`); what is not listed was always there."""
 MAX_DATAGRAM = 64 << 10  # bytes
 MAX_FDS = 4
@@ -103,6 +106,7 @@ OPS: dict[str, dict[str, Field]] = {
         "stdout": Field(bool, False),
         "stderr": Field(bool, False),
     },
+    "leave": {},
     "attach": {
         "stdin": Field(bool, False),
         "stdout": Field(bool, False),

@@ -19,6 +19,7 @@ from shim.runner import Runner
 from shim.tracking import Tracking, opened_procs, until
 
 MAX_PROCESS = 16 << 20  # bytes of a process object
+DROPPED_AT_ONCE = 16 << 10  # bytes of an output that nobody wants
 KILL_TIME = 30.0  # seconds until a kill that does not succeed is reported
 
 
@@ -70,6 +71,8 @@ class Exec:
     def __init__(self, loop: Loop, runner: Runner, tracking: Tracking, bundle: str, identity: str) -> None:
         self.pid = 0
         self.ended = False
+        self.left = False
+        """Whether it goes on without its session."""
         self._loop = loop
         self._runner = runner
         self._identity = identity
@@ -153,6 +156,12 @@ class Exec:
         if self._directory:
             self._tracking.remove_exec(self._name, self._directory)
 
+    def leave(self, outputs: list[int]) -> None:
+        """Let it outlive its session, and take its outputs, so that it does not wait for ever for who reads them."""
+        self.left = True
+        for fd in outputs:
+            _drop(self._loop, os.dup(fd))
+
     async def kill(self) -> None:
         """Kill the process and everything it has started, and see that they are gone; also if it is only being started."""
 
@@ -170,6 +179,24 @@ class Exec:
         if not self.ended and self.pid:
             os.kill(self.pid, 9)
         return True
+
+
+def _drop(loop: Loop, fd: int) -> None:
+    """Read a descriptor to its end, which for a terminal is an error, and close it."""
+    os.set_blocking(fd, False)
+
+    def on_readable(_events: int) -> None:
+        try:
+            data = os.read(fd, DROPPED_AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            loop.remove(fd)
+            os.close(fd)
+
+    loop.add(fd, on_readable)
 
 
 def read_pid(path: str) -> int:

@@ -199,7 +199,7 @@ class Shim:
 
     def _on_session_closed(self, session: Session) -> None:
         self._sessions.remove(session)
-        if session.exec is not None and not session.exec.ended:
+        if session.exec is not None and not session.exec.ended and not session.exec.left:
             # Nobody is left who could read its output, send its input or wait for its end.
             self._loop.spawn(session.exec.kill())
         if session.holds_stdin:
@@ -241,6 +241,8 @@ class Shim:
                 await container.kill()
             case "exec":
                 return await self._exec(session, request, fds)
+            case "leave":
+                _exec_of(session).leave(fds)
             case "attach":
                 return self._attach(session, request)
             case "close_stdin":
@@ -290,6 +292,12 @@ class Shim:
         lent = self._container.attach(wanted)
         session.holds_stdin = session.holds_stdin or "stdin" in lent or "tty" in lent
         return {"fds": list(lent)}, list(lent.values())
+
+
+def _exec_of(session: Session) -> Exec:
+    if session.exec is None:
+        raise CrispError(Code.FAILED_PRECONDITION, "shim: this session has no exec")
+    return session.exec
 
 
 def _payload(request: Request, fds: list[int]) -> int:

@@ -108,6 +108,11 @@ class AdminService(BuildRpcs):
         url = self._streaming.exec_url(container.record.id, request.cmd, changes=changes, **streams)
         return admin.ExecResponse(url=url)
 
+    async def LeaveExec(self, request: admin.LeaveExecRequest) -> admin.LeaveExecResponse:
+        """A command outlives its client."""
+        await self._streaming.leave_exec(request.url)
+        return admin.LeaveExecResponse()
+
     async def RemovedContainer(self, request: admin.RemovedContainerRequest) -> admin.RemovedContainerResponse:
         """How one has ended that is gone."""
         code = self._node.removed.get(request.container_id)

@@ -94,6 +94,10 @@ class ExecIO(_LentIO):
     async def close_stdin(self) -> None:
         """Nothing to do: the process sees the end of its stdin when the session closes the descriptor."""
 
+    async def leave(self) -> None:
+        """Let it go on when the session ends."""
+        await self._exec.leave()
+
     async def wait(self) -> int:
         """The process's exit code."""
         return await self._exec.wait()
@@ -112,6 +116,9 @@ class AttachIO(_LentIO):
         """Let go of the container."""
         self._container.attached -= 1
         await super().close()
+
+    async def leave(self) -> None:
+        """Nothing to do: a container does not end with who looks at it."""
 
     async def close_stdin(self) -> None:
         """Pass the end of the client's input on, if this was the only client that is meant to give any."""

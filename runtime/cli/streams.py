@@ -39,7 +39,7 @@ OURS: Final[dict[str, Any]] = {"stdin": 0, "stdout": 1, "stderr": 2}
 @click.option("-e", "--env", "environment", multiple=True, metavar="NAME=VALUE", help="Variable; repeatable.")
 @click.option("-w", "--workdir", default="", help="Working directory in place of the container's.")
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Names of the container's, or numbers.")
-@click.option("--detach-keys", default=DEFAULT, show_default=True, metavar="KEYS", help="End it with them, with -it.")
+@click.option("--detach-keys", default=DEFAULT, show_default=True, metavar="KEYS", help="Leave with them what -it runs.")
 @click.pass_obj
 def exec_(
     socket_path: str,
@@ -70,11 +70,11 @@ def exec_(
             request.user.CopyFrom(_user(client, found, user))
         url = client.admin.Exec(request).url
         trusted, options = _certificate(client), StreamOptions(tty, stdin, True, not tty)
+        ends = {**OURS, "on_detach": lambda: client.admin.LeaveExec(admin.LeaveExecRequest(url=url))}
         with commands_failure():
             try:
-                code = asyncio.run(run_command(url, options, certificate=trusted, detach_keys=keys, **OURS))
+                code = asyncio.run(run_command(url, options, certificate=trusted, detach_keys=keys, **ends))
             except DetachedError:
-                click.echo("crisp: left, and the command has ended with its terminal", err=True)
                 code = 0
     raise SystemExit(code)
 

@@ -293,6 +293,10 @@ class ExecSession(_StreamSession):
         """The exit code; 128 + n after a death by signal n."""
         return await asyncio.shield(self._exit)
 
+    async def leave(self) -> None:
+        """Let it go on when this session ends; what it writes is dropped. FAILED_PRECONDITION from an older shim."""
+        await self._connection.request("leave", [self._terminal] if self.tty else [])
+
     async def kill(self) -> None:
         """Kill the process and everything it has started, however often that has forked; returns when it is dead."""
         await self._connection.request("kill")

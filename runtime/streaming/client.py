@@ -182,20 +182,21 @@ async def run_command(
     stderr: int,
     certificate: str = "",
     detach_keys: bytes = b"",
+    on_detach: Callable[[], object] = lambda: None,
     written: dict[int, int] | None = None,
 ) -> int:
     """Join descriptors of this program with an exec's or attach's streams; returns the exit code.
 
     With a terminal on both sides it is raw for as long as this takes, its size is followed, and the detach keys end it with
-    DetachedError. `written` counts the bytes that each descriptor got. Raises the failure that the server reports, or
-    UNAVAILABLE if the connection is lost.
+    DetachedError, when `on_detach` was called in a thread. `written` counts the bytes that each descriptor got. Raises the
+    failure that the server reports, or UNAVAILABLE if the connection is lost.
     """
     session, protocol = await connect(url, SPDY_PROTOCOLS, certificate)
     watcher = asyncio.create_task(session.watch())
     source = stdin if isinstance(stdin, Input) else Input(stdin)
     try:
         counts = written if written is not None else {}
-        joined = _Joined(session, source, {"stdout": stdout, "stderr": stderr}, detach_keys, counts)
+        joined = _Joined(session, source, {"stdout": stdout, "stderr": stderr}, detach_keys, on_detach, counts)
         return await joined.run(options, protocol)
     except (ConnectionLostError, StreamResetError):
         raise CrispError(Code.UNAVAILABLE, "the connection was lost before the command ended") from None
@@ -209,12 +210,19 @@ class _Joined:
     """A session's streams, and descriptors of this program."""
 
     def __init__(
-        self, session: SpdySession, source: Input, outputs: dict[str, int], detach_keys: bytes, written: dict[int, int]
+        self,
+        session: SpdySession,
+        source: Input,
+        outputs: dict[str, int],
+        detach_keys: bytes,
+        on_detach: Callable[[], object],
+        written: dict[int, int],
     ) -> None:
         self._session = session
         self._source = source
         self._outputs = outputs
         self._keys = DetachKeys(detach_keys)
+        self._on_detach = on_detach
         self._written = written
         self._left = asyncio.Event()
 
@@ -241,6 +249,7 @@ class _Joined:
                 background.append(ended := asyncio.create_task(_all_done(ending)))
                 await asyncio.wait((ended, left), return_when=asyncio.FIRST_COMPLETED)
                 if not ended.done():
+                    await asyncio.to_thread(self._on_detach)
                     raise DetachedError
                 ended.result()
             finally:

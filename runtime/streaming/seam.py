@@ -25,6 +25,9 @@ class ProcessIO(Protocol):
         """The client will send no more. The session closes its descriptor itself, unless it is the
         terminal's."""
 
+    async def leave(self) -> None:
+        """Let a process with a terminal go on when the session ends. Raises CrispError if it cannot."""
+
     async def wait(self) -> int:
         """Exec: the exit code when the process has ended, 128 + n after signal n. Attach: returns when the
         container ends.

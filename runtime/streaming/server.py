@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import structlog
 
-from proto.errors import Code, CrispError
+from proto.errors import Code, CrispError, not_found
 from runtime.streaming import http_upgrade, portforward, websocket
 from runtime.streaming.config import StreamingConfig
 from runtime.streaming.connection import Connection, ConnectionLostError, Wire, unless_lost
@@ -120,6 +120,8 @@ class StreamingServer:
         """All connections, in the order in which they came."""
         self._strangers: dict[asyncio.Task[None], Connection] = {}
         """Those of them without a token."""
+        self._execs: dict[str, ProcessIO] = {}
+        """Commands with a terminal that run, by their tokens."""
         self._told_at = -TELL_SECONDS
         self._tls: ssl.SSLContext | None = None
         self.certificate = ""
@@ -176,6 +178,13 @@ class StreamingServer:
     ) -> str:
         """Where a client can run a command. Raises INVALID_ARGUMENT for impossible streams, RESOURCE_EXHAUSTED."""
         return self._url(ExecTicket(container_id, tuple(cmd), StreamOptions(tty, stdin, stdout, stderr), changes))
+
+    async def leave_exec(self, url: str) -> None:
+        """Let the command that runs at this URL, in a terminal, go on when its client goes. NOT_FOUND if none does."""
+        io = self._execs.get(url.rpartition("/")[2])
+        if io is None:
+            raise not_found("no command runs in a terminal at that URL")
+        await io.leave()
 
     def attach_url(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> str:
         """Where a client can attach. Raises INVALID_ARGUMENT for impossible streams, RESOURCE_EXHAUSTED."""
@@ -269,14 +278,16 @@ class StreamingServer:
         session, streams = opened
         watcher = asyncio.create_task(session.watch())
         try:
-            message = await self._run(ticket, session, streams, protocol)
+            message = await self._run(ticket, session, streams, protocol, request.token)
             if message:
                 await streams.error.write(message)
             await session.finish()
         finally:
             watcher.cancel()
 
-    async def _run(self, ticket: ExecTicket | AttachTicket, session: Session, streams: Streams, protocol: str) -> bytes:
+    async def _run(
+        self, ticket: ExecTicket | AttachTicket, session: Session, streams: Streams, protocol: str, token: str
+    ) -> bytes:
         """Run the session; returns what is to be said at its end."""
         sizes = TerminalSizes(streams.resize)
         try:
@@ -286,7 +297,13 @@ class StreamingServer:
         except Exception:
             log.exception("cannot open a streaming session", verb=ticket.verb, container=ticket.container_id)
             return failure_message(protocol, f"{ticket.verb} failed for a reason that is in the log of crisp")
-        code = await ProcessSession(io, streams, sizes, is_attach=isinstance(ticket, AttachTicket)).run(session)
+        is_attach = isinstance(ticket, AttachTicket)
+        if ticket.options.tty and not is_attach:
+            self._execs[token] = io
+        try:
+            code = await ProcessSession(io, streams, sizes, is_attach=is_attach).run(session)
+        finally:
+            self._execs.pop(token, None)
         return exit_message(protocol, code)
 
     async def _open(self, ticket: ExecTicket | AttachTicket, session: Session, sizes: TerminalSizes) -> ProcessIO:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
 import shutil
 import signal
 import subprocess
+import termios
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,50 @@ def test_keys_leave_a_terminal_and_come_back(kubelet: Kubelet) -> None:
     assert ("shell" in pods(kubelet), logs(kubelet)) == (False, [])
     os.close(ours)
     os.close(theirs)
+
+
+def test_keys_leave_what_exec_runs(kubelet: Kubelet) -> None:
+    """It goes on as docker's does: nobody reads what it writes, and not even the daemon that it was begun by is there."""
+    script = 'echo begun; read x; echo "<$x>"; until test -e /over; do seq 1 10000; done; tty > /done; exec sleep 1000'
+    for number, (keys, halves) in enumerate(((["--detach-keys", "ctrl-a,d"], (b"\x01", b"d")), ([], (b"\x10", b"\x11")))):
+        said(kubelet, "run", "-d", "--name", f"left{number}", IMAGE, "/bin/sleep", "1000")
+        ours, theirs = pty.openpty()
+        before = termios.tcgetattr(theirs)
+        words = command(kubelet, "exec", "-it", *keys, f"left{number}", "/bin/sh", "-c", script)
+        with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as running:
+            until(ours, b"begun")
+            os.write(ours, halves[0])
+            os.write(ours, b"z\n")
+            until(ours, b"<" + halves[0] + b"z>")
+            until(ours, b"10000")
+            os.write(ours, halves[0])
+            until(ours, b"10000")  # the keys come in two pieces
+            os.write(ours, halves[1])
+            with ThreadPoolExecutor(1) as reader:
+                reading = reader.submit(rest, ours)
+                assert running.wait(WAIT_SECONDS) == 0
+                assert termios.tcgetattr(theirs) == before
+                os.close(theirs)
+                reading.result(WAIT_SECONDS)
+        os.close(ours)
+    kubelet.daemon.kill()
+    kubelet.daemon.start()
+    for name in ("left0", "left1"):
+        said(kubelet, "exec", name, "touch", "/over")
+        wait_until(lambda: done(kubelet, name))  # noqa: B023
+        assert "sleep 1000" in said(kubelet, "top", name).splitlines()[-1]
+        said(kubelet, "rm", "-f", name)
+
+
+def done(kubelet: Kubelet, name: str) -> bool:
+    return crisp(kubelet, "exec", name, "test", "-s", "/done").returncode == 0
+
+
+def rest(terminal: int) -> None:
+    """Read all that is written to a terminal yet, for who writes there waits for it."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 65536):
+            pass
 
 
 def test_restart(kubelet: Kubelet, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import aiohttp
 import grpc
 import pytest
 
+from proto import admin_pb2 as admin
 from proto import api_pb2 as cri
 from tests.harness.daemon import ROOT, Daemon
 from tests.harness.host import crictl
@@ -392,3 +393,13 @@ def test_crisp_exec_with_a_terminal(kubelet: Kubelet) -> None:
     _, status = os.waitpid(pid, 0)
     os.close(master)
     assert os.waitstatus_to_exitcode(status) == 9
+
+
+def test_no_command_to_leave(kubelet: Kubelet) -> None:
+    """One that has no terminal, or that nobody has begun yet."""
+    container = kubelet.pod().run("/bin/sleep", "1000")
+    url = kubelet.client.admin.Exec(admin.ExecRequest(container_id=container.id, cmd=["true"], tty=True)).url
+    for address in (url, "", "http://127.0.0.1/exec/x"):
+        with pytest.raises(grpc.RpcError) as refused:
+            kubelet.client.admin.LeaveExec(admin.LeaveExecRequest(url=address))
+        assert refused.value.code() is grpc.StatusCode.NOT_FOUND

@@ -18,6 +18,7 @@ import pytest
 from kernel import mounts
 from proto.errors import Code, CrispError
 from runtime.shims.client import ShimClient, read_exit_record, shim_alive
+from runtime.shims.connection import Connection
 from runtime.shims.fork_server import ForkServer
 from shim.container import CLIENT_TIME
 from shim.supervisor import MAX_SESSIONS
@@ -526,6 +527,27 @@ async def test_exec_with_a_terminal(lab: ShimLab) -> None:
     assert b"33 99" in await read_all(session.stdout)
     assert await session.wait() == 0
     session.close()
+
+
+async def test_an_exec_that_is_left_goes_on(lab: ShimLab) -> None:
+    """Its terminal stays, and what it writes is read."""
+    _, shim = await lab.run("sleep", "1000")
+    script = "until test -e /over; do seq 1 10000; done; echo out; exec sleep 2000"
+    session = await shim.exec(lab.exec_process("sh", "-c", script, tty=True), tty=True, stdin=True)
+    await session.leave()
+    session.close()
+    await execute(lab, shim, "touch", "/over")
+    while "sleep 2000" not in (await execute(lab, shim, "ps", "-o", "args"))[1]:
+        await asyncio.sleep(0.01)
+    await shim.kill()
+
+
+async def test_nobody_can_be_left_who_is_not_there(lab: ShimLab) -> None:
+    bundle, _ = await lab.run("sleep", "1000")
+    control = Connection.open(str(bundle), lambda _event: None)
+    with pytest.raises(CrispError, match="no exec"):
+        await control.request("leave")
+    control.close()
 
 
 async def test_exec_of_a_missing_command(lab: ShimLab) -> None:

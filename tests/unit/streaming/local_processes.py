@@ -33,6 +33,9 @@ class LocalProcess:
         if self.terminal is not None:
             fcntl.ioctl(self.terminal, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
 
+    async def leave(self) -> None:
+        pass
+
     async def close_stdin(self) -> None:
         pass
 
@@ -87,6 +90,9 @@ class Attached:
             self.stdin = os.dup(container.process.stdin.transport.get_extra_info("pipe").fileno())  # type: ignore[attr-defined]
 
     def resize(self, width: int, height: int) -> None:
+        pass
+
+    async def leave(self) -> None:
         pass
 
     async def close_stdin(self) -> None:
