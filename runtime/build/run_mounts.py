@@ -9,6 +9,7 @@ ssh      the socket of the user's agent
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -27,6 +28,8 @@ from proto.errors import Code, CrispError
 from runtime.build.session import Session
 
 LOOK_SECONDS: Final = 0.1
+MAX_LINKS: Final = 40
+"""On the way to one file; as the kernel's."""
 SECRETS: Final = "/run/secrets"
 SOCKETS: Final = "/run/buildkit/ssh_agent"
 
@@ -78,32 +81,44 @@ def prepare(step: Run, session: Session, sources: Sources, image: str, workdir: 
     if extras.mounts:
         with session.mounted(image) as tree:
             for one in extras.mounts:
-                one.container_path = settled(tree.directory, one.container_path)
+                one.container_path = _place(step, tree.directory, one.container_path)
     return extras
 
 
-def settled(root: str, path: str) -> str:
-    """A path of a tree without the links that lead there: where its mount point is made, and is left out of the layer. Not
-    all of it need be there."""
-    there, missing = [word for word in path.split("/") if word not in ("", ".")], list[str]()
-    tree = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+def _place(step: Run, root: str, path: str) -> str:
     try:
-        while there:
+        place = settled(root, path)
+    except OSError as error:
+        raise step.error(f"--mount: {path}: {error.strerror}") from None
+    if place == "/":
+        raise step.error(f"--mount: {path}: nothing can be mounted over the root")
+    return place
+
+
+def settled(root: str, path: str) -> str:
+    """A path of a tree without the links that lead there: where its mount point is made, and is left out of the layer.
+
+    Not all of it need be there, nor what a link leads to. None leads out: `root` is where an absolute one begins, and where
+    `..` ends. OSError for too many of them.
+    """
+    words, found, links = path.split("/")[::-1], list[str](), 0
+    while words:
+        word = words.pop()
+        if word == "..":
+            del found[-1:]
+        elif word not in ("", "."):
             try:
-                found = syscalls.openat2(tree, "/".join(there), os.O_PATH | os.O_CLOEXEC, syscalls.RESOLVE_IN_ROOT)
-            except OSError:
-                missing.insert(0, there.pop())
+                target = os.readlink(os.path.join(root, *found, word))
+            except OSError:  # no link, or nothing at all
+                found.append(word)
                 continue
-            try:
-                above = os.readlink(f"/proc/self/fd/{tree}")
-                inside_tree = os.path.relpath(os.readlink(f"/proc/self/fd/{found}"), above)
-            finally:
-                os.close(found)
-            there = [inside_tree]
-            break
-    finally:
-        os.close(tree)
-    return "/" + posixpath.normpath(posixpath.join("/", *there, *missing)).lstrip("/")
+            links += 1
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            if target.startswith("/"):
+                found.clear()
+            words += target.split("/")[::-1]
+    return "/" + "/".join(found)
 
 
 def _bind(step: Run, mount: RunMount, target: str, session: Session, sources: Sources, stack: ExitStack) -> cri.Mount:

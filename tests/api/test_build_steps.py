@@ -87,6 +87,38 @@ def test_mount_points_behind_links_are_in_no_layer(kubelet: Kubelet, tmp_path: P
     assert "b\n" not in in_image(kubelet, NAME, "ls", "/").splitlines(keepends=True)
 
 
+def test_mount_points_behind_links_to_nothing(kubelet: Kubelet, tmp_path: Path) -> None:
+    """They are made where the links lead, in the image, and are in no layer."""
+    outside = tmp_path / "outside"
+    links = f"ln -s /far/away /linked && ln -s ../..{outside} /out && ln -s ../x/../other /up && ln -s file /to-file"
+    mounts = "type=cache,target=/linked", "type=tmpfs,target=/out/in", "type=tmpfs,target=/up", "target=/to-file,source=file"
+    look = "test -d /far/away && test -d /other && grep -q text /file && touch /linked/x /out/in/x /other/x"
+    text = f"FROM BASE\nRUN {links}\nRUN --mount={' --mount='.join(mounts)} {look}\n"
+    (tmp_path / "context").mkdir()
+    build(kubelet, "-t", NAME, str(context(tmp_path / "context", text, file="text\n")))
+    assert not outside.exists()
+    script = "ls -d /far /other /x /file /linked /out /up /to-file 2>/dev/null; ls -d " + str(outside.parent)
+    told = crisp(kubelet, "run", NAME, "/bin/sh", "-c", script)
+    assert told.stdout.decode().split() == ["/linked", "/out", "/to-file", "/up"], told
+
+
+@pytest.mark.parametrize("target", ["/loop", "/loop/x", "/", "/../a/.."])
+def test_where_nothing_can_be_mounted(kubelet: Kubelet, tmp_path: Path, target: str) -> None:
+    text = f"FROM BASE\nRUN ln -s /loop /loop\nRUN --mount=type=tmpfs,target={target} true\n"
+    _, err = build(kubelet, str(context(tmp_path, text)), code=1)
+    assert f"Containerfile:3: RUN: --mount: {target}: " in err
+
+
+def test_mounts_in_mounts(kubelet: Kubelet, tmp_path: Path) -> None:
+    """In whatever order they are named."""
+    inner = "type=cache,target=/a/b/c"
+    look = "echo x > /a/b/c/x; touch /a/b/y && test -e /a/file && cat /a/b/c/x"
+    for mounts in ((inner, "type=tmpfs,target=/a/b", "target=/a"), ("target=/a", inner, "type=tmpfs,target=/a/b")):
+        text = f"FROM BASE\nRUN --mount={' --mount='.join(mounts)} {look}\nRUN test ! -e /a\n"
+        build(kubelet, "--no-cache", str(context(tmp_path, text, file="text\n")))
+    assert sorted(os.listdir(tmp_path)) == ["Containerfile", "file"]
+
+
 def test_networks_and_limits_of_steps(kubelet: Kubelet, tmp_path: Path) -> None:
     place = str(
         context(
