@@ -62,6 +62,15 @@ class Hierarchies(NamedTuple):
         return Group(self, path.strip("/"))
 
 
+def quick_moves(entries: list[mounts.Mount] | None = None) -> bool:
+    """Whether cgroup2 is mounted with `favordynmods`.
+
+    Without it, who writes to a cgroup.procs of any hierarchy waits for a grace period of RCU, some milliseconds, unless
+    somebody has just done so (Documentation/admin-guide/cgroup-v2.rst, "Mounting").
+    """
+    return any(b"favordynmods" in entry.super_options for entry in entries or mounts.of_type(b"cgroup2"))
+
+
 def detect(entries: list[mounts.Mount] | None = None) -> Hierarchies:
     """Read the mode and the controllers from the mount table."""
     controllers: dict[str, str] = {}

@@ -15,6 +15,8 @@ import click
 OLDEST_KERNEL: Final = (5, 8)
 """pidfds, openat2, time namespaces and cgroup v2 as crisp uses them are all there by then."""
 
+FAVORDYNMODS: Final = (6, 0)
+"""cgroup2 has had the mount option since then."""
 
 DAEMON_SECONDS: Final = 5.0
 """How long the daemon may take to answer."""
@@ -58,10 +60,13 @@ def _python() -> Result:
 
 def _kernel() -> Result:
     release = platform.release()
-    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
-    if numbers >= OLDEST_KERNEL:
+    if _kernel_version() >= OLDEST_KERNEL:
         return Result("kernel", "ok", release)
     return Result("kernel", "fail", f"{release} is older than {'.'.join(map(str, OLDEST_KERNEL))}: upgrade it")
+
+
+def _kernel_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2])
 
 
 def _file_systems() -> Result:
@@ -97,6 +102,17 @@ def _cgroups() -> Result:
     if missing:
         return Result("cgroups", "warn", f"{text}; without {', '.join(missing)}: limits of those kinds are not applied")
     return Result("cgroups", "ok", text)
+
+
+def _cgroup_moves() -> Result:
+    from kernel.cgroups import detect, quick_moves  # noqa: PLC0415
+
+    if quick_moves():
+        return Result("cgroup moves", "ok", "quick: cgroup2 is mounted with favordynmods")
+    text = "each container's start and exec waits for the kernel some milliseconds"
+    if (unified := detect().unified) and _kernel_version() >= FAVORDYNMODS:
+        text += f"; mount -o remount,favordynmods {unified} spares it that"
+    return Result("cgroup moves", "ok", text)
 
 
 def _runtimes() -> Result:
@@ -207,6 +223,7 @@ CHECKS: Final[tuple[Callable[[], Result], ...]] = (
     _file_systems,
     _namespaces,
     _cgroups,
+    _cgroup_moves,
     _runtimes,
     _network,
     _privileges,

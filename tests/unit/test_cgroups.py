@@ -39,6 +39,13 @@ def test_v2() -> None:
     assert found.group("x").directory("memory") == "/sys/fs/cgroup/x"
 
 
+@pytest.mark.parametrize(("options", "quick"), [(b"rw", False), (b"rw,nsdelegate,favordynmods", True)])
+def test_how_quick_moves_are(options: bytes, quick: bool) -> None:
+    table = V1 + b"41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 " + options + b"\n"
+    assert cgroups.quick_moves(mounts.parse(table)) is quick
+    assert not cgroups.quick_moves(mounts.parse(V1))
+
+
 @pytest.mark.parametrize(
     ("parent", "path"),
     [
