@@ -100,6 +100,13 @@ class Parts:
         group.create()
         group.remove()
 
+    def move(self) -> None:
+        """A process that sleeps, from one group to another."""
+        self._count += 1
+        group = self._hierarchies.group(f"{self._group.path}/moved{self._count % 2}")
+        group.create()
+        group.enter(self._keeper)
+
     def overlay(self) -> None:
         for name in ("upper", "work", "merged"):
             (self._base / name).mkdir(exist_ok=True)
@@ -149,6 +156,7 @@ def main() -> None:
                 "three namespaces, by a thread of their own": parts.namespaces,
                 "a veth pair": parts.veth,
                 "a cgroup in each hierarchy, made and removed": parts.groups,
+                "a process moved, in each hierarchy": parts.move,
                 "an overlay, mounted and unmounted": parts.overlay,
                 f"{RUNTIME} --version: fork, exec, libraries": parts.runtime_alone,
                 f"{RUNTIME} create": parts.create,
