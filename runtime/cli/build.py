@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.cli import build_output, build_progress
+from runtime.cli.docker_words import unneeded
 from runtime.cli.output import errors, fail
 from runtime.cli.run_options import amount, host
 from runtime.cli.signals import Signals
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
 @click.option("--iidfile", type=click.Path(dir_okay=False), help="A file that gets the image's id.")
 @click.option("-q", "--quiet", is_flag=True, help="Print the image's id, and what has failed.")
 @click.option("--progress", type=click.Choice(build_progress.FORMS), default="auto", help="How to show what goes on.")
+@unneeded("--rm")
+@unneeded("--force-rm")
+@unneeded("--load")
 @click.pass_obj
 def command(
     socket_path: str,

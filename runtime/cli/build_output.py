@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import sys
 import tarfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -44,7 +43,7 @@ def parse(text: str) -> Output:
         dest = "-"
     if kind not in KINDS or not dest or named or (kind == "local" and dest == "-"):
         fail(f"--output {text}: not of the form type={'|'.join(KINDS)},dest=PLACE", 2)
-    if dest == "-" and sys.stdout.isatty():
+    if dest == "-" and os.isatty(1):
         fail(f"--output {text}: an archive is not for a terminal: say dest=FILE", 2)
     return Output(kind, dest)
 
@@ -52,19 +51,20 @@ def parse(text: str) -> Output:
 def write(output: Output, session: Session, copier: Copier, image_id: str, references: Sequence[str]) -> None:
     """Make it. `references` are the names that an archive gives the image."""
     if output.kind in ("oci", "docker"):
-        _archive(output, session, references or (image_id,))
+        archive(output, session, references or (image_id,))
         return
     with session.mounted(image_id) as tree:
         if output.kind == "local":
             _files(output.dest, copier, tree.directory)
         elif output.is_stream:
-            _tar(tree.directory, sys.stdout.buffer)
+            with _standard_output() as file:
+                _tar(tree.directory, file)
         else:
             with open(output.dest, "wb") as file:
                 _tar(tree.directory, file)
 
 
-def _archive(output: Output, session: Session, references: Sequence[str]) -> None:
+def archive(output: Output, session: Session, references: Sequence[str]) -> None:
     """The daemon makes no file that is there already, and knows nothing of our descriptors: it writes a new one, which takes
     the place of a file, and is copied to all else, such as pipes and what links lead to."""
     from proto import admin_pb2 as admin  # noqa: PLC0415  --help needs no protobuf
@@ -74,7 +74,7 @@ def _archive(output: Output, session: Session, references: Sequence[str]) -> Non
     path = os.path.join(session.scratch, "archive") if copied else f"{place}.{session.id}"
     try:
         with ExitStack() as stack:
-            target = sys.stdout.buffer if output.is_stream else None
+            target = stack.enter_context(_standard_output()) if output.is_stream else None
             if copied and target is None:
                 target = stack.enter_context(open(place, "wb"))  # before the work is done
             request = admin.ExportImagesRequest(references=references, path=path, format=output.kind)
@@ -87,6 +87,11 @@ def _archive(output: Output, session: Session, references: Sequence[str]) -> Non
     finally:
         with suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def _standard_output() -> IO[bytes]:
+    """Not `sys.stdout`, which there is none of where it was closed from the beginning: to write is an error then."""
+    return open(1, "wb", closefd=False)
 
 
 def _files(place: str, copier: Copier, tree: str) -> None:

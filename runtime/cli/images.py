@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.cli import completion, listing
+from runtime.cli import build_output, completion, inspect, listing
+from runtime.cli.docker_words import Group, unneeded
 from runtime.cli.lookup import Node
-from runtime.cli.output import age, errors, fail, short, show, size
+from runtime.cli.output import age, clean, errors, fail, short, show, size
 from runtime.client import Client
 
 if TYPE_CHECKING:
@@ -34,22 +36,28 @@ FILTERS: listing.Filters = {
 
 
 def _spellings(row: listing.Row) -> list[str]:
-    """An image's names, with and without their tags, as a person may mean them."""
+    """An image's names, with and without their tags and docker's registry, as a person may mean them."""
     names = [*row["Names"], *row["Digests"]]
+    names += [name.removeprefix("docker.io/") for name in names] + [
+        name.removeprefix("docker.io/library/") for name in names
+    ]
     return [*names, *(name.rpartition("@" if "@" in name else ":")[0] for name in names)]
 
 
-@click.group("image")
+@click.group("image", cls=Group)
 def group() -> None:
     """Images: list, fetch, move, make, remove."""
 
 
 @group.command("ls")
+@click.argument("reference", default="", shell_complete=completion.images)
 @click.option("-a", "--all", "everything", is_flag=True, help="Those after a build's steps too.")
 @listing.options()
 @click.pass_obj
-def ls(socket_path: str, everything: bool, quiet: bool, form: str, no_trunc: bool, wanted: tuple[str, ...]) -> None:
-    """List images."""
+def ls(
+    socket_path: str, reference: str, everything: bool, quiet: bool, form: str, no_trunc: bool, wanted: tuple[str, ...]
+) -> None:
+    """List images; with a REFERENCE such as app or app:1 those of that name alone."""
     from imagesvc.references import is_step  # noqa: PLC0415
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
@@ -72,10 +80,19 @@ def ls(socket_path: str, everything: bool, quiet: bool, form: str, no_trunc: boo
         "SIZE": lambda row: size(row["Size"]),
         "NAME": lambda row: row["Name"],
     }
-    found = listing.chosen(rows, wanted, FILTERS)
+    found = listing.chosen(rows, (*wanted, *([f"reference={reference}"] if reference else [])), FILTERS)
     if form == "table" and not quiet:  # a line for each name
         found = [{**row, "Name": name} for row in found for name in row["Names"] or row["Digests"] or ["(none)"]]
     listing.show(found, columns, form, quiet=quiet)
+
+
+@group.command("inspect")
+@click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
+@click.option("--format", "-f", "form", default="", metavar="TEMPLATE", help="For example {{.image.id}}.")
+@click.pass_obj
+def inspect_(socket_path: str, references: tuple[str, ...], form: str) -> None:
+    """Show images as JSON."""
+    inspect.show(socket_path, references, ("image",), form)
 
 
 @group.command("history")
@@ -134,18 +151,22 @@ def _ago(text: str, now: int) -> str:
         return ""
 
 
+_quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing while it goes on.")
+
+
 @group.command("pull")
 @click.argument("reference")
 @click.option("--user", help="NAME:PASSWORD for the registry; NAME alone asks for the password.")
+@_quiet
 @click.pass_obj
-def pull(socket_path: str, reference: str, user: str | None) -> None:
+def pull(socket_path: str, reference: str, user: str | None, quiet: bool) -> None:
     """Fetch an image from its registry."""
     from proto import admin_pb2 as admin  # noqa: PLC0415
 
     request = admin.PullImageRequest(reference=reference)
     _fill_credentials(request, user)
     with errors(), Client(socket_path) as client:
-        for image_id in show(client.admin.PullImage(request)):
+        for image_id in show(client.admin.PullImage(request), quiet=quiet):
             click.echo(image_id)
 
 
@@ -191,7 +212,7 @@ def tag(socket_path: str, reference: str, name: str) -> None:
 
 
 @group.command("export")
-@click.argument("archive", type=click.Path(path_type=Path))
+@click.argument("archive", type=click.Path(allow_dash=True, path_type=Path))
 @click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
 @click.option("--format", "kind", type=click.Choice(["oci", "docker"]), default="oci", show_default=True)
 @click.pass_obj
@@ -201,11 +222,12 @@ def export(socket_path: str, archive: Path, references: tuple[str, ...], kind: s
 
 
 def _export(socket_path: str, archive: Path, references: tuple[str, ...], kind: str) -> None:
-    from proto import admin_pb2 as admin  # noqa: PLC0415
+    from runtime.build.session import Session  # noqa: PLC0415
 
-    request = admin.ExportImagesRequest(references=references, path=str(archive.absolute()), format=kind)
-    with errors(), Client(socket_path) as client:
-        client.admin.ExportImages(request)
+    if str(archive) == "-" and os.isatty(1):
+        fail("an archive is not for a terminal: name a file with -o", 2)
+    with errors(), Client(socket_path) as client, Session(client, None) as session:
+        build_output.archive(build_output.Output(kind, str(archive)), session, references)
 
 
 @group.command("add-rootfs")
@@ -223,8 +245,10 @@ def add_rootfs(socket_path: str, name: str, directory: Path) -> None:
 
 @group.command("rm")
 @click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
+@click.option("--force", "-f", is_flag=True, help="What is not there is no failure.")
+@unneeded("--no-prune")
 @click.pass_obj
-def rm(socket_path: str, references: tuple[str, ...]) -> None:
+def rm(socket_path: str, references: tuple[str, ...], force: bool) -> None:
     """Remove images with all their names. One that is not there is an error, and the others are removed all the same."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
@@ -236,22 +260,27 @@ def rm(socket_path: str, references: tuple[str, ...]) -> None:
                 client.images.RemoveImage(cri.RemoveImageRequest(image=image))
             else:
                 missing.append(reference)
-    if missing:
+    if missing and force:
+        click.echo(clean(f"crisp: no such image: {', '.join(missing)}"), err=True)
+    elif missing:
         fail(f"no such image: {', '.join(missing)}")
 
 
 @click.command("save")
 @click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The archive to write.")
+@click.option(
+    "-o", "--output", default="-", type=click.Path(allow_dash=True, path_type=Path), help="In place of the standard output."
+)
 @click.option("--format", "kind", type=click.Choice(["oci", "docker"]), default="docker", show_default=True)
 @click.pass_obj
 def save(socket_path: str, references: tuple[str, ...], output: Path, kind: str) -> None:
-    """Write images to an archive; as `crisp image export`."""
+    """Write images to an archive, by default to the standard output; as `crisp image export`."""
     _export(socket_path, output, references, kind)
 
 
 @click.command("load")
 @click.option("-i", "--input", "archive", default="-", type=click.Path(exists=True, allow_dash=True, path_type=Path))
+@unneeded("-q", "--quiet")
 @click.pass_obj
 def load(socket_path: str, archive: Path) -> None:
     """Read an archive, by default from the standard input; as `crisp image import`."""
@@ -310,15 +339,16 @@ def _words(option: str, text: str | None) -> list[str]:
 @click.argument("reference", shell_complete=completion.images)
 @click.argument("target", default="")
 @click.option("--user", help="NAME:PASSWORD for the registry; NAME alone asks for the password.")
+@_quiet
 @click.pass_obj
-def push(socket_path: str, reference: str, target: str, user: str | None) -> None:
+def push(socket_path: str, reference: str, target: str, user: str | None, quiet: bool) -> None:
     """Upload an image to its registry, or to TARGET."""
     from proto import admin_pb2 as admin  # noqa: PLC0415
 
     request = admin.PushImageRequest(reference=reference, target=target)
     _fill_credentials(request, user)
     with errors(), Client(socket_path) as client:
-        for digest in show(client.admin.PushImage(request)):
+        for digest in show(client.admin.PushImage(request), quiet=quiet):
             click.echo(digest)
 
 

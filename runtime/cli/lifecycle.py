@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from runtime.cli import completion, run_logs
+from runtime.cli.docker_words import unneeded
 from runtime.cli.endings import status_of
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, errors, fail
@@ -149,7 +150,8 @@ def kill(socket_path: str, containers: tuple[str, ...], name: str) -> None:
 
 @click.command("rm")
 @click.argument("containers", nargs=-1, required=True, shell_complete=completion.containers)
-@click.option("--force", "-f", is_flag=True, help="Also what runs.")
+@click.option("--force", "-f", is_flag=True, help="Also what runs; what is not there is no failure.")
+@unneeded("-v", "--volumes")
 @click.pass_obj
 def rm(socket_path: str, containers: tuple[str, ...], force: bool) -> None:
     """Remove containers; a pod that `crisp run` has made goes with its last one."""
@@ -164,7 +166,7 @@ def rm(socket_path: str, containers: tuple[str, ...], force: bool) -> None:
         if pod is not None and not node.of_pod(pod.id) and run_logs.directory(pod.metadata.uid).is_dir():
             remove_pod(client, pod)
 
-    _each(socket_path, containers, one)
+    _each(socket_path, containers, one, forgiving=force)
 
 
 @click.command("wait")
@@ -247,8 +249,13 @@ def _signal(name: str) -> int:
         fail(f"--signal {name}: no such signal", 2)
 
 
-def _each(socket_path: str, words: Sequence[str], work: Callable[[Client, cri.Container], None]) -> None:
-    """Do it to all of them at once, and print what was named; what fails is said and does not stop the others."""
+def _each(
+    socket_path: str, words: Sequence[str], work: Callable[[Client, cri.Container], None], *, forgiving: bool = False
+) -> None:
+    """Do it to all of them at once, and print what was named; what fails is said and does not stop the others.
+
+    `forgiving`: of one that is not there it is said alone.
+    """
 
     def done(word: str) -> bool:
         try:
@@ -269,6 +276,9 @@ def _each(socket_path: str, words: Sequence[str], work: Callable[[Client, cri.Co
         every = stack.enter_context(_at_once()) if len(names) > 1 else map
         client = stack.enter_context(Client(socket_path))
         node = Node(client)
+        for word in [word for word in names if forgiving and not node.is_container(word)]:
+            click.echo(clean(f"crisp: no such container: {word}"), err=True)
+            names.remove(word)
         for word, well in zip(names, every(done, names), strict=True):
             if well:
                 click.echo(word)

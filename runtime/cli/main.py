@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from proto.version import VERSION
+from runtime.cli.docker_words import Group, refuse_lacking
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -37,6 +38,7 @@ COMMANDS: Final = {
     "port": ("processes.port", "List the ports of the node that lead to a container's pod"),
     "stats": ("stats.command", "Show CPU, memory, disk and network of pods and containers"),
     "events": ("events.command", "Print life-cycle events until Ctrl-C"),
+    "container": ("containers.group", "Containers: the same commands as without the word"),
     "pod": ("pods.group", "Pods: list, look at, stop, remove"),
     "image": ("images.group", "Images: list, fetch, move, make, remove"),
     "build": ("build.command", "Build an image from a Containerfile (or Dockerfile) and a directory of files"),
@@ -49,7 +51,7 @@ COMMANDS: Final = {
     "rmi": ("images.rm", "Remove images with all their names"),
     "tag": ("images.tag", "Give an image one more NAME"),
     "commit": ("images.commit", "Make an image of what a container has written"),
-    "save": ("images.save", "Write images to an archive; as `crisp image export`"),
+    "save": ("images.save", "Write images to an archive, by default to the standard output"),
     "load": ("images.load", "Read an archive, by default from the standard input"),
     "info": ("about.info", "Show what the daemon says of itself"),
     "version": ("about.version", "Show the version of this command"),
@@ -71,7 +73,7 @@ def load(name: str) -> click.Command:
     return found
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """Loads the module of a command when that is asked for: most are not, and each costs time."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
@@ -79,6 +81,18 @@ class _Commands(click.Group):
 
     def get_command(self, _context: click.Context, name: str) -> click.Command | None:
         return load(name) if name in COMMANDS else None
+
+    def resolve_command(
+        self, context: click.Context, words: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As in any group; `help` is the same as --help."""
+        if words[0] == "help":
+            words = [*words[1:2], "--help"]
+            if len(words) == 1:
+                click.echo(context.get_help())
+                context.exit()
+        refuse_lacking(words[0])
+        return super().resolve_command(context, words)
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help."""
@@ -107,7 +121,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(VERSION, prog_name="crisp")
+@click.version_option(VERSION, "-v", "--version", prog_name="crisp")
 @click.option(
     "--socket",
     "socket_path",

@@ -74,8 +74,10 @@ def without_dashes(words: tuple[str, ...]) -> tuple[str, ...]:
     return words[1:] if words[:1] == ("--",) else words
 
 
-def show(steps: Iterable[admin.ImageProgress]) -> list[str]:
+def show(steps: Iterable[admin.ImageProgress], *, quiet: bool = False) -> list[str]:
     """Follow a longer piece of work to its end, and say what it was in all; the ids of the images it made."""
+    if quiet:
+        return [made for step in steps if step.done for made in step.image_ids]
     began, last = time.monotonic(), dict[str, "admin.ImageProgress"]()
 
     def seen() -> Iterator[admin.ImageProgress]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.cli import completion, inspect, listing
+from runtime.cli.docker_words import Group
 from runtime.cli.lifecycle import remove_pod
 from runtime.cli.lookup import Node
 from runtime.cli.output import age, errors, fail
@@ -27,7 +28,7 @@ FILTERS: listing.Filters = {
 }
 
 
-@click.group("pod")
+@click.group("pod", cls=Group)
 def group() -> None:
     """Pods: list, look at, stop, remove."""
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runtime.cli import listing
+from runtime.cli.docker_words import Group
 from runtime.cli.output import errors, size
 from runtime.client import Client
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from proto import admin_pb2 as admin
 
 
-@click.group("system")
+@click.group("system", cls=Group)
 def group() -> None:
     """The disk that crisp takes."""
 

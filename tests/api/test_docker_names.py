@@ -325,3 +325,43 @@ def test_progress_is_drawn_without_colours_where_nobody_wants_them(plain: bool) 
     os.close(ours)
     assert b"downloading" in seen
     assert bool(re.search(rb"\x1b\[[\d;]*3[\d;]*m", seen)) is not plain, seen
+
+
+def test_what_is_not_there_and_need_not_be(kubelet: Kubelet, web: str) -> None:
+    for words in (["rm", "-fv", "nobody", "web"], ["rmi", "-f", "localhost/nosuch:1"]):
+        done = crisp(kubelet, *words)
+        assert (done.returncode, b"no such" in done.stderr) == (0, True), done
+    assert web not in said(kubelet, "ps", "-aq")
+    assert crisp(kubelet, "rm", "nobody").returncode == 1
+
+
+def test_archives_of_images_and_pipes(kubelet: Kubelet, tmp_path: Path) -> None:
+    """docker's way: the standard output is where an archive goes, a file is replaced, and the daemon's is not ours."""
+    name = "localhost/saved:1"
+    said(kubelet, "run", "--keep", "--name", "made", IMAGE, "/bin/touch", "/x")
+    said(kubelet, "commit", "made", name)
+    said(kubelet, "rm", "made")
+    assert said(kubelet, "images", "localhost/saved", "-q") == said(kubelet, "image", "inspect", "-f", "{{.image.id}}", name)
+    assert said(kubelet, "images", "localhost/save", "-q") == ""
+    piped = crisp(kubelet, "save", name).stdout
+    (tmp_path / "file").write_text("old")
+    for place in (str(tmp_path / "file"), "/dev/stdout"):
+        done = crisp(kubelet, "save", "-o", place, name)
+        assert (done.returncode, done.stdout[:500]) == (0, piped[:500] if place == "/dev/stdout" else b""), done.stderr
+    for archive in (piped, (tmp_path / "file").read_bytes()):
+        with tarfile.open(fileobj=BytesIO(archive)) as opened:
+            assert "manifest.json" in opened.getnames()
+    said(kubelet, "rmi", name)
+    assert crisp(kubelet, "load", "-q", stdin=None, input=piped).returncode == 0
+    for words in (["save", name], ["image", "export", "-", name]):
+        with open("/dev/full", "wb") as full:
+            told = crisp(kubelet, *words, stdout=full)
+        assert (told.returncode, b"No space left" in told.stderr) == (1, True), told
+        closing = ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command(kubelet, *words)]
+        closed = subprocess.run(closing, check=False, capture_output=True, timeout=300)
+        assert (closed.returncode, b"Traceback" in closed.stderr) == (1, False), closed
+    ours, theirs = pty.openpty()
+    assert crisp(kubelet, "save", name, stdout=theirs).returncode == 2
+    os.close(theirs)
+    os.close(ours)
+    said(kubelet, "rmi", name)
