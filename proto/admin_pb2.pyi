@@ -111,7 +111,7 @@ class PushImageRequest(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., credentials: _Optional[_Union[Credentials, _Mapping]] = ..., target: _Optional[str] = ...) -> None: ...
 
 class ExecRequest(_message.Message):
-    __slots__ = ("container_id", "cmd", "tty", "stdin", "env", "working_dir", "user")
+    __slots__ = ("container_id", "cmd", "tty", "stdin", "env", "working_dir", "user", "detach")
     CONTAINER_ID_FIELD_NUMBER: _ClassVar[int]
     CMD_FIELD_NUMBER: _ClassVar[int]
     TTY_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class ExecRequest(_message.Message):
     ENV_FIELD_NUMBER: _ClassVar[int]
     WORKING_DIR_FIELD_NUMBER: _ClassVar[int]
     USER_FIELD_NUMBER: _ClassVar[int]
+    DETACH_FIELD_NUMBER: _ClassVar[int]
     container_id: str
     cmd: _containers.RepeatedScalarFieldContainer[str]
     tty: bool
@@ -126,7 +127,8 @@ class ExecRequest(_message.Message):
     env: _containers.RepeatedScalarFieldContainer[str]
     working_dir: str
     user: User
-    def __init__(self, container_id: _Optional[str] = ..., cmd: _Optional[_Iterable[str]] = ..., tty: _Optional[bool] = ..., stdin: _Optional[bool] = ..., env: _Optional[_Iterable[str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[_Union[User, _Mapping]] = ...) -> None: ...
+    detach: bool
+    def __init__(self, container_id: _Optional[str] = ..., cmd: _Optional[_Iterable[str]] = ..., tty: _Optional[bool] = ..., stdin: _Optional[bool] = ..., env: _Optional[_Iterable[str]] = ..., working_dir: _Optional[str] = ..., user: _Optional[_Union[User, _Mapping]] = ..., detach: _Optional[bool] = ...) -> None: ...
 
 class User(_message.Message):
     __slots__ = ("uid", "gid", "groups")

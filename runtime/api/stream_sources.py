@@ -12,6 +12,7 @@ from runtime.lifecycle import SandboxState
 from runtime.network.netns import dial_in_netns
 from runtime.oci import apparmor_loader
 from runtime.pods import container_exec
+from runtime.shims.connection import close_all
 
 if TYPE_CHECKING:
     from runtime.pods.node import Node
@@ -45,6 +46,16 @@ class StreamSources:
         if size is not None:
             process["consoleSize"] = {"width": size[0], "height": size[1]}
         return ExecIO(await shim.exec(process, tty=tty, stdin=stdin, stdout=stdout, stderr=stderr))
+
+    async def detached(self, container_id: str, cmd: Sequence[str], *, tty: bool, changes: Mapping[str, Any]) -> None:
+        """Start a process that nobody reads, and that goes on by itself."""
+        none: dict[str, Any] = {"stdin": False, "stdout": False, "stderr": False, "size": None}
+        io = await self.exec(container_id, cmd, tty=tty, changes=changes, **none)
+        try:
+            await io.leave()
+        finally:
+            close_all(*(fd for fd in (io.stdin, io.stdout, io.stderr) if fd is not None))
+            await io.close()
 
     async def attach(self, container_id: str, *, tty: bool, stdin: bool, stdout: bool, stderr: bool) -> ProcessIO:
         """Connect to the streams of a container that runs, or is about to, from now on."""

@@ -40,6 +40,7 @@ OURS: Final[dict[str, Any]] = {"stdin": 0, "stdout": 1, "stderr": 2}
 @click.option("-w", "--workdir", default="", help="Working directory in place of the container's.")
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Names of the container's, or numbers.")
 @click.option("--detach-keys", default=DEFAULT, show_default=True, metavar="KEYS", help="Leave with them what -it runs.")
+@click.option("-d", "--detach", is_flag=True, help="Start it, and do not wait for it; nobody sees what it writes.")
 @click.pass_obj
 def exec_(
     socket_path: str,
@@ -51,6 +52,7 @@ def exec_(
     workdir: str,
     user: str,
     detach_keys: str,
+    detach: bool,
 ) -> None:
     """Run a command in a running container; ends with its exit code: 126 if it cannot be run, 127 if it is not there."""
     from proto import admin_pb2 as admin  # noqa: PLC0415  --help needs no protobuf
@@ -64,11 +66,20 @@ def exec_(
         keys = parse(detach_keys) if tty else b""
         found = Node(client).container(container).id
         request = admin.ExecRequest(
-            container_id=found, cmd=command, tty=tty, stdin=stdin, env=environment, working_dir=workdir
+            container_id=found,
+            cmd=command,
+            tty=tty,
+            stdin=stdin,
+            env=environment,
+            working_dir=workdir,
+            detach=detach,
         )
         if user:
             request.user.CopyFrom(_user(client, found, user))
-        url = client.admin.Exec(request).url
+        with commands_failure():
+            url = client.admin.Exec(request).url
+        if detach:
+            return
         trusted, options = _certificate(client), StreamOptions(tty, stdin, True, not tty)
         ends = {**OURS, "on_detach": lambda: client.admin.LeaveExec(admin.LeaveExecRequest(url=url))}
         with commands_failure():

@@ -161,6 +161,23 @@ def test_keys_leave_what_exec_runs(kubelet: Kubelet) -> None:
         said(kubelet, "rm", "-f", name)
 
 
+def test_exec_for_nobody(kubelet: Kubelet) -> None:
+    said(kubelet, "run", "-d", "--name", "busy", IMAGE, "/bin/sleep", "1000")
+    for number, words in enumerate((["-d"], ["-dit"])):
+        script = f"seq 1 50000; echo $A > /done{number}; exec sleep 200{number}"
+        assert said(kubelet, "exec", *words, "-e", "A=b", "busy", "/bin/sh", "-c", script) == ""
+    kubelet.daemon.kill()
+    kubelet.daemon.start()
+    wait_until(
+        lambda: said(kubelet, "exec", "busy", "/bin/sh", "-c", "cat /done* 2>/dev/null || true").split() == ["b", "b"]
+    )
+    wait_until(lambda: {"2000", "2001"} <= set(said(kubelet, "top", "busy").split()))
+    for path, code in (("/no/such", 127), ("/etc/passwd", 126)):
+        refused = crisp(kubelet, "exec", "-d", "busy", path)
+        assert (refused.returncode, b"crisp: exec: " in refused.stderr) == (code, True), refused
+    said(kubelet, "rm", "-f", "busy")
+
+
 def done(kubelet: Kubelet, name: str) -> bool:
     return crisp(kubelet, "exec", name, "test", "-s", "/done").returncode == 0
 
