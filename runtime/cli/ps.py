@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 from proto.errors import Code
 from runtime.cli import listing
 from runtime.cli.lookup import Node
-from runtime.cli.output import age, errors
+from runtime.cli.output import age, errors, fail
 from runtime.client import CallError, Client
 
 if TYPE_CHECKING:
@@ -19,33 +20,66 @@ if TYPE_CHECKING:
 
     from proto import api_pb2 as cri
 
+ID_DIGITS = 12
+"""Of an image's id, from which on they are taken for one."""
 STATES = ("created", "running", "exited", "unknown")
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """Any part of a name fits, as docker has it: ^name$ is all of it."""
+    try:
+        return re.compile(text.replace("^/", "^"))
+    except re.error as error:
+        fail(f"--filter name={text}: {error}", 2)
+
+
+def _is_of_image(row: listing.Row, value: str) -> bool:
+    """Whether it is called so, with or without docker's registry and the tag, or is the beginning of its id."""
+    name = row["Image"].removeprefix("docker.io/").removeprefix("library/")
+    spellings = (row["Image"], name, name.rpartition(":")[0])
+    short = row["ImageID"].removeprefix("sha256:")
+    return value in (row["ImageID"], *spellings) or (len(value) >= ID_DIGITS and short.startswith(value))
+
+
 FILTERS: listing.Filters = {
     "id": lambda row, value: row["ID"].startswith(value),
-    "name": lambda row, value: value in row["Names"],
+    "name": lambda row, value: _pattern(value).search(row["Names"]) is not None,
     "pod": lambda row, value: value in (row["Pod"], row["PodID"]) or value == row["Pod"].partition("/")[2],
     "label": lambda row, value: labelled(row["Labels"], value),
     "state": lambda row, value: row["State"] == value,
     "status": lambda row, value: row["State"] == value,
-    "image": lambda row, value: value in (row["Image"], row["ImageID"]),
+    "image": _is_of_image,
+    "ancestor": _is_of_image,
     "exited": lambda row, value: row["State"] == "exited" and str(row["ExitCode"]) == value,
 }
 
 
 @click.command("ps")
 @click.option("--all", "-a", "everything", is_flag=True, help="Also what has ended.")
+@click.option("--last", "-n", type=int, default=-1, metavar="NUMBER", help="The newest ones, whether they run or not.")
+@click.option("--latest", "-l", is_flag=True, help="The newest one, whether it runs or not.")
 @listing.options()
 @click.pass_obj
-def command(socket_path: str, everything: bool, quiet: bool, form: str, no_trunc: bool, wanted: tuple[str, ...]) -> None:
+def command(
+    socket_path: str,
+    everything: bool,
+    last: int,
+    latest: bool,
+    quiet: bool,
+    form: str,
+    no_trunc: bool,
+    wanted: tuple[str, ...],
+) -> None:
     """List containers, the newest first."""
     from proto import api_pb2 as cri  # noqa: PLC0415  --help needs no protobuf
 
-    everything = everything or any(text.startswith(("state=", "status=", "exited=")) for text in wanted)
+    last = 1 if latest else last
+    everything = everything or last >= 0 or any(text.startswith(("state=", "status=", "exited=")) for text in wanted)
     with errors(), Client(socket_path) as client:
         node = Node(client)
         containers = [c for c in node.containers if everything or c.state == cri.CONTAINER_RUNNING]
         rows = _rows(client, node, sorted(containers, key=lambda c: c.created_at, reverse=True))
-    rows = listing.chosen(rows, wanted, FILTERS)
+    rows = listing.chosen(rows, wanted, FILTERS)[: last if last >= 0 else None]
     cut = None if no_trunc else 13
     columns = {
         "CONTAINER": lambda row: row["ID"][:cut],

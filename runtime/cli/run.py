@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -13,7 +14,7 @@ import click
 
 from kernel.descriptors import write_all
 from proto.errors import Code, CrispError
-from runtime.cli import completion, run_logs, run_options
+from runtime.cli import completion, run_logs, run_options, run_ports
 from runtime.cli.endings import status_of
 from runtime.cli.exit_codes import FAILED, PassesOn
 from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
@@ -47,6 +48,9 @@ LOG_BYTES: Final = 16 << 20
 @click.option("--rm", "remove", is_flag=True, help="Remove it when it has ended: so it is, without --detach or --keep.")
 @click.option("--keep", is_flag=True, help="Leave the pod there when it has ended.")
 @click.option("--pull", "when", type=click.Choice(["always", "missing", "never"]), default="missing", help="The image.")
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing of a pull.")
+@click.option("--platform", default="", metavar="OS/ARCH", help="Of the image; it has to be this node's.")
+@click.option("--cidfile", type=click.Path(dir_okay=False), help="A new file that gets the container's id.")
 @click.option("--handler", "--runtime", default="", help="Runtime handler: crun, runc …")
 @click.option("--detach-keys", default=DEFAULT, show_default=True, metavar="KEYS", help="Leave with them what -it runs.")
 @run_options.options
@@ -62,6 +66,9 @@ def command(
     remove: bool,
     keep: bool,
     when: str,
+    quiet: bool,
+    platform: str,
+    cidfile: str | None,
     handler: str,
     detach_keys: str,
     options: run_options.Options,
@@ -85,6 +92,7 @@ def command(
         fail("--rm and --keep contradict each other", 2)
     if inside is not None:
         run_options.refuse_for_pod(options)
+    _refuse_elsewhere(platform)
     name = name or f"run-{secrets.token_hex(4)}"
     container = run_options.container(options, name, command)
     container.stdin_once = container.stdin_once and not detach
@@ -95,18 +103,51 @@ def command(
         run_logs.sweep(client, socket_path)
         _refuse_taken(Node(client, FAILED), name, inside)
         run = _Run(client, signals, container, uid, keep=keep, keys=keys)
-        with run.or_nothing():
+        with run.or_nothing(), _new_file(cidfile) as tell:
             if rootfs is not None or inside is None:
                 run.make_logs(socket_path)
-            run.take_image(image, rootfs, when)
+            run.take_image(image, rootfs, when, quiet=quiet)
             if inside is None:
                 if options.userns == "auto":
                     run_options.give_users(pod, _first_users(client))
+                if options.publish_all:
+                    pod.port_mappings.extend(run.exposed(pod.port_mappings))
                 run.in_new_pod(pod, handler)
             else:
                 run.in_pod(inside)
+            tell(run.id)
         code = run.detached() if detach else run.to_its_end()
     raise SystemExit(code)
+
+
+def _refuse_elsewhere(platform: str) -> None:
+    """End the command for an image of another platform than this node's."""
+    if not platform:
+        return
+    from imagesvc.platforms import host_platform, parse_platform  # noqa: PLC0415  few ask
+
+    with errors(FAILED):
+        wanted, ours = parse_platform(platform), host_platform()
+        if (wanted.os, wanted.architecture) != (ours.os, ours.architecture):
+            fail(f"--platform {platform}: this node is {ours}, and runs nothing else", 2)
+
+
+@contextmanager
+def _new_file(path: str | None) -> Iterator[Callable[[str], object]]:
+    """A function that writes into a file that was not there; it goes again if nothing was written."""
+    if path is None:
+        yield lambda _text: None
+        return
+    try:
+        file = open(path, "x", encoding="utf-8")  # noqa: SIM115  closed below
+    except FileExistsError:
+        fail(f"--cidfile {path}: it is there already, and may be another container's", 2)
+    with file:
+        try:
+            yield file.write
+        except BaseException:
+            os.unlink(path)
+            raise
 
 
 def _refuse_taken(node: Node, name: str, inside: str | None) -> None:
@@ -143,7 +184,7 @@ class _Run:
         self._uid = uid
         self._keep = keep
         self._keys = keys
-        self._id = ""
+        self.id = ""
         self._pod = ""
         """The one that was made; empty for a container in another's."""
         self._has_logs = False
@@ -154,7 +195,7 @@ class _Run:
         self._has_logs = True
         run_logs.make(self._uid, socket_path)
 
-    def take_image(self, image: str | None, rootfs: str | None, when: str) -> None:
+    def take_image(self, image: str | None, rootfs: str | None, when: str, *, quiet: bool) -> None:
         """The image to run: pulled if it is absent, made of the directory if there is one."""
         from proto import admin_pb2 as admin  # noqa: PLC0415
         from proto import api_pb2 as cri  # noqa: PLC0415
@@ -173,7 +214,17 @@ class _Run:
         elif when == "never":
             fail(f"no such image: {image}", FAILED)
         else:
-            self._container.image.image = show(self._client.admin.PullImage(admin.PullImageRequest(reference=image)))[0]
+            self._container.image.image = show(
+                self._client.admin.PullImage(admin.PullImageRequest(reference=image)), quiet=quiet
+            )[0]
+
+    def exposed(self, named: Iterable[cri.PortMapping]) -> list[cri.PortMapping]:
+        """Free ports of this node for those that the image exposes."""
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        image = cri.ImageSpec(image=self._container.image.image)
+        reply = self._client.images.ImageStatus(cri.ImageStatusRequest(image=image, verbose=True))
+        return [*run_ports.exposed(json.loads(reply.info["info"])["imageSpec"], named)]
 
     def in_new_pod(self, sandbox: cri.PodSandboxConfig, handler: str) -> None:
         """Make the pod and the container."""
@@ -223,19 +274,19 @@ class _Run:
                 mount.gidMappings.extend(shared.userns_options.gids)
         request = cri.CreateContainerRequest(pod_sandbox_id=pod, config=self._container, sandbox_config=sandbox)
         with commands_failure():
-            self._id = self._runtime.CreateContainer(request).container_id
+            self.id = self._runtime.CreateContainer(request).container_id
 
     def _start(self) -> None:
         from proto import api_pb2 as cri  # noqa: PLC0415
 
         with commands_failure():
-            self._runtime.StartContainer(cri.StartContainerRequest(container_id=self._id))
+            self._runtime.StartContainer(cri.StartContainerRequest(container_id=self.id))
 
     def detached(self) -> int:
         """Start it, and say which it is."""
         with self.or_nothing():
             self._start()
-        click.echo(self._id)
+        click.echo(self.id)
         return 0
 
     def to_its_end(self) -> int:
@@ -246,10 +297,10 @@ class _Run:
             if self._container.stdin or self._container.tty:
                 return self._attached()
             self._start()
-            return _follow(self._client, self._id)
+            return _follow(self._client, self.id)
         except Signalled:
             self._signals.ignore()
-            request = cri.StopContainerRequest(container_id=self._id, timeout=STOP_SECONDS)
+            request = cri.StopContainerRequest(container_id=self.id, timeout=STOP_SECONDS)
             self._surely(lambda: self._runtime.StopContainer(request))
             raise
         finally:
@@ -261,7 +312,7 @@ class _Run:
         from runtime.cli.streams import Joint  # noqa: PLC0415  --help needs no streams
         from runtime.streaming.client import DetachedError  # noqa: PLC0415
 
-        joint = Joint(self._client, self._id, stdin=self._container.stdin, tty=self._container.tty, keys=self._keys)
+        joint = Joint(self._client, self.id, stdin=self._container.stdin, tty=self._container.tty, keys=self._keys)
         begin = self._start
         while True:
             try:
@@ -271,17 +322,17 @@ class _Run:
                 return 0
             except CrispError as error:
                 lost = is_away(error) if isinstance(error, CallError) else error.code is Code.UNAVAILABLE
-                if not lost or (state := status_of(self._client, self._id).state) == cri.CONTAINER_CREATED:
+                if not lost or (state := status_of(self._client, self.id).state) == cri.CONTAINER_CREATED:
                     raise
                 if not self._container.tty:
                     # Its input has ended with the daemon's connection, and the log has the output that is missing.
-                    return _follow(self._client, self._id, joint.written)
+                    return _follow(self._client, self.id, joint.written)
                 click.echo("crisp: the daemon was away, and what was written meanwhile is not shown", err=True)
                 begin = _begun
                 if state == cri.CONTAINER_RUNNING:
                     continue
             break
-        while (status := status_of(self._client, self._id)).state == cri.CONTAINER_RUNNING:
+        while (status := status_of(self._client, self.id)).state == cri.CONTAINER_RUNNING:
             time.sleep(LOOK_SECONDS)
         return int(status.exit_code)
 
@@ -295,8 +346,8 @@ class _Run:
         if self._pod:
             self._surely(lambda: self._runtime.StopPodSandbox(cri.StopPodSandboxRequest(pod_sandbox_id=self._pod)))
             self._surely(lambda: self._runtime.RemovePodSandbox(cri.RemovePodSandboxRequest(pod_sandbox_id=self._pod)))
-        elif self._id:
-            self._surely(lambda: self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self._id)))
+        elif self.id:
+            self._surely(lambda: self._runtime.RemoveContainer(cri.RemoveContainerRequest(container_id=self.id)))
         if self._has_rootfs:
             image = cri.ImageSpec(image=run_logs.rootfs_image(self._uid))
             self._client.images.RemoveImage(cri.RemoveImageRequest(image=image))

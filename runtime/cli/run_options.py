@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from runtime.cli import run_mounts
+from runtime.cli import run_mounts, run_ports
+from runtime.cli.docker_words import unneeded
 from runtime.cli.output import fail
 from runtime.oci.hidden_paths import MASKED, READONLY
 
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 MAX_ID: Final = (1 << 32) - 2
 MAX_BYTES: Final = (1 << 63) - 1
 CPU_PERIOD: Final = 100_000  # µs, as docker and the kubelet
-_OF_PODS: Final = ("publish", "hostname", "dns", "dns_search", "add_host", "shm_size", "sysctls")
+_OF_PODS: Final = ("publish", "publish_all", "hostname", "dns", "dns_search", "add_host", "shm_size", "sysctls")
+_PODS: Final = ("bridge", "default")
+"""docker's names of the network that a container has anyway."""
 _UNITS: Final = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_PROTOCOLS: Final = ("tcp", "udp", "sctp")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,199}", re.ASCII)
 _GPU: Final = "nvidia.com/gpu="
 """The CDI devices that --gpus means, with docker and podman too."""
@@ -49,6 +51,7 @@ class Options:
     volumes: tuple[str, ...] = ()
     mounts: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
+    publish_all: bool = False
     workdir: str = ""
     user: str = ""
     group_add: tuple[int, ...] = ()
@@ -95,7 +98,8 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         several("--env-file", "env_files", metavar="FILE", help="Variables, one a line."),
         several("-v", "--volume", "volumes", metavar="DIR:PLACE[:ro]", help="A directory of this node."),
         several("--mount", "mounts", metavar="type=bind|tmpfs,target=…", help="The same in words: source=…, readonly."),
-        several("-p", "--publish", metavar="[ADDRESS:]PORT:PORT[/udp]", help="A port of this node that leads there."),
+        several("-p", "--publish", metavar="[[ADDRESS:]PORT:]PORT[/udp]", help="A port of this node that leads there."),
+        text("-P", "--publish-all", is_flag=True, help="Free ports of this node for all that the image exposes."),
         text("-w", "--workdir", default="", help="Working directory."),
         text("-u", "--user", default="", metavar="USER[:GROUP]", help="Names, or numbers."),
         several("--group-add", type=click.IntRange(0, MAX_ID), help="One more group, by its number."),
@@ -109,8 +113,9 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         text(
             "--network",
             "--net",
-            type=click.Choice(["pod", "host", "none"]),
+            type=click.Choice(["pod", "host", "none", *_PODS]),
             default="pod",
+            callback=lambda _context, _option, value: "pod" if value in _PODS else value,
             help="Its own, the node's, or the loopback alone.",
         ),
         text(
@@ -119,8 +124,11 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
             default="host",
             help="auto: users of its own; root in there is nobody here.",
         ),
-        text("--pid", type=click.Choice(["", "host"]), default="", help="The node's processes."),
-        text("--ipc", type=click.Choice(["", "host"]), default="", help="The node's IPC."),
+        text("--pid", type=click.Choice(["", "host", "private"]), default="", callback=_own, help="The node's processes."),
+        text("--ipc", type=click.Choice(["", "host", "private"]), default="", callback=_own, help="The node's IPC."),
+        unneeded("--no-healthcheck"),
+        unneeded("--sig-proxy"),
+        unneeded("--expose", is_flag=False),
         *_limits_and_rights(),
     ]
 
@@ -130,6 +138,10 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(*words, options=Options(**ours), **values)
 
     return functools.reduce(lambda done, option: option(done), reversed(added), gathered)
+
+
+def _own(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    return "" if value == "private" else value
 
 
 def _several(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -243,10 +255,11 @@ def pod(options: Options, name: str, uid: str, logs: str) -> cri.PodSandboxConfi
         metadata=cri.PodSandboxMetadata(name=name, uid=uid, namespace="default"),
         hostname=options.hostname or (name[:63] if own else ""),
         log_directory=logs,
-        port_mappings=[mapping for text in options.publish for mapping in _ports(text)],
+        port_mappings=[mapping for text in options.publish for mapping in run_ports.published(text)],
     )
-    if options.publish and options.network != "pod":
-        fail(f"--publish: nothing leads to a container with --network {options.network}, or needs to", 2)
+    if (options.publish or options.publish_all) and options.network != "pod":
+        word = "--publish" if options.publish else "--publish-all"
+        fail(f"{word}: nothing leads to a container with --network {options.network}, or needs to", 2)
     if options.shm_size:
         config.annotations[asked.SHM_SIZE] = str(amount("--shm-size", options.shm_size))
     if options.add_host:
@@ -337,27 +350,6 @@ def _address(text: str) -> str:
         return str(ipaddress.ip_address(text))
     except ValueError:
         fail(f"--dns {text}: not an IP address", 2)
-
-
-def _ports(text: str) -> Iterable[cri.PortMapping]:
-    """[ADDRESS:]HOST:INNER[/PROTOCOL]; HOST and INNER may be ranges of the same length."""
-    from proto import api_pb2 as cri  # noqa: PLC0415
-
-    form = re.fullmatch(r"(?:(\[[^]]*\]|[^:]*):)?(\d{1,5})(?:-(\d{1,5}))?:(\d{1,5})(?:-(\d{1,5}))?(?:/(\w+))?", text)
-    protocol = ((form[6] if form else "") or "tcp").lower()
-    if form is None or protocol not in _PROTOCOLS:
-        fail(f"--publish {text}: not of the form [ADDRESS:]PORT:PORT[/tcp|udp|sctp]", 2)
-    hosts = range(int(form[2]), int(form[3] or form[2]) + 1)
-    inner = range(int(form[4]), int(form[5] or form[4]) + 1)
-    if len(hosts) != len(inner) or not hosts or not {hosts[0], hosts[-1], inner[0], inner[-1]} <= set(range(1, 65536)):
-        fail(f"--publish {text}: ports are numbers from 1 to 65535, and ranges of one length", 2)
-    for host, port in zip(hosts, inner, strict=True):
-        yield cri.PortMapping(
-            protocol=protocol.upper(),
-            container_port=port,
-            host_port=host,
-            host_ip=(form[1] or "").strip("[]"),
-        )
 
 
 def _add_device(config: cri.ContainerConfig, text: str) -> None:

@@ -70,6 +70,16 @@ def test_lists(kubelet: Kubelet, web: str) -> None:
     assert (refused.returncode, b"known are Attempt" in refused.stderr) == (2, True)
     refused = crisp(kubelet, "ps", "--filter", "nmae=web")
     assert (refused.returncode, b"exited, id, image" in refused.stderr) == (2, True)
+    assert said(kubelet, "ps", "-aq", "-f", "name=^we", "-f", f"ancestor={IMAGE}").split() == [web]
+    assert said(
+        kubelet, "ps", "-aq", "-f", "name=we", "-f", f"ancestor={kubelet.image.removeprefix('sha256:')[:12]}"
+    ).split() == [web]
+    assert said(kubelet, "ps", "-aq", "-f", "name=^we$") == said(kubelet, "ps", "-aq", "-f", "ancestor=other") == ""
+    assert crisp(kubelet, "ps", "-f", "name=[").returncode == 2
+    said(kubelet, "run", "--keep", "--name", "newest", IMAGE, "/bin/true")
+    assert said(kubelet, "ps", "-l", "--format", "{{.Names}}") == "newest\n"
+    assert said(kubelet, "ps", "-n", "2", "--format", "{{.Names}}") == "newest\nweb\n"
+    said(kubelet, "rm", "newest")
     assert "web" in said(kubelet, "pod", "ls", "--format", "{{.Name}} {{.State}}")
     assert said(kubelet, "images", "-q", "-f", "reference=localhost/busy*").split() == [kubelet.image]
     assert IMAGE in said(kubelet, "image", "ls")

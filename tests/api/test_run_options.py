@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import select
+import socket
 import subprocess
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from proto import api_pb2 as cri
 from tests.api.test_command import IMAGE, command, crisp, logs, pods
 from tests.api.test_docker_names import said
 from tests.harness.kubelet import Kubelet
+from tests.harness.waiting import wait_until
 
 pytestmark = pytest.mark.root
 
@@ -176,3 +179,38 @@ def test_what_is_wrong_is_told_from_what_the_command_says(kubelet: Kubelet) -> N
     for path, code in (("/no/such file", 127), ("/etc/passwd", 126), ("/etc", 126), ("/etc/passwd/x", 126)):
         assert crisp(kubelet, "run", IMAGE, path).returncode == code, path
     assert crisp(kubelet, *words, "-c", "/no/such").returncode == 127, "the shell's"
+
+
+def test_free_ports_of_the_node(kubelet: Kubelet, tmp_path: Path) -> None:
+    """-p without the node's port, and -P for what the image exposes; one that is asked for is there."""
+    name, document = "localhost/built-exposing:1", tmp_path / "Containerfile"
+    document.write_text(f"FROM {IMAGE}\nEXPOSE 80 81/udp\n")
+    assert crisp(kubelet, "build", "-q", "-t", name, str(tmp_path)).returncode == 0
+    file = tmp_path / "id"
+    words = ["run", "-d", "--name", "open", "-P", "-p", "127.0.0.1::82", "--network", "bridge", "--platform", "linux"]
+    words[-1:] = ["linux/" + {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)]
+    key = said(kubelet, *words, "--cidfile", str(file), "-q", name, "/bin/sh", "-c", "httpd -f -h /etc -p 80").strip()
+    assert file.read_text() == key
+    ports = dict(line.split(" -> ") for line in said(kubelet, "port", "open").splitlines())
+    assert set(ports) == {"80/tcp", "81/udp", "82/tcp"}
+    assert ports["82/tcp"].startswith("127.0.0.1:")
+    told: list[bytes] = []
+
+    def answered() -> bool:
+        with (
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", int(ports["80/tcp"].split(":")[1]))) as web,
+        ):
+            web.sendall(b"GET /passwd HTTP/1.0\r\n\r\n")
+            told.append(web.recv(100))
+        return bool(told)
+
+    wait_until(answered)
+    assert b"200 OK" in told[0]
+    refused = crisp(kubelet, "run", "--cidfile", str(file), IMAGE, "/bin/true")
+    assert (refused.returncode, file.read_text()) == (125, key)
+    assert crisp(kubelet, "run", "--cidfile", str(tmp_path / "other"), "--device", "/no/such", IMAGE, "/x").returncode == 125
+    assert not (tmp_path / "other").exists()
+    said(kubelet, "rm", "-f", "open")
+    said(kubelet, "rmi", name)
+    said(kubelet, "system", "prune", "-f")

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from proto import api_pb2 as cri
-from runtime.cli import run_options
+from runtime.cli import run_options, run_ports
 from runtime.cli.main import load
 from runtime.cli.run_options import Options
 
@@ -43,6 +43,8 @@ REFUSED = [
     ["run", "--device", "/proc/self/net", "x"],
     ["run", "--no-such", "x"],
     ["exec", "--no-such", "x", "true"],
+    ["run", "--platform", "linux/vax", "x"],
+    ["run", "--publish-all", "--network", "none", "x"],
     ["run", "--publish", "9" * 5000 + ":80", "x"],
     ["run", "--publish", "1-99999999999999999999:1-99999999999999999999", "x"],
     ["run", "--name", "a b", "x"],
@@ -134,3 +136,31 @@ def test_users_are_others_than_those_of_other_pods() -> None:
     run_options.give_users(pod, set(every) - {every[77]})
     [line] = pod.linux.security_context.namespace_options.userns_options.uids
     assert (line.host_id, line.container_id, line.length) == (every[77], 0, 65536)
+
+
+def published(text: str) -> list[tuple[str, int, int, str]]:
+    return [
+        (mapping.host_ip, mapping.host_port, mapping.container_port, cri.Protocol.Name(mapping.protocol))
+        for mapping in run_ports.published(text)
+    ]
+
+
+def test_ports_that_are_named() -> None:
+    assert published("8080:80") == [("", 8080, 80, "TCP")]
+    assert published("127.0.0.1:53:53/udp") == [("127.0.0.1", 53, 53, "UDP")]
+    assert published("[::1]:80:80/SCTP") == [("::1", 80, 80, "SCTP")]
+    assert published("8000-8001:80-81") == [("", 8000, 80, "TCP"), ("", 8001, 81, "TCP")]
+    for text in ("x:80", "80:", "1.2.3.4:80", "-1:80", "1-2:80", "0:80", "80:0", "2-1:2-1", "a::80", "80/x"):
+        with pytest.raises(SystemExit):
+            published(text)
+
+
+def test_ports_that_are_free() -> None:
+    for text, address, inner in (("80", "", 80), ("127.0.0.1::80/udp", "127.0.0.1", 80), ("::80", "", 80)):
+        [(where, port, there, _)] = published(text)
+        assert (where, there, port > 0) == (address, inner, True)
+    assert [inner for _, _, inner, _ in published("80-82")] == [80, 81, 82]
+    document = {"config": {"ExposedPorts": {"80/tcp": {}, "53/udp": {}, "443": {}, "x": {}}}}
+    found = [(one.container_port, one.protocol) for one in run_ports.exposed(document, run_ports.published("80"))]
+    assert found == [(53, cri.UDP), (443, cri.TCP)]
+    assert list(run_ports.exposed({}, ())) == []
