@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
@@ -107,17 +107,29 @@ class _Commands(Group):
         items = [CompletionItem(name, help=COMMANDS[name][1]) for name in names]
         return items + click.Command.shell_complete(self, context, incomplete)
 
+    def make_context(self, *words: Any, **named: Any) -> click.Context:
+        """Also --help may meet a full disk."""
+        try:
+            return super().make_context(*words, **named)
+        except OSError as error:
+            _say_and_end(error)
+
     def invoke(self, context: click.Context) -> Any:
         """What cannot be read or written is said in one line, wherever a command meets it; of a daemon's one wants all."""
         try:
             return super().invoke(context)
-        except (OSError, UnicodeEncodeError):
+        except (OSError, UnicodeEncodeError) as error:
             if context.invoked_subcommand == "serve":
                 raise
-            from runtime.cli.output import errors  # noqa: PLC0415  --help needs no gRPC
+            _say_and_end(error)
 
-            with errors():
-                raise
+
+def _say_and_end(error: Exception) -> NoReturn:
+    from runtime.cli.output import errors  # noqa: PLC0415  --help needs no gRPC
+
+    with errors():
+        raise error
+    raise AssertionError("errors() ends the command")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

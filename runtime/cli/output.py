@@ -69,6 +69,12 @@ def commands_failure() -> Iterator[None]:
         raise
 
 
+def need_terminal(*, stdin: bool, tty: bool) -> None:
+    """End the command if a terminal of a container's is to get the input of something else: it would wait for its end."""
+    if stdin and tty and not os.isatty(0):
+        fail("the input is not a terminal: leave out -t, or -i")
+
+
 def without_dashes(words: tuple[str, ...]) -> tuple[str, ...]:
     """A container's command without the -- that sets it apart from our own arguments."""
     return words[1:] if words[:1] == ("--",) else words

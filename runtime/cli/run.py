@@ -19,7 +19,7 @@ from runtime.cli.endings import status_of
 from runtime.cli.exit_codes import FAILED, PassesOn
 from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
 from runtime.cli.lookup import Node
-from runtime.cli.output import clean, commands_failure, errors, fail, show, without_dashes
+from runtime.cli.output import clean, commands_failure, errors, fail, need_terminal, show, without_dashes
 from runtime.cli.ps import looks
 from runtime.cli.signals import Signalled, Signals
 from runtime.client import CallError, Client, is_away, patiently
@@ -93,6 +93,7 @@ def command(
     if inside is not None:
         run_options.refuse_for_pod(options)
     _refuse_elsewhere(platform)
+    need_terminal(stdin=options.interactive and not detach, tty=options.tty)
     name = name or f"run-{secrets.token_hex(4)}"
     container = run_options.container(options, name, command)
     container.stdin_once = container.stdin_once and not detach

@@ -15,7 +15,7 @@ from runtime.cli.endings import status_of
 from runtime.cli.exit_codes import PassesOn
 from runtime.cli.lifecycle import first_process, sandbox_config
 from runtime.cli.lookup import Node
-from runtime.cli.output import commands_failure, errors, fail, without_dashes
+from runtime.cli.output import commands_failure, errors, fail, need_terminal, without_dashes
 from runtime.cli.signals import Signals
 from runtime.client import Client
 from runtime.host import followers
@@ -62,6 +62,7 @@ def exec_(
     command = without_dashes(command)
     if not command:
         fail("name the command to run", 2)
+    need_terminal(stdin=stdin and not detach, tty=tty)
     with Signals().told(), errors(), Client(socket_path) as client:
         keys = parse(detach_keys) if tty else b""
         found = Node(client).container(container).id

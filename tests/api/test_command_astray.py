@@ -97,7 +97,19 @@ def test_copies_that_cannot_be_written(kubelet: Kubelet) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["ps"], ["pod", "ls"], ["images"], ["version"], ["info"], ["inspect", IMAGE], ["completion", "bash"]]
+    "words",
+    [
+        ["--help"],
+        ["ps", "--help"],
+        ["--version"],
+        ["ps"],
+        ["pod", "ls"],
+        ["images"],
+        ["version"],
+        ["info"],
+        ["inspect", IMAGE],
+        ["completion", "bash"],
+    ],
 )
 def test_lists_that_cannot_be_written(kubelet: Kubelet, words: list[str]) -> None:
     with open("/dev/full", "wb") as full:
@@ -221,3 +233,14 @@ def test_a_signal_while_a_directory_is_taken_in(kubelet: Kubelet, tmp_path: Path
             running.send_signal(signal.SIGTERM)
             assert running.wait(WAIT_SECONDS) in (-signal.SIGTERM, 128 + signal.SIGTERM, 127)
         wait_until(lambda: (tags(kubelet), pods(kubelet)) == before, 20)
+
+
+def test_a_terminal_that_gets_its_input_from_elsewhere(kubelet: Kubelet) -> None:
+    """It would wait for ever: what a terminal reads has no end. docker says so too."""
+    container = kubelet.pod().run("/bin/sleep", "1000")
+    before = pods(kubelet)
+    for words in (["run", "-it", IMAGE, "/bin/sh"], ["exec", "-it", container.id, "/bin/sh"]):
+        refused = crisp(kubelet, *words)
+        assert (refused.returncode, b"not a terminal" in refused.stderr, refused.stdout) == (1, True, b""), refused
+    assert pods(kubelet) == before
+    assert said(kubelet, "exec", "-t", container.id, "/bin/echo", "x") == "x\r\n"
