@@ -7,6 +7,7 @@ the end. The first failure ends the others: the lease is given back, and with it
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from imagesvc.containerfile.instructions import Containerfile, Instruction, Labe
 from imagesvc.containerfile.scopes import Scope, unused
 from imagesvc.containerfile.stages import Graph
 from runtime.build.image_state import ImageState
+from runtime.build.progress import ENDED
 from runtime.build.stage import Stage
 from runtime.build.wishes import Wishes, Workshop
 from runtime.client import CallError
@@ -42,9 +44,12 @@ class Build:
         containerfile: Containerfile,
         wishes: Wishes,
         progress: Progress,
-        pull: Callable[[str], str],
+        pull: Callable[[str, int], str],
     ) -> None:
-        """`pull` brings an image here, if need be, and says its id. ContainerfileError for stages that cannot be built."""
+        """`pull` brings an image here, if need be, as the step of this number, and says its id.
+
+        ContainerfileError for stages that cannot be built.
+        """
         self._session, self._wishes, self._progress, self._pull = session, wishes, progress, pull
         self._file = containerfile
         self._shop = Workshop(session, copier, context, wishes, progress, self._source)
@@ -53,6 +58,9 @@ class Build:
         self._graph = Graph(containerfile, self._bases)
         self._seed = f"{session.epoch} {wishes.platforms.target}"
         self._stages: dict[int, Future[Stage]] = {}
+        self._images: dict[str, Future[str]] = {}
+        self._lock = threading.Lock()
+        """For `_images`."""
 
     def run(self) -> str:
         """Build what is wanted; the image's id."""
@@ -147,14 +155,26 @@ class Build:
     def _image(self, name: str, step: Instruction) -> str:
         """The id of an image that is here, or is fetched now."""
         shown = self._progress.begin(f"image {name}")
+        with self._lock:
+            first = name not in self._images
+            found = self._images.setdefault(name, Future())
         try:
-            image_id = self._pull(name)
+            if first:
+                self._fetch(name, found, shown)
+            image_id = found.result()
         except CallError as error:
             failure = step.error(error.message)
-            self._progress.end(shown, failure.message)
+            self._progress.end(shown, ENDED if self._session.ended else failure.message)
             raise failure from None
         self._progress.end(shown, "done")
         return image_id
+
+    def _fetch(self, name: str, found: Future[str], shown: int) -> None:
+        """For all the stages that need it."""
+        try:
+            found.set_result(self._pull(name, shown))
+        except BaseException as error:
+            found.set_exception(error)
 
     def _done(self, index: int) -> Stage:
         """Another stage, once it is done."""

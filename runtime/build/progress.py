@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+ENDED: Final = "the build has ended"
+"""How a step is over that another one's failure, or a signal, has stopped."""
 
 
 class Progress(Protocol):
@@ -17,7 +20,7 @@ class Progress(Protocol):
         ...
 
     def end(self, step: int, how: str) -> None:
-        """It is over: `done`, `cached`, or why not."""
+        """It is over: `done`, `cached`, ENDED, or why not."""
         ...
 
     def warn(self, text: str) -> None:

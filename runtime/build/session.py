@@ -48,6 +48,7 @@ class Session:
         self.client = client
         self.epoch = epoch
         self.ended = False
+        self._streams: list[Any] = []
         self._lease = client.admin.HoldBuild(admin.HoldBuildRequest())
         told = next(self._lease)
         threading.Thread(target=self._hold, daemon=True).start()
@@ -66,13 +67,22 @@ class Session:
     def end(self) -> None:
         """Give back all that there is; calls that are under way fail."""
         self.ended = True
-        self._lease.cancel()
+        for stream in (*self._streams, self._lease):
+            stream.cancel()
 
     def _hold(self) -> None:
         """Read what comes: nothing but the connection's own questions, whether we are still there."""
         with suppress(CallError):
             for _ in self._lease:
                 pass
+
+    def fetched(self, reference: str) -> Any:
+        """What a pull tells of itself, to its end or that of the build."""
+        stream = self.client.admin.PullImage(admin.PullImageRequest(reference=reference))
+        self._streams.append(stream)
+        if self.ended:
+            stream.cancel()
+        return stream
 
     def find(self, reference: str) -> Found | None:
         """An image, which stays until the end. None if it is not here."""

@@ -14,6 +14,7 @@ from proto.errors import Code, CrispError
 from runtime.build import run_mounts
 from runtime.build.copying import Selection, Tree
 from runtime.build.fetching import fetch_urls
+from runtime.build.progress import ENDED
 from runtime.build.run_step import Pod
 from runtime.client import CallError
 
@@ -59,7 +60,7 @@ class Stage:
             self._shop.progress.end(shown, how)
 
     def _failed(self, shown: int, failure: CrispError) -> None:
-        self._shop.progress.end(shown, "the build has ended" if self._session.ended else failure.message)
+        self._shop.progress.end(shown, ENDED if self._session.ended else failure.message)
 
     def _do(self, step: Instruction, shown: int) -> str:
         """Do a step, or take what was done before; how it was."""

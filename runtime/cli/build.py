@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.build.copying import Copier
     from runtime.build.session import Session
     from runtime.build.wishes import Wishes
+    from runtime.cli.build_terminal import Picture
 
 
 @click.command("build", context_settings={"help_option_names": ["--help", "-h"]})
@@ -103,20 +104,26 @@ def command(
                 fail(f"--tag {tag}: a digest is no name for what is only to be made", 2)
     if push and not tags:
         fail("--push needs a name: give one by --tag", 2)
-    with Signals().told(), errors():
+    with Signals().told() as signals, errors():
         wishes = _wishes(no_cache=no_cache, squash=squash, **wanted)  # type: ignore[arg-type]
         epoch = _epoch(wishes.arguments)
-        shown = build_progress.Shown(build_progress.QUIET if quiet else progress)
-        with Copier() as copier, Client(socket_path) as client, Session(client, epoch) as session:
-            image_id = _build(session, copier, context, containerfile, wishes, shown, _puller(client, always=always))
+        showing = build_progress.shown(build_progress.QUIET if quiet else progress, signals)
+        with (
+            showing as shown,
+            Copier() as copier,
+            Client(socket_path) as client,
+            Session(client, epoch) as session,
+        ):
+            pull = _puller(session, shown, always=always)
+            image_id = _build(session, copier, context, containerfile, wishes, shown, pull)
             for tag in tags:
                 client.admin.TagImage(admin.TagImageRequest(reference=image_id, name=tag))
             if wanted_output is not None:
                 build_output.write(wanted_output, session, copier, image_id, tags)
             for tag in tags if push else ():
                 number = shown.begin(f"push {tag}")
-                for _step in client.admin.PushImage(admin.PushImageRequest(reference=tag)):
-                    pass
+                for step in client.admin.PushImage(admin.PushImageRequest(reference=tag)):
+                    shown.fetched(number, step)
                 shown.end(number, "done")
         if iidfile:
             with open(iidfile, "w", encoding="ascii") as file:
@@ -131,8 +138,8 @@ def _build(
     context: str,
     containerfile: str | None,
     wishes: Wishes,
-    shown: build_progress.Shown,
-    pull: Callable[[str], str],
+    shown: build_progress.Shown | Picture,
+    pull: Callable[[str, int], str],
 ) -> str:
     from imagesvc.containerfile.parser import parse  # noqa: PLC0415
     from runtime.build.context import open_context  # noqa: PLC0415
@@ -142,16 +149,16 @@ def _build(
     return Build(session, copier, opened, parse(opened.text, opened.name), wishes, shown, pull).run()
 
 
-def _puller(client: Client, *, always: bool) -> Callable[[str], str]:
-    from proto import admin_pb2 as admin  # noqa: PLC0415
+def _puller(session: Session, shown: build_progress.Shown | Picture, *, always: bool) -> Callable[[str, int], str]:
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    def pull(name: str) -> str:
-        found = client.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=name)))
+    def pull(name: str, number: int) -> str:
+        found = session.client.images.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=name)))
         if found.HasField("image") and not always:
             return str(found.image.id)
-        *_, last = client.admin.PullImage(admin.PullImageRequest(reference=name))
-        return str(last.image_ids[0])
+        for step in session.fetched(name):
+            shown.fetched(number, step)
+        return str(step.image_ids[0])
 
     return pull
 

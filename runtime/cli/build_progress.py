@@ -1,4 +1,7 @@
-"""What a build shows on the standard error: lines for people and logs, objects for programs, or nothing but failures."""
+"""What a build shows on the standard error: lines for people and logs, objects for programs, or nothing but failures.
+
+On a terminal it is a picture, see `build_terminal.py`.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,21 @@ import sys
 import threading
 import time
 from collections import deque
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
-from runtime.cli.output import clean
+from runtime.cli.output import clean, fail
 
-FORMS: Final = ("auto", "plain", "json")
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from proto import admin_pb2 as admin
+    from runtime.cli.build_terminal import Picture
+    from runtime.cli.signals import Signals
+
+FORMS: Final = ("auto", "plain", "json", "tty", "quiet")
 QUIET: Final = "quiet"
 KEPT_LINES: Final = 100
 """Of a step's output, which are shown if it fails and was not to be seen."""
@@ -23,17 +34,34 @@ LINE_BYTES: Final = 1 << 16
 """Of a line that does not end; what follows is shown as another one."""
 
 
+def shown(form: str, signals: Signals) -> Shown | Picture:
+    """What shows a build; a context manager. `form`: of FORMS."""
+    if form in ("auto", "tty"):
+        if sys.stderr.isatty() and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown"):
+            from runtime.cli.build_terminal import Picture  # noqa: PLC0415  only where a person looks on
+
+            return Picture(signals)
+        if form == "tty":
+            fail("--progress tty: the standard error is no terminal that can be drawn on", 2)
+    return Shown(form)
+
+
 class Shown:
     """Shows steps, each with its number: `#3 [2/4] RUN make`, `#3 0.251 its output`, `#3 DONE 1.2s`."""
 
     def __init__(self, form: str) -> None:
         """`form`: of FORMS, or QUIET."""
         self._json, self._quiet = form == "json", form == QUIET
-        self._colours = form == "auto" and sys.stderr.isatty() and "NO_COLOR" not in os.environ
         self._lock = threading.Lock()
         self._began: list[tuple[float, str]] = []
         self._partial: dict[int, bytes] = {}
         self._last: dict[int, deque[str]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        return
 
     def begin(self, name: str) -> int:
         """A step has begun; its number."""
@@ -53,6 +81,9 @@ class Shown:
                 self._line(step, data)
             else:
                 self._partial[step] = data
+
+    def fetched(self, step: int, told: admin.ImageProgress) -> None:
+        """A layer of the image that it fetches, or uploads, is so far: lines say nothing of it."""
 
     def _line(self, step: int, data: bytes) -> None:
         text = data.decode(errors="replace").rstrip("\r")
@@ -100,6 +131,4 @@ class Shown:
             click.echo(json.dumps(told), err=True)
             return
         line = clean(f"#{step} {text}", lines=False)
-        if self._colours and event != "output":
-            line = click.style(line, fg={"start": "blue", "done": "green", "cached": "cyan"}.get(event, "red"))
         click.echo(line, err=True)

@@ -17,6 +17,9 @@ from proto.errors import CrispError
 from runtime.cli.exit_codes import CANNOT_RUN, MISUSED, NOT_THERE, MisuseError
 
 if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.progress import TaskID
+
     from proto import admin_pb2 as admin
 
 
@@ -25,6 +28,10 @@ _OF_COMMAND: Final = re.compile(r'(?:^|: )exec: ".*?": (executable file not foun
 
 _CONTROLS: Final = dict.fromkeys((*range(32), *range(127, 160), *range(0xD800, 0xE000)), "?")
 _CONTROLS_OF_LINES: Final = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"}
+
+
+NARROW: Final = 70
+"""Columns that a terminal has at least for speeds beside the bars."""
 
 
 def clean(text: str, *, lines: bool = True) -> str:
@@ -114,24 +121,40 @@ def _lines(steps: Iterable[admin.ImageProgress]) -> list[str]:
 
 def _bars(steps: Iterable[admin.ImageProgress]) -> list[str]:
     from rich.console import Console  # noqa: PLC0415  only where a person looks on
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
 
-    columns = (
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[stage]:<12}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bars = {}
+    bars = Bars(Console(stderr=True))
+    with bars.progress:
         for step in steps:
             if step.done:
                 return list(step.image_ids)
-            if step.item not in bars:
-                bars[step.item] = progress.add_task(short(step.item), total=step.total or None, stage=step.stage)
-            progress.update(bars[step.item], completed=step.current, total=step.total or None, stage=step.stage)
+            bars.show(step)
     return []
+
+
+class Bars:
+    """A bar for each layer of an image that comes or goes."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+
+        columns = [TextColumn("{task.description}"), TextColumn("{task.fields[stage]:<12}"), BarColumn()]
+        if console.width >= NARROW:
+            columns += [DownloadColumn(), TransferSpeedColumn()]
+        self.progress = Progress(*columns, console=console)
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, step: admin.ImageProgress) -> None:
+        """So far it is."""
+        if step.done:
+            return
+        if step.item not in self._tasks:
+            self._tasks[step.item] = self.progress.add_task(short(step.item), total=step.total or None, stage=step.stage)
+        self.progress.update(self._tasks[step.item], completed=step.current, total=step.total or None, stage=step.stage)
+
+    def picture(self, rows: int) -> RenderableType:
+        """Those that are not finished, as many as there is room for."""
+        tasks = [task for task in self.progress.tasks if not task.finished] or self.progress.tasks
+        return self.progress.make_tasks_table(tasks[:rows])
 
 
 def short(text: str) -> str:
