@@ -242,11 +242,16 @@ class LayerStore:
         except OSError as error:
             raise disk_error(error, self.root, f"writing layer {info.diff_id}") from error
         layer = self._staged[info.key] = Layer(info, path)
-        self._write_back()
+        if not _is_file(path):
+            self._write_back()
         return layer
 
     def _write_back(self) -> None:
-        """Has the kernel write while the next layers are unpacked, so that the sync at the end finds little to do."""
+        """Has the kernel write while the next layers are unpacked, so that the sync at the end finds little to do.
+
+        Not for files, which are written past the page cache: it would write the blobs of the next layers, which are
+        removed once these are unpacked.
+        """
         if not self._syncing.locked() and not self._background:
             task = asyncio.create_task(self._sync_early())
             self._background.add(task)

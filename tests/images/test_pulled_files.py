@@ -39,6 +39,23 @@ def node(tmp_path: Path) -> Node:
     return node
 
 
+async def test_the_disk_is_synced_once(layout: Layout, registry: Registry, start: StartService) -> None:
+    """Each sync but the last would write blobs that are still on their way."""
+    layout.image("many", [tar([Member(f"f{i}", os.urandom(1 << 20))]) for i in range(6)])
+    layout.push("many", f"{registry.host}/files/many:v1")
+    service = await start()
+    staged: list[int] = []
+    sync = service._layers._sync
+
+    async def noted() -> None:
+        staged.append(len(service._layers._staged))
+        await sync()
+
+    service._layers._sync = noted
+    await service.pull(f"{registry.host}/files/many:v1")
+    assert staged == [6]
+
+
 @pytest.mark.parametrize("resumed", [True, False])
 async def test_a_tree_waits_for_the_layers_below(
     layout: Layout,
