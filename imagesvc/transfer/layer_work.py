@@ -51,10 +51,12 @@ class LayerWork:
         progress: PullProgress,
         *,
         parallel: int,
+        ahead: int = 1,
         keep_blobs: bool = False,
     ) -> None:
         """`source` says where a blob comes from. It is let go once its layer is unpacked, before the disk has to write it,
-        or, with `keep_blobs`, when the image is recorded. At most `parallel` layers are unpacked at a time.
+        or, with `keep_blobs`, when the image is recorded. At most `parallel` layers are unpacked at a time, and `ahead` more
+        are on their way: a blob that comes long before its turn takes memory, and is written to the disk for nothing.
         """
         self._layers = layers
         self._unpacker = unpacker
@@ -63,6 +65,7 @@ class LayerWork:
         self._progress = progress
         self._keep_blobs = keep_blobs
         self._slots = asyncio.Semaphore(parallel)
+        self._under_way = asyncio.Semaphore(parallel + ahead)
         self._blobs = AsyncExitStack()
         self._diff_ids: Sequence[str] = ()
         self._parts: list[Part] = []
@@ -114,9 +117,10 @@ class LayerWork:
             progress.downloaded = progress.unpacked = progress.size
             self._progress.changed()
             return layer
-        async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as stack, AsyncExitStack() as turn:
+            await turn.enter_async_context(self._under_way)
             blob = await stack.enter_async_context(self._source.hold(descriptor))
-            layer = await self._from_blob(blob, diff_id, chain_id, below, progress)
+            layer = await self._from_blob(blob, diff_id, chain_id, below, progress, turn)
             self._source.came(descriptor, diff_id)
             if self._keep_blobs:
                 self.incoming.append(blob)
@@ -130,6 +134,7 @@ class LayerWork:
         chain_id: str,
         below: Sequence[Awaitable[Layer]],
         progress: LayerProgress,
+        turn: AsyncExitStack,
     ) -> Layer:
         def show(available: int) -> None:
             progress.downloaded = available
@@ -138,7 +143,7 @@ class LayerWork:
 
         blob.follow(show)
         try:
-            layer = await self._unpack(blob, diff_id, chain_id, below, progress)
+            layer = await self._unpack(blob, diff_id, chain_id, below, progress, turn)
         finally:
             blob.unfollow(show)
         progress.state = "done"
@@ -153,9 +158,10 @@ class LayerWork:
         chain_id: str,
         below: Sequence[Awaitable[Layer]],
         progress: LayerProgress,
+        turn: AsyncExitStack,
     ) -> Layer:
         """First as if the layer stood on its own; if it does not, the rest of it, or all of it again, when the layers below
-        are there."""
+        are there: for these no `turn` is kept, since they may be waiting for theirs."""
 
         def count(done: int) -> None:
             progress.unpacked = done
@@ -180,6 +186,7 @@ class LayerWork:
         except JobFailed as failure:
             if failure.kind != "needs_lower":
                 raise layer_error(failure, blob.digest, self._layers.root) from None
+        await turn.aclose()
         part = made if isinstance(made, Part) else None
         if part is not None:
             self._parts.append(part)  # also if another pull had begun it, and has left since
