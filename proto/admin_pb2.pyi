@@ -62,6 +62,16 @@ class TagImageResponse(_message.Message):
     image_id: str
     def __init__(self, image_id: _Optional[str] = ...) -> None: ...
 
+class UntagImageRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class UntagImageResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class AddRootfsRequest(_message.Message):
     __slots__ = ("name", "directory")
     NAME_FIELD_NUMBER: _ClassVar[int]

@@ -55,6 +55,11 @@ class AdminStub:
                 request_serializer=proto_dot_admin__pb2.TagImageRequest.SerializeToString,
                 response_deserializer=proto_dot_admin__pb2.TagImageResponse.FromString,
                 _registered_method=True)
+        self.UntagImage = channel.unary_unary(
+                '/crisp.admin.v1.Admin/UntagImage',
+                request_serializer=proto_dot_admin__pb2.UntagImageRequest.SerializeToString,
+                response_deserializer=proto_dot_admin__pb2.UntagImageResponse.FromString,
+                _registered_method=True)
         self.AddRootfs = channel.unary_unary(
                 '/crisp.admin.v1.Admin/AddRootfs',
                 request_serializer=proto_dot_admin__pb2.AddRootfsRequest.SerializeToString,
@@ -149,6 +154,13 @@ class AdminServicer:
 
     def TagImage(self, request, context):
         """Gives an image one more name; another image that has it loses it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UntagImage(self, request, context):
+        """Takes one name from an image, which goes with its last one. NOT_FOUND if there is none of that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,6 +279,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.TagImage,
                     request_deserializer=proto_dot_admin__pb2.TagImageRequest.FromString,
                     response_serializer=proto_dot_admin__pb2.TagImageResponse.SerializeToString,
+            ),
+            'UntagImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.UntagImage,
+                    request_deserializer=proto_dot_admin__pb2.UntagImageRequest.FromString,
+                    response_serializer=proto_dot_admin__pb2.UntagImageResponse.SerializeToString,
             ),
             'AddRootfs': grpc.unary_unary_rpc_method_handler(
                     servicer.AddRootfs,
@@ -443,6 +460,33 @@ class Admin:
             '/crisp.admin.v1.Admin/TagImage',
             proto_dot_admin__pb2.TagImageRequest.SerializeToString,
             proto_dot_admin__pb2.TagImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UntagImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crisp.admin.v1.Admin/UntagImage',
+            proto_dot_admin__pb2.UntagImageRequest.SerializeToString,
+            proto_dot_admin__pb2.UntagImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

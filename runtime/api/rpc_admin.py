@@ -68,6 +68,11 @@ class AdminService(BuildRpcs):
         """One more name for an image."""
         return admin.TagImageResponse(image_id=(await self._images.tag(request.reference, request.name)).id)
 
+    async def UntagImage(self, request: admin.UntagImageRequest) -> admin.UntagImageResponse:
+        """One name less."""
+        await self._images.untag(request.name)
+        return admin.UntagImageResponse()
+
     async def AddRootfs(self, request: admin.AddRootfsRequest) -> admin.AddRootfsResponse:
         """An image of a plain directory."""
         _absolute(request.directory)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -145,7 +144,8 @@ def _build(
     from runtime.build.context import open_context  # noqa: PLC0415
     from runtime.build.executor import Build  # noqa: PLC0415
 
-    opened = open_context(context, containerfile, sys.stdin.buffer, session.scratch)
+    with open(0, "rb", closefd=False) as given:  # not `sys.stdin`, which there is none of where it was closed
+        opened = open_context(context, containerfile, given, session.scratch)
     return Build(session, copier, opened, parse(opened.text, opened.name), wishes, shown, pull).run()
 
 

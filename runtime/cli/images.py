@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import time
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from proto.errors import CrispError
 from runtime.cli import build_output, completion, inspect, listing
 from runtime.cli.docker_words import Group, unneeded
 from runtime.cli.lookup import Node
@@ -194,7 +194,8 @@ def _spooled(archive: Path) -> Iterator[Path]:
         yield archive
         return
     with tempfile.NamedTemporaryFile(prefix="crisp-import-", dir="/var/tmp") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+        with open(0, "rb", closefd=False) as given:  # not `sys.stdin`, which there is none of where it was closed
+            shutil.copyfileobj(given, file, 1 << 20)
         file.flush()
         yield Path(file.name)
 
@@ -245,25 +246,50 @@ def add_rootfs(socket_path: str, name: str, directory: Path) -> None:
 
 @group.command("rm")
 @click.argument("references", nargs=-1, required=True, shell_complete=completion.images)
-@click.option("--force", "-f", is_flag=True, help="What is not there is no failure.")
+@click.option("--force", "-f", is_flag=True, help="All names of an id; what is not there is no failure.")
 @unneeded("--no-prune")
 @click.pass_obj
 def rm(socket_path: str, references: tuple[str, ...], force: bool) -> None:
-    """Remove images with all their names. One that is not there is an error, and the others are removed all the same."""
+    """Remove images: a name, and the image with its last one; by its id an image with several names goes with --force.
+
+    One that is not there is an error, and the others are removed all the same.
+    """
+    from imagesvc.references import is_step  # noqa: PLC0415
+    from proto import admin_pb2 as admin  # noqa: PLC0415
     from proto import api_pb2 as cri  # noqa: PLC0415
 
-    missing = []
+    missing, kept = [], []
     with errors(), Client(socket_path) as client:
         for reference in references:
             image = cri.ImageSpec(image=reference)
-            if client.images.ImageStatus(cri.ImageStatusRequest(image=image)).HasField("image"):
+            found = client.images.ImageStatus(cri.ImageStatusRequest(image=image))
+            names = [name for name in found.image.repo_tags if not is_step(name)]
+            if not found.HasField("image"):
+                missing.append(reference)
+            elif len(names) < 2 or "@" in reference:
+                client.images.RemoveImage(cri.RemoveImageRequest(image=image))
+            elif (name := _name(reference)) in names:
+                client.admin.UntagImage(admin.UntagImageRequest(name=name))
+            elif force:
                 client.images.RemoveImage(cri.RemoveImageRequest(image=image))
             else:
-                missing.append(reference)
+                kept.append(f"{reference} has {len(names)} names: {', '.join(names)}")
     if missing and force:
         click.echo(clean(f"crisp: no such image: {', '.join(missing)}"), err=True)
     elif missing:
         fail(f"no such image: {', '.join(missing)}")
+    if kept:
+        fail(f"{'; '.join(kept)}: name those, or say --force")
+
+
+def _name(reference: str) -> str:
+    """In full; empty for what is none, as an id."""
+    from imagesvc.references import parse_reference  # noqa: PLC0415
+
+    try:
+        return str(parse_reference(reference))
+    except CrispError:
+        return ""
 
 
 @click.command("save")

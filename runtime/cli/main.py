@@ -48,7 +48,7 @@ COMMANDS: Final = {
     "pull": ("images.pull", "Fetch an image from its registry"),
     "push": ("images.push", "Upload an image to its registry, or to TARGET"),
     "history": ("images.history", "List how an image was made, the newest step first"),
-    "rmi": ("images.rm", "Remove images with all their names"),
+    "rmi": ("images.rm", "Remove images: a name, and the image with its last one"),
     "tag": ("images.tag", "Give an image one more NAME"),
     "commit": ("images.commit", "Make an image of what a container has written"),
     "save": ("images.save", "Write images to an archive, by default to the standard output"),

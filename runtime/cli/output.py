@@ -41,7 +41,7 @@ def clean(text: str, *, lines: bool = True) -> str:
 
 def say_name(text: str) -> None:
     """A line that has a container's file name in it: byte for byte, but not on a terminal."""
-    click.echo(clean(text, lines=False) if sys.stdout.isatty() else os.fsencode(text))
+    click.echo(clean(text, lines=False) if os.isatty(1) else os.fsencode(text))
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,7 @@ def command(
         rows = found()
         if form != "table":
             listing.show(rows, {}, form, quiet=False)
-        elif once or not sys.stdout.isatty():
+        elif once or not os.isatty(1):
             table(HEADER, [cells(row) for row in rows])
         else:
             _live(found, rows, interval)

@@ -375,3 +375,37 @@ def test_archives_of_images_and_pipes(kubelet: Kubelet, tmp_path: Path) -> None:
     os.close(theirs)
     os.close(ours)
     said(kubelet, "rmi", name)
+
+
+def test_a_name_less(kubelet: Kubelet) -> None:
+    """docker's rmi takes the name that it is told, and an image with its last one."""
+    said(kubelet, "run", "--keep", "--name", "made", IMAGE, "/bin/touch", "/y")
+    key = said(kubelet, "commit", "made", "localhost/names:1").strip()
+    said(kubelet, "rm", "made")
+    said(kubelet, "tag", "localhost/names:1", "other")
+    said(kubelet, "tag", "localhost/names:1", "localhost/third:3")
+    refused = crisp(kubelet, "rmi", key)
+    assert (refused.returncode, b"has 3 names" in refused.stderr) == (1, True), refused
+    said(kubelet, "rmi", "other")
+    listed = ["localhost/names:1", "localhost/third:3"]
+    assert sorted(json.loads(said(kubelet, "images", "localhost/names", "--format", "json"))["Names"]) == listed
+    said(kubelet, "rmi", "localhost/third:3", "localhost/names:1")
+    assert crisp(kubelet, "rmi", key).returncode == 1
+    assert said(kubelet, "images", "-q", "--filter", f"id={key}") == ""
+
+
+@pytest.mark.parametrize("words", [["load"], ["image", "import", "-"], ["build", "-"], ["build", "-f", "-", "."]])
+def test_the_standard_input_is_closed(kubelet: Kubelet, words: list[str]) -> None:
+    closing = ["/bin/sh", "-c", 'exec "$@" <&-', "sh", *command(kubelet, *words)]
+    done = subprocess.run(closing, check=False, capture_output=True, timeout=300)
+    assert (done.returncode, b"Traceback" in done.stderr, b"crisp: " in done.stderr) == (1, False, True), done
+
+
+def test_a_build_with_everything_closed(kubelet: Kubelet, tmp_path: Path) -> None:
+    """Its own directory is all that it needs."""
+    (tmp_path / "Containerfile").write_text(f"FROM {IMAGE}\nCOPY Containerfile /\n")
+    words = command(kubelet, "build", "--iidfile", str(tmp_path / "id"), str(tmp_path))
+    closing = ["/bin/sh", "-c", 'exec "$@" <&- >&-', "sh", *words]
+    done = subprocess.run(closing, check=False, capture_output=True, timeout=300)
+    assert (b"Traceback" in done.stderr, (tmp_path / "id").read_text()[:7]) == (False, "sha256:"), done
+    said(kubelet, "system", "prune", "-f")
