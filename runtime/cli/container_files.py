@@ -142,6 +142,16 @@ def _pack(source: str, output: IO[bytes]) -> None:
         tar.add(source.rstrip("/") or "/", arcname=name)
 
 
+def _opened(archive: IO[bytes], *, others: bool) -> tarfile.TarFile:
+    """To be read. `others`: it is another process's, which says itself why there is nothing."""
+    try:
+        return tarfile.open(fileobj=archive, mode="r|")
+    except tarfile.ReadError:
+        if others:
+            raise BrokenPipeError from None
+        raise
+
+
 def _unpack(target: str, archive: IO[bytes], owners: bool, *, named: bool) -> None:
     """Extract an archive at `target`: into the directory that is there; else its top becomes `target`, if it is `named`."""
     place, rename = target, ""
@@ -154,7 +164,7 @@ def _unpack(target: str, archive: IO[bytes], owners: bool, *, named: bool) -> No
     elif not os.path.isdir(target):
         raise NotADirectoryError(errno.ENOTDIR, "there is no such directory", target)
     owner, whole = os.stat(place), True
-    with archive, tarfile.open(fileobj=archive, mode="r|") as tar:
+    with archive, _opened(archive, others=named) as tar:
         tar.errorlevel = 1
         tar.extraction_filter = getattr(tarfile, "fully_trusted_filter", None)  # newer ones leave out what is no harm here
         for member in tar:

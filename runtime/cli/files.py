@@ -56,7 +56,7 @@ def _place(text: str) -> tuple[str, str] | None:
     if text.startswith(("/", ".", "-")) or ":" not in text:
         return None
     container, _, path = text.partition(":")
-    return container, path or "/"
+    return container, os.path.join("/", path)  # docker's: what is relative begins at the container's root
 
 
 @click.command("diff")

@@ -409,3 +409,22 @@ def test_a_build_with_everything_closed(kubelet: Kubelet, tmp_path: Path) -> Non
     done = subprocess.run(closing, check=False, capture_output=True, timeout=300)
     assert (b"Traceback" in done.stderr, (tmp_path / "id").read_text()[:7]) == (False, "sha256:"), done
     said(kubelet, "system", "prune", "-f")
+
+
+def test_files_by_relative_paths(kubelet: Kubelet, web: str, tmp_path: Path) -> None:
+    """They begin at the container's root, as docker's; and one failure is told once."""
+    (tmp_path / "file").write_text("text\n")
+    for place in ("relative", "tmp/../beside", "srv/"):
+        said(kubelet, "cp", str(tmp_path / "file"), f"web:{place}")
+    assert said(kubelet, "exec", "web", "cat", "/relative", "/beside", "/srv/file") == "text\n" * 3
+    said(kubelet, "cp", "web:etc/passwd", str(tmp_path))
+    assert "root" in (tmp_path / "passwd").read_text()
+    for words in (
+        ["web:/no/such", str(tmp_path)],
+        [str(tmp_path / "none"), "web:/"],
+        [str(tmp_path / "file"), "web:/no/such/"],
+    ):
+        refused = crisp(kubelet, "cp", *words)
+        assert (refused.returncode, refused.stderr.count(b"\n"), b"no such" in refused.stderr.lower()) == (1, 1, True), (
+            refused
+        )
