@@ -194,7 +194,7 @@ def _moment(text: str) -> bytes:
     if re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
         ago = sum(float(number) * _UNITS[unit] for number, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", text))
         return _stamp(time.time() - ago)
-    if re.fullmatch(r"\d{9,}(\.\d+)?", text):
+    if re.fullmatch(r"\d+(\.\d+)?", text):  # since 1970
         return _stamp(float(text))
     return _stamp(datetime.fromisoformat(text).timestamp())  # without a zone it is this node's
 

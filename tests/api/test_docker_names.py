@@ -134,6 +134,7 @@ def test_logs(kubelet: Kubelet, web: str) -> None:
     assert (tail.stdout, tail.stderr) in ((b"first\n", b""), (b"", b"second\n"))
     assert crisp(kubelet, "logs", "--since", "2100-01-01T00:00:00Z", "web").stdout == b""
     assert crisp(kubelet, "logs", "--since", "1h30m", "web").stdout == b"first\n"
+    assert crisp(kubelet, "logs", "--since", "0", "web").stdout == b"first\n"
     stamped = crisp(kubelet, "logs", "-t", "web").stdout.splitlines()[0].split()
     assert (len(stamped[0]), stamped[1]) == (30, b"first")
     assert crisp(kubelet, "logs", "--since", "yesterday", "web").returncode == 2
