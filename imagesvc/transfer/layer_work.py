@@ -51,12 +51,10 @@ class LayerWork:
         progress: PullProgress,
         *,
         parallel: int,
-        ahead: int = 1,
         keep_blobs: bool = False,
     ) -> None:
         """`source` says where a blob comes from. It is let go once its layer is unpacked, before the disk has to write it,
-        or, with `keep_blobs`, when the image is recorded. At most `parallel` layers are unpacked at a time, and `ahead` more
-        are on their way: a blob that comes long before its turn takes memory, and is written to the disk for nothing.
+        or, with `keep_blobs`, when the image is recorded. At most `parallel` layers are unpacked at a time.
         """
         self._layers = layers
         self._unpacker = unpacker
@@ -65,7 +63,6 @@ class LayerWork:
         self._progress = progress
         self._keep_blobs = keep_blobs
         self._slots = asyncio.Semaphore(parallel)
-        self._under_way = asyncio.Semaphore(parallel + ahead)
         self._blobs = AsyncExitStack()
         self._diff_ids: Sequence[str] = ()
         self._parts: list[Part] = []
@@ -117,10 +114,9 @@ class LayerWork:
             progress.downloaded = progress.unpacked = progress.size
             self._progress.changed()
             return layer
-        async with AsyncExitStack() as stack, AsyncExitStack() as turn:
-            await turn.enter_async_context(self._under_way)
+        async with AsyncExitStack() as stack:
             blob = await stack.enter_async_context(self._source.hold(descriptor))
-            layer = await self._from_blob(blob, diff_id, chain_id, below, progress, turn)
+            layer = await self._from_blob(blob, diff_id, chain_id, below, progress)
             self._source.came(descriptor, diff_id)
             if self._keep_blobs:
                 self.incoming.append(blob)
@@ -134,7 +130,6 @@ class LayerWork:
         chain_id: str,
         below: Sequence[Awaitable[Layer]],
         progress: LayerProgress,
-        turn: AsyncExitStack,
     ) -> Layer:
         def show(available: int) -> None:
             progress.downloaded = available
@@ -143,7 +138,7 @@ class LayerWork:
 
         blob.follow(show)
         try:
-            layer = await self._unpack(blob, diff_id, chain_id, below, progress, turn)
+            layer = await self._unpack(blob, diff_id, chain_id, below, progress)
         finally:
             blob.unfollow(show)
         progress.state = "done"
@@ -158,10 +153,9 @@ class LayerWork:
         chain_id: str,
         below: Sequence[Awaitable[Layer]],
         progress: LayerProgress,
-        turn: AsyncExitStack,
     ) -> Layer:
         """First as if the layer stood on its own; if it does not, the rest of it, or all of it again, when the layers below
-        are there: for these no `turn` is kept, since they may be waiting for theirs."""
+        are there."""
 
         def count(done: int) -> None:
             progress.unpacked = done
@@ -186,7 +180,6 @@ class LayerWork:
         except JobFailed as failure:
             if failure.kind != "needs_lower":
                 raise layer_error(failure, blob.digest, self._layers.root) from None
-        await turn.aclose()
         part = made if isinstance(made, Part) else None
         if part is not None:
             self._parts.append(part)  # also if another pull had begun it, and has left since

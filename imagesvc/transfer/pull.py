@@ -248,7 +248,6 @@ class Puller:
             Blobs(hold, may_have, came),
             progress,
             parallel=self._config.unpacks_at_once(),
-            ahead=self._config.parallel_downloads,
             keep_blobs=self._config.keep_blobs,
         )
         async with work:

@@ -17,7 +17,7 @@ from proto.errors import Code
 from tests.harness.waiting import until
 from tests.images.conftest import Node, StartService
 from tests.images.fake_registry import FakeRegistry, Hook
-from tests.images.image_builder import Member, directory, tar
+from tests.images.image_builder import Member, tar
 from tests.images.test_pull import failure
 
 pytestmark = pytest.mark.root
@@ -62,60 +62,6 @@ async def test_pulls_that_wait_for_bytes_hold_no_workers(start: StartService) ->
             pull.cancel()
         await asyncio.wait(pulls)
         release.set()
-
-
-async def test_blobs_come_no_sooner_than_they_are_wanted(start: StartService) -> None:
-    """Of many layers as many are on their way as are unpacked and downloaded at a time."""
-    async with FakeRegistry() as registry:
-        registry.image("long", "v1", [tar([Member(f"f{i}", os.urandom(1000))]) for i in range(16)])
-        blobs = [layer["digest"] for layer in json.loads(registry.manifests["long"]["v1"][1])["layers"]]
-        service = await start(parallel_unpacks=2, parallel_downloads=3)
-        ended = 0
-        on_their_way: list[int] = []
-        run = service._workers.run
-
-        async def counted(request: dict[str, object], *rest: object) -> object:
-            nonlocal ended
-            try:
-                return await run(request, *rest)
-            finally:
-                ended += request["job"] == "unpack"
-
-        service._workers.run = counted
-
-        def note(request: web.Request) -> None:
-            if request.path.rpartition("/")[2] in blobs:
-                on_their_way.append(registry.count(f"GET .*({'|'.join(blobs)})") - ended)
-
-        registry.hook = note
-        async with asyncio.timeout(DEADLINE):
-            await service.pull(f"{registry.host}/long:v1")
-        assert len(on_their_way) == ended == 16
-        assert max(on_their_way) <= 5
-
-
-async def test_layers_that_wait_for_a_lower_one_are_not_in_its_way(start: StartService) -> None:
-    """The lowest layer is here, and is another's: that it has to be fetched is known when all others have come."""
-    below = tar([directory("d/"), Member("d/of-another", b"x")])
-    async with FakeRegistry() as registry:
-        service = await start(parallel_unpacks=1, parallel_downloads=1)
-        registry.image("another", "v1", [below])
-        await service.pull(f"{registry.host}/another:v1")
-        registry.image("own", "v1", [below, *(tar([Member(f"d/f{i}", b"%d" % i)]) for i in range(6))])
-        first, *others = (x["digest"] for x in json.loads(registry.manifests["own"]["v1"][1])["layers"])
-
-        async def late(request: web.Request) -> web.StreamResponse:
-            if request.method == "HEAD":
-                while registry.count(f"GET .*({'|'.join(others)})") < len(others):
-                    await asyncio.sleep(0.01)
-                return web.Response(status=404)
-            return registry.usual(request)
-
-        registry.hook = lambda request: late(request) if first in request.path else None
-        async with asyncio.timeout(DEADLINE):
-            await service.pull(f"{registry.host}/own:v1")
-        assert len(service.resolve(f"{registry.host}/own:v1").layers) == 7
-        assert registry.count(f"GET .*/own/blobs/{first}") == 1
 
 
 @pytest.mark.parametrize("trouble", ["403", "hang", "trickle", "wrong bytes", "wrong size"])
