@@ -49,6 +49,7 @@ class StreamSources:
 
     async def detached(self, container_id: str, cmd: Sequence[str], *, tty: bool, changes: Mapping[str, Any]) -> None:
         """Start a process that nobody reads, and that goes on by itself."""
+        container_exec.running(self._node, container_id)[1].require("leave")  # before anything runs
         none: dict[str, Any] = {"stdin": False, "stdout": False, "stderr": False, "size": None}
         io = await self.exec(container_id, cmd, tty=tty, changes=changes, **none)
         try:

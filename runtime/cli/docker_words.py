@@ -31,7 +31,7 @@ LACKING: Final = {
 
 
 class Group(click.Group):
-    """Commands whose flags may have values, as Go's do: `--rm=true`."""
+    """Commands whose options may be written as Go's are: `--rm=true`, `-e=A=b`."""
 
     def resolve_command(
         self, context: click.Context, words: list[str]
@@ -42,29 +42,43 @@ class Group(click.Group):
 
 
 def plain(command: click.Command, words: list[str]) -> list[str]:
-    """Without values of flags: a flag that is true, or nothing."""
-    flags, takers = dict[str, str](), set[str]()
+    """Without values of flags: a flag that is true, or nothing. Without `=` between a letter and its value."""
+    flags, takers = dict[str, click.Option](), set[str]()
     for option in command.params:
         if isinstance(option, click.Option):
             if option.is_flag:
-                off = option.secondary_opts[0] if option.secondary_opts else ""
-                flags.update(dict.fromkeys(option.opts, off))
+                flags.update(dict.fromkeys(option.opts, option))
             else:
                 takers.update(option.opts)
     mixed = command.context_settings.get("allow_interspersed_args", command.allow_interspersed_args)
-    found, rest = list[str](), list(words)
+    found, rest = list[list[str]](), list(words)  # each with its value, if that is a word of its own
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
         if word == "--" or (not word.startswith("-") and not mixed):
-            return [*found, word, *rest]
-        if equals and name in flags and value.lower() in (*_YES, *_NO):
-            found += [name] if value.lower() in _YES else [flags[name]] if flags[name] else []
+            found.append([word, *rest])
+            break
+        if equals and name in flags and value.lower() in _NO:
+            off = flags[name].secondary_opts
+            found = [*found, [off[0]]] if off else [earlier for earlier in found if earlier[0] not in flags[name].opts]
             continue
-        found.append(word)
+        found.append([name if equals and name in flags and value.lower() in _YES else _letters(word, set(flags), takers)])
         if rest and _waits(word, takers):
-            found.append(rest.pop(0))
-    return found
+            found[-1].append(rest.pop(0))
+    return [word for some in found for word in some]
+
+
+def _letters(word: str, flags: set[str], takers: set[str]) -> str:
+    """Of a word of letters, such as -itv=/a:/b or -it=false, one that means the same here: without the `=`."""
+    if word.startswith("--") or "=" not in word:
+        return word
+    for index, letter in enumerate(word[1:], 1):
+        before, after = word[: index + 1], word[index + 1 :]
+        if f"-{letter}" in takers:
+            return before + (after[1:] if after.startswith("=") and after != "=" else after)
+        if after[:1] == "=" and f"-{letter}" in flags and after[1:].lower() in (*_YES, *_NO):
+            return before if after[1:].lower() in _YES else word[:index]
+    return word
 
 
 def _waits(word: str, takers: set[str]) -> bool:

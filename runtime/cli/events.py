@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runtime.cli import listing
-from runtime.cli.output import errors
+from runtime.cli.output import clean, errors
 from runtime.client import Client
 
 if TYPE_CHECKING:
@@ -77,4 +77,4 @@ def line(found: Mapping[str, Any]) -> str:
     words.append(" ".join(filter(None, (found["pod"], found.get("container", "")))))
     if "reason" in found:
         words.append(f"{found['reason']} ({found['exit_code']})")
-    return "  ".join(words)
+    return clean("  ".join(words), lines=False)

@@ -82,11 +82,6 @@ def need_terminal(*, stdin: bool, tty: bool) -> None:
         fail("the input is not a terminal: leave out -t, or -i")
 
 
-def without_dashes(words: tuple[str, ...]) -> tuple[str, ...]:
-    """A container's command without the -- that sets it apart from our own arguments."""
-    return words[1:] if words[:1] == ("--",) else words
-
-
 def show(steps: Iterable[admin.ImageProgress], *, quiet: bool = False) -> list[str]:
     """Follow a longer piece of work to its end, and say what it was in all; the ids of the images it made."""
     if quiet:

@@ -19,7 +19,7 @@ from runtime.cli.endings import status_of
 from runtime.cli.exit_codes import FAILED, PassesOn
 from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
 from runtime.cli.lookup import Node
-from runtime.cli.output import clean, commands_failure, errors, fail, need_terminal, show, without_dashes
+from runtime.cli.output import clean, commands_failure, errors, fail, need_terminal, show
 from runtime.cli.ps import looks
 from runtime.cli.signals import Signalled, Signals
 from runtime.client import CallError, Client, is_away, patiently
@@ -85,7 +85,6 @@ def command(
     """
     if rootfs is not None and image is not None:
         command, image = (image, *command), None
-    command = without_dashes(command)
     if rootfs is None and image is None:
         fail("name an image, or a directory with --rootfs", 2)
     if remove and keep:

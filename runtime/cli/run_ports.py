@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from proto import api_pb2 as cri
 
 _PROTOCOLS: Final = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_STREAM}
+_chosen: Final = set[tuple[str, int]]()
+"""Free ports that this command has found already: the kernel knows nothing of what they are for."""
 _FORM: Final = re.compile(
     r"(?:(?:(\[[^]]*\]|[^:]*):)?(\d{1,5})?(?:(?<=\d)-(\d{1,5}))?:)?(\d{1,5})(?:-(\d{1,5}))?(?:/(\w+))?", re.ASCII
 )
@@ -56,8 +58,12 @@ def _free(text: str, address: str, protocol: str) -> int:
     """A port that nothing on this node listens on, as the kernel chooses it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.socket(family, _PROTOCOLS[protocol]) as chosen:
-            chosen.bind((address, 0))
-            return int(chosen.getsockname()[1])
+        while True:
+            with socket.socket(family, _PROTOCOLS[protocol]) as chosen:
+                chosen.bind((address, 0))
+                port = int(chosen.getsockname()[1])
+            if (protocol, port) not in _chosen:
+                _chosen.add((protocol, port))
+                return port
     except OSError as error:
         fail(f"--publish {text}: {error.strerror}", 2)

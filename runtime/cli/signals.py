@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+INSISTED: Final = 3
+"""Signals after which nothing is put in order any more, as docker has it: what is waited for may hang."""
 
 
 class Signalled(KeyboardInterrupt):
@@ -23,10 +26,11 @@ class Signals:
 
     def __init__(self) -> None:
         self._held = False
-        self._first = 0
+        self._first = self._count = 0
 
     def _tell(self, number: int, _frame: object) -> None:
-        if not self._held:
+        self._count += 1
+        if not self._held or self._count >= INSISTED:
             raise Signalled(number)
         self._first = self._first or number
 
@@ -37,6 +41,8 @@ class Signals:
         try:
             yield self
         except Signalled as signalled:
+            if self._count >= INSISTED:
+                sys.stderr.write("crisp: ended in the middle: `crisp pod ls` shows what is left\n")
             raise SystemExit(128 + signalled.number) from None
         finally:
             for number, handler in before.items():

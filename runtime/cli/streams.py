@@ -15,7 +15,7 @@ from runtime.cli.endings import status_of
 from runtime.cli.exit_codes import PassesOn
 from runtime.cli.lifecycle import first_process, sandbox_config
 from runtime.cli.lookup import Node
-from runtime.cli.output import commands_failure, errors, fail, need_terminal, without_dashes
+from runtime.cli.output import commands_failure, errors, fail, need_terminal
 from runtime.cli.signals import Signals
 from runtime.client import Client
 from runtime.host import followers
@@ -59,7 +59,7 @@ def exec_(
     from runtime.streaming.client import DetachedError, run_command  # noqa: PLC0415
     from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
 
-    command = without_dashes(command)
+    command = command[1:] if command[:1] == ("--",) else command  # as kubectl and crictl have it
     if not command:
         fail("name the command to run", 2)
     need_terminal(stdin=stdin and not detach, tty=tty)

@@ -186,6 +186,10 @@ class ShimClient:
         """Have CRIU write the frozen container's processes into the directory `images`; its log goes to `work`."""
         await self._connection.request("checkpoint", images=images, work=work)
 
+    def require(self, op: str) -> None:
+        """Raise FAILED_PRECONDITION if the shim is too old for an operation."""
+        shim_protocol.request(op, 0, {}, self.version)
+
     async def exec(
         self,
         process: Message,

@@ -60,8 +60,8 @@ def test_what_follows_the_name_is_the_commands(kubelet: Kubelet) -> None:
 
 @pytest.mark.parametrize("dashes", [[], ["--"]])
 def test_run_takes_a_command_with_options(kubelet: Kubelet, dashes: list[str]) -> None:
-    told = crisp(kubelet, "run", IMAGE, *dashes, "/bin/echo", "-n", "--name", "-h")
-    assert (told.returncode, told.stdout) == (0, b"--name -h")
+    told = crisp(kubelet, "run", *dashes, IMAGE, "/bin/echo", "-n", "--", "--name", "-h")
+    assert (told.returncode, told.stdout) == (0, b"-- --name -h")
     refused = crisp(kubelet, "run", "--nmae", "x", IMAGE, "true")
     assert (refused.returncode, b"--nmae" in refused.stderr) == (125, True)
 

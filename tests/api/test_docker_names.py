@@ -260,6 +260,7 @@ def test_what_run_is_told(kubelet: Kubelet, tmp_path: Path) -> None:
     assert told[6].split() == ["CapEff:", "0000000000000000"]
     assert told[7:] == ["nameserver 10.9.8.7", "321"]
     assert said(kubelet, "run", "--entrypoint", "/bin/echo", IMAGE, "a", "b") == "a b\n"
+    assert said(kubelet, "run", "-e=A=b", "--entrypoint", "/bin/echo", IMAGE, "--", "-e=A=b", "--") == "-- -e=A=b --\n"
     key = said(kubelet, "run", "-d", "--stop-signal", "quit", IMAGE, "/bin/sleep", "1000").strip()
     status = kubelet.runtime.ContainerStatus(cri.ContainerStatusRequest(container_id=key)).status
     assert status.stop_signal == cri.SIGNAL_SIGQUIT

@@ -29,6 +29,12 @@ from runtime.cli.main import COMMANDS, load, main
         ("attach", "--stdin=true c", "--stdin c"),
         ("ps", "-a=true", "-a"),
         ("ps", "--filter", "--filter"),
+        ("run", "-e=A=b -h=foo -itv=/a:/b image", "-eA=b -hfoo -itv/a:/b image"),
+        ("run", "-eA=b -e A=c -e= x image", "-eA=b -e A=c -e= x image"),
+        ("run", "-it=false -ti=1 -it=perhaps image", "-i -ti -it=perhaps image"),
+        ("run", "image -e=A=b -it=false", "image -e=A=b -it=false"),
+        ("run", "--rm -e --rm -i --rm=false image", "-e --rm -i image"),
+        ("exec", "-e=A=b -w=/tmp c env -u=33", "-eA=b -w/tmp c env -u=33"),
     ],
 )
 def test_flags_with_values(name: str, typed: str, meant: str) -> None:

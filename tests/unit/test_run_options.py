@@ -155,6 +155,11 @@ def test_ports_that_are_named() -> None:
             published(text)
 
 
+def test_free_ports_are_all_different() -> None:
+    """Of the 28 000 that the kernel chooses from, 2000 would nearly always have one twice."""
+    assert len({port for _, port, _, _ in published("8000-9999")}) == 2000
+
+
 def test_ports_that_are_free() -> None:
     for text, address, inner in (("80", "", 80), ("127.0.0.1::80/udp", "127.0.0.1", 80), ("::80", "", 80)):
         [(where, port, there, _)] = published(text)
