@@ -7,7 +7,9 @@ path of crisp's own processes here, and nobody else's `import proto` ever meets 
 
 import gc
 import os
+import signal
 import sys
+from typing import Any
 
 
 def main() -> None:
@@ -16,7 +18,15 @@ def main() -> None:
     gc.disable()  # until all is loaded: what is loaded stays, and looking for garbage in it takes a fifth of a short command
     from runtime.cli.main import main as cli  # noqa: PLC0415  the path has to be set first
 
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     cli()
+
+
+def _end(number: int, _frame: Any) -> None:
+    """End as by the signal, but put away what is not to stay, such as half an archive."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

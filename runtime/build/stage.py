@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from imagesvc.containerfile.errors import ContainerfileError
 from imagesvc.containerfile.instructions import Add, Arg, Copy, Instruction, Run, RunMount, Workdir
-from proto.errors import Code, CrispError
+from proto.errors import CrispError
 from runtime.build import run_mounts
 from runtime.build.copying import Selection, Tree
 from runtime.build.fetching import fetch_urls
 from runtime.build.progress import ENDED
 from runtime.build.run_step import Pod
-from runtime.client import CallError
+from runtime.client import CallError, is_away
 
 if TYPE_CHECKING:
     from imagesvc.containerfile.scopes import Scope
@@ -50,7 +50,7 @@ class Stage:
             try:
                 how = self._do(step, shown)
             except CallError as error:
-                gone = error.code is Code.UNAVAILABLE
+                gone = is_away(error)
                 said = "the daemon has ended: start the build again" if gone else error.message
                 self._failed(shown, failure := step.error(said))
                 raise failure from None

@@ -166,7 +166,7 @@ class Picture:
                     self._write_lines()
                     live.update(self._picture(), refresh=True)
                 self._write_lines()
-            self._console.print(self._total(self._end))
+            self._console.print(self._total(self._end), no_wrap=True, overflow="crop", crop=True)
 
     def _write_lines(self) -> None:
         with self._lock:

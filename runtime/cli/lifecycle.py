@@ -143,7 +143,7 @@ def kill(socket_path: str, containers: tuple[str, ...], name: str) -> None:
         if number == signal.SIGKILL:
             client.runtime.StopContainer(cri.StopContainerRequest(container_id=container.id, timeout=0))
         else:
-            _send(client, container.id, number)
+            send_signal(client, container.id, number)
 
     _each(socket_path, containers, one)
 
@@ -228,7 +228,8 @@ def remove_pod(client: Client, pod: cri.PodSandbox) -> None:
     run_logs.discard(pod.metadata.uid)
 
 
-def _send(client: Client, container: str, number: int) -> None:
+def send_signal(client: Client, container: str, number: int) -> None:
+    """Send it to a container's first process; ends the command if it does not run."""
     pid = first_process(client, container)
     descriptor = os.pidfd_open(pid)
     try:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from runtime.cli.output import fail, table
+from runtime.cli.output import clean, fail, table
 
 if TYPE_CHECKING:
     Row = Mapping[str, Any]
@@ -113,4 +114,5 @@ def _text(value: Any, as_json: bool, names: tuple[str, ...]) -> str:
         value = value[name]
     if as_json or isinstance(value, (Mapping, list)):
         return json.dumps(value)
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return clean(text) if os.isatty(1) else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ from proto.errors import Code, CrispError
 from runtime.cli import completion, run_logs, run_options, run_ports
 from runtime.cli.endings import status_of
 from runtime.cli.exit_codes import FAILED, PassesOn
-from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config
+from runtime.cli.lifecycle import STOP_SECONDS, sandbox_config, send_signal
 from runtime.cli.lookup import Node
 from runtime.cli.output import clean, commands_failure, errors, fail, need_terminal, show
 from runtime.cli.ps import looks
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from proto import api_pb2 as cri
 
 LOOK_SECONDS: Final = 0.05
+
+PASSED_SECONDS: Final = 3.0
+"""After which a container is stopped that has not ended by a signal that was passed on to it."""
 
 END_SECONDS: Final = 30.0
 """That the daemon may be away when all is to be removed."""
@@ -189,6 +193,9 @@ class _Run:
         """The one that was made; empty for a container in another's."""
         self._has_logs = False
         self._has_rootfs = False
+        self._written: dict[int, int] | None = None
+        """What each of our descriptors got of a container that was attached to."""
+        self._passed_at: float | None = None
 
     def make_logs(self, socket_path: str) -> None:
         """By which also what a run has left that was killed is found."""
@@ -290,21 +297,46 @@ class _Run:
         return 0
 
     def to_its_end(self) -> int:
-        """Show what it writes until it has ended; its exit code. A signal ends it."""
-        from proto import api_pb2 as cri  # noqa: PLC0415
-
+        """Show what it writes until it has ended; its exit code. A signal is passed on, and ends it."""
         try:
             if self._container.stdin or self._container.tty:
-                return self._attached()
-            self._start()
-            return _follow(self._client, self.id)
-        except Signalled:
-            self._signals.ignore()
-            request = cri.StopContainerRequest(container_id=self.id, timeout=STOP_SECONDS)
-            self._surely(lambda: self._runtime.StopContainer(request))
-            raise
+                with suppress(Signalled):
+                    return self._attached()
+                return self._followed()
+            with self._signals.noted():
+                self._start()
+            return self._followed()
         finally:
             self.end()
+
+    def _followed(self) -> int:
+        """By the log, where a terminal that may be gone is not written to."""
+        with self._signals.noted():
+            if not self._container.tty:
+                return _follow(self._client, self.id, self._written, self._pass_on)
+            while (status := status_of(self._client, self.id)).state not in _ended():
+                self._pass_on(status)
+                time.sleep(LOOK_SECONDS)
+            return int(status.exit_code)
+
+    def _pass_on(self, status: cri.ContainerStatus) -> None:
+        """A signal that has come; the container is stopped if it goes on all the same."""
+        from proto import api_pb2 as cri  # noqa: PLC0415
+
+        number = self._signals.first
+        if not number:
+            return
+        if self._passed_at is None and status.state == cri.CONTAINER_RUNNING:
+            self._passed_at = time.monotonic()
+            with suppress(CallError, OSError, SystemExit):  # it has ended, or the daemon is away
+                send_signal(self._client, self.id, number)
+            return
+        name = cri.Signal.Name(status.stop_signal).removeprefix("SIGNAL_")
+        asked = signal.Signals(number).name == ("SIGTERM" if name == "RUNTIME_DEFAULT" else name)
+        if self._passed_at is not None and time.monotonic() < self._passed_at + (STOP_SECONDS if asked else PASSED_SECONDS):
+            return
+        request = cri.StopContainerRequest(container_id=self.id, timeout=0 if asked else STOP_SECONDS)
+        self._surely(lambda: self._runtime.StopContainer(request))
 
     def _attached(self) -> int:
         """With our own streams as its: it is attached to before it starts, so that nothing is lost."""
@@ -313,10 +345,12 @@ class _Run:
         from runtime.streaming.client import DetachedError  # noqa: PLC0415
 
         joint = Joint(self._client, self.id, stdin=self._container.stdin, tty=self._container.tty, keys=self._keys)
+        self._written = joint.written
         begin = self._start
         while True:
             try:
-                joint.join(begin)
+                with self._signals.noted():
+                    joint.join(begin, self._signals.tell)
             except DetachedError:
                 self._keep = True
                 return 0
@@ -326,7 +360,7 @@ class _Run:
                     raise
                 if not self._container.tty:
                     # Its input has ended with the daemon's connection, and the log has the output that is missing.
-                    return _follow(self._client, self.id, joint.written)
+                    return self._followed()
                 click.echo("crisp: the daemon was away, and what was written meanwhile is not shown", err=True)
                 begin = _begun
                 if state == cri.CONTAINER_RUNNING:
@@ -363,10 +397,19 @@ def _begun() -> None:
     """It runs already."""
 
 
-def _follow(client: Client, container_id: str, shown: dict[int, int] | None = None) -> int:
-    """Copy the log to our own output until the container has ended; `shown` are bytes that were written there already."""
+def _ended() -> tuple[cri.ContainerState, ...]:
     from proto import api_pb2 as cri  # noqa: PLC0415
 
+    return (cri.CONTAINER_EXITED, cri.CONTAINER_UNKNOWN)
+
+
+def _follow(
+    client: Client, container_id: str, shown: dict[int, int] | None, look: Callable[[cri.ContainerStatus], None]
+) -> int:
+    """Copy the log to our own output until the container has ended; its exit code.
+
+    `shown` are bytes that were written there already; `look` is called now and then.
+    """
     status = status_of(client, container_id)
     if not status.log_path:  # it is gone already, and its log with it
         return int(status.exit_code)
@@ -374,10 +417,11 @@ def _follow(client: Client, container_id: str, shown: dict[int, int] | None = No
     skipped = dict(shown or {})
     try:
         while True:
-            ended = status.state in (cri.CONTAINER_EXITED, cri.CONTAINER_UNKNOWN)
+            ended = status.state in _ended()
             pending = _copy(log, pending, skipped)
             if ended:
                 break
+            look(status)
             if log.tell() > LOG_BYTES and _begin_log(client, container_id, status.log_path):
                 pending = _copy(log, pending, skipped)  # nobody writes to it any more
                 log.close()

@@ -30,14 +30,16 @@ class Signals:
 
     def _tell(self, number: int, _frame: object) -> None:
         self._count += 1
+        self._first = self._first or number
         if not self._held or self._count >= INSISTED:
             raise Signalled(number)
-        self._first = self._first or number
 
     @contextmanager
     def told(self) -> Iterator[Signals]:
         """Raise Signalled where one comes; the command then ends as one does that a signal has killed."""
-        before = {number: signal.signal(number, self._tell) for number in ENDING}
+        # What was ignored from the beginning stays so: `nohup`, and what a shell runs behind.
+        heard = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._tell) for number in heard}
         try:
             yield self
         except Signalled as signalled:
@@ -56,6 +58,24 @@ class Signals:
             yield
         finally:
             self._held = False
+        self.tell()
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Raise nothing: `first` says which has come, and who asks for it does what is to be done."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    @property
+    def first(self) -> int:
+        """The first one that has come, 0 for none."""
+        return self._first
+
+    def tell(self) -> None:
+        """Raise Signalled if one has been noted."""
         if self._first:
             raise Signalled(self._first)
 

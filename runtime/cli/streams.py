@@ -80,6 +80,8 @@ def exec_(
         with commands_failure():
             url = client.admin.Exec(request).url
         if detach:
+            if url:  # which nobody goes to
+                fail("the daemon is of an older crisp, and runs no command without somebody who waits for it: restart it")
             return
         trusted, options = _certificate(client), StreamOptions(tty, stdin, True, not tty)
         ends = {**OURS, "on_detach": lambda: client.admin.LeaveExec(admin.LeaveExecRequest(url=url))}
@@ -151,8 +153,9 @@ class Joint:
         self.written: dict[int, int] = {}
         """Bytes that each of our descriptors got."""
 
-    def join(self, begin: Callable[[], None] = lambda: None) -> int:
-        """Until the container ends; its exit code. `begin` is called once they are joined. Raises what run_command does."""
+    def join(self, begin: Callable[[], None] = lambda: None, look: Callable[[], None] = lambda: None) -> int:
+        """Until the container ends; its exit code. `begin` is called once they are joined, and `look` now and then: what it
+        raises ends it, where `written` is right. Raises what run_command does."""
         from proto import api_pb2 as cri  # noqa: PLC0415
         from runtime.streaming.client import run_command  # noqa: PLC0415
         from runtime.streaming.remote_command import StreamOptions  # noqa: PLC0415
@@ -172,6 +175,9 @@ class Joint:
                     await asyncio.wait((work,), timeout=LOOK_SECONDS)
                 if not work.done():
                     await asyncio.to_thread(begin)
+                while not work.done():
+                    await asyncio.wait((work,), timeout=LOOK_SECONDS)
+                    look()
                 return await work
             finally:
                 work.cancel()

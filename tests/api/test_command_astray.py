@@ -173,6 +173,24 @@ def test_exit_codes_of_what_is_run_in_a_container(kubelet: Kubelet) -> None:
     assert crisp(kubelet, "exec", container.id, "/etc/passwd").returncode == 126
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_half_an_archive_does_not_stay(kubelet: Kubelet, number: signal.Signals) -> None:
+    with subprocess.Popen(command(kubelet, "load"), stdin=subprocess.PIPE) as loading:
+        assert loading.stdin is not None
+        loading.stdin.write(bytes(1 << 20))
+        found: list[str] = []
+
+        def spooled() -> bool:
+            links = Path(f"/proc/{loading.pid}/fd").iterdir()
+            found[:] = [link for link in map(os.readlink, links) if link.startswith("/var/tmp/crisp-import-")]
+            return bool(found)
+
+        wait_until(spooled)
+        loading.send_signal(number)
+        assert loading.wait(WAIT_SECONDS) == 128 + number
+        assert not Path(found[0]).exists()
+
+
 def test_a_signal_while_a_container_is_made_in_a_pod_that_is_there(kubelet: Kubelet) -> None:
     """Whenever it comes."""
     pod = kubelet.pod()
@@ -182,7 +200,7 @@ def test_a_signal_while_a_container_is_made_in_a_pod_that_is_there(kubelet: Kube
             with pytest.raises(subprocess.TimeoutExpired):
                 running.wait(hundredths / 100)
             running.send_signal(signal.SIGTERM)
-            assert running.wait(WAIT_SECONDS) in (-signal.SIGTERM, 128 + signal.SIGTERM)
+            assert running.wait(WAIT_SECONDS) in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGKILL)
         assert list(kubelet.runtime.ListContainers(cri.ListContainersRequest()).containers) == []
 
 
@@ -231,7 +249,7 @@ def test_a_signal_while_a_directory_is_taken_in(kubelet: Kubelet, tmp_path: Path
             with contextlib.suppress(subprocess.TimeoutExpired):
                 running.wait(tenths / 10)
             running.send_signal(signal.SIGTERM)
-            assert running.wait(WAIT_SECONDS) in (-signal.SIGTERM, 128 + signal.SIGTERM, 127)
+            assert running.wait(WAIT_SECONDS) in (-signal.SIGTERM, 128 + signal.SIGTERM, 128 + signal.SIGKILL, 127)
         wait_until(lambda: (tags(kubelet), pods(kubelet)) == before, 20)
 
 

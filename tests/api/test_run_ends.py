@@ -304,7 +304,7 @@ def test_signals_still_end_what_is_left(kubelet: Kubelet) -> None:
         kubelet.daemon.kill()
         running.send_signal(signal.SIGTERM)
         kubelet.daemon.start()
-        assert running.wait(WAIT_SECONDS) == 128 + signal.SIGTERM
+        assert running.wait(WAIT_SECONDS) == 128 + signal.SIGKILL
     assert (pods(kubelet), logs(kubelet)) == ([], [])
 
 
