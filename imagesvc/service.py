@@ -314,8 +314,8 @@ class ImageService:
         image, raw = await self._blocking(rootfs_image, reference, directory, config or OciConfig(), platform, size)
         mark = self._layers.mark()
         staged = {image.id: await self._store.put(image.id, raw)}
-        await self._layers.publish([], mark, lambda: self._store.publish(staged))
-        return (await self._index.add(image)).id
+        added = await self._layers.publish([], mark, lambda: self._store.publish(staged), lambda: self._index.add(image))
+        return added.id
 
     async def import_archive(
         self, path: str, name: str = "", progress: Callable[[PullProgress], None] | None = None

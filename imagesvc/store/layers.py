@@ -32,7 +32,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -40,12 +40,15 @@ from imagesvc.disk_errors import disk_error
 from imagesvc.erofs import layer_file
 from imagesvc.limits import MIB
 from imagesvc.store.content import sync_directory
+from imagesvc.uninterrupted import to_its_end
 from imagesvc.worker.pool import JobFailed, WorkerPool
 from kernel import modes, syscalls, verity
 from proto.errors import Code, CrispError
 from shim import layer_probe
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _REMOVALS = 3
 """Attempts at removing a directory: the worker may have been killed. The next start tries again."""
@@ -276,10 +279,17 @@ class LayerStore:
         """For `publish`: taken before the first byte is written."""
         return self._failures
 
-    async def publish(self, layers: Iterable[Layer], mark: int, before_rename: Callable[[], None] = lambda: None) -> None:
-        """Makes staged layers durable: one sync of the file system, then their names.
+    async def publish(
+        self,
+        layers: Iterable[Layer],
+        mark: int,
+        before_rename: Callable[[], None],
+        record: Callable[[], Coroutine[Any, Any, T]],
+    ) -> T:
+        """Makes staged layers durable: one sync of the file system, then their names, then what `record` writes of them.
 
-        `before_rename` runs on the executor after the sync: what else was written and waits for it.
+        `before_rename` runs on the executor after the sync: what else was written and waits for it. From there on all is
+        done to its end: half of it would be layers with names that somebody is about to give up.
 
         Raises:
             CrispError: INTERNAL or RESOURCE_EXHAUSTED where the disk has failed a write since the `mark`, whoever saw it.
@@ -289,14 +299,20 @@ class LayerStore:
             await self._sync()
             if mark != self._failures:
                 raise CrispError(Code.INTERNAL, f"the disk has failed to write what was pulled: {self.root}")
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._executor, before_rename)
-            await loop.run_in_executor(self._executor, self._rename, wanted)
-            for layer in wanted:
-                self._staged.pop(layer.info.key, None)
-                self._layers[layer.info.key] = layer
+            return await to_its_end(self._name(wanted, before_rename, record))
+
+    async def _name(
+        self, wanted: list[Layer], before_rename: Callable[[], None], record: Callable[[], Coroutine[Any, Any, T]]
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._executor, before_rename)
+        await loop.run_in_executor(self._executor, self._rename, wanted)
+        for layer in wanted:
+            self._staged.pop(layer.info.key, None)
+            self._layers[layer.info.key] = layer
         if files := [layer.path for layer in wanted if _is_file(layer.path)]:
             self._behind(self._finish(files))
+        return await record()
 
     def _rename(self, layers: Sequence[Layer]) -> None:
         try:

@@ -324,6 +324,14 @@ class Puller:
         staged = {digest: self._store.staged_path(digest) for digest in blobs}
         staged |= {download.digest: download.path for download in downloads}
         made: list[str] = []
+
+        async def record() -> Image:
+            for download in downloads:
+                download.published = True
+            made.clear()
+            failpoint("image.published")
+            return await self._index.add(image)
+
         with self._store.keeping([*documents, *staged]):
             try:
                 for digest, data in documents.items():
@@ -331,15 +339,11 @@ class Puller:
                         staged[digest] = await self._store.put(digest, data)
                         made.append(staged[digest])
                 failpoint("image.unpacked")
-                await self._layers.publish(layers, mark, lambda: self._store.publish(staged))
+                added = await self._layers.publish(layers, mark, lambda: self._store.publish(staged), record)
             except BaseException:
                 for path in made:
                     self._store.discard(path)
                 raise
-            for download in downloads:
-                download.published = True
-            failpoint("image.published")
-            added = await self._index.add(image)
             failpoint("image.recorded")
             return added
 

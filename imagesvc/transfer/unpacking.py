@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from imagesvc.disk_errors import disk_error
 from imagesvc.limits import Limits
 from imagesvc.store.layers import EROFS, Layer, LayerStore
+from imagesvc.uninterrupted import to_its_end
 from imagesvc.worker.pool import Job, JobFailed, WorkerPool
 from proto.errors import Code, CrispError, invalid
 
@@ -157,11 +158,22 @@ class Unpacker:
             self._layers.remove_directories([part.path])
 
     async def settle(self, layer: Layer, lower: Sequence[Layer]) -> None:
-        """Finishes a layer that was unpacked alone and has whiteouts, now that those below are there."""
-        if not layer.settled:
-            directories = [below.lower for below in lower]
-            await self._workers.run({"job": "settle", "target": layer.path, "lower": directories})
-            layer.settled = True
+        """Finishes a layer that was unpacked alone and has whiteouts, now that those below are there.
+
+        To its end, whoever leaves: half of it, nobody could take up. Raises JobFailed as the job says.
+        """
+        tries = 0
+        while not layer.settled:
+            try:
+                await to_its_end(self._settle(layer, lower))
+            except JobFailed as failure:  # before anything is done, if a layer below was just being renamed
+                if not _is_missing(failure) or (tries := tries + 1) > _MAX_TRIES:
+                    raise
+
+    async def _settle(self, layer: Layer, lower: Sequence[Layer]) -> None:
+        directories = [below.lower for below in lower]
+        await self._workers.run({"job": "settle", "target": layer.path, "lower": directories})
+        layer.settled = True
 
     async def _run(
         self, blob: Incoming, target: str, lower: Sequence[Layer] | None, progress: Callable[[int], None]

@@ -17,7 +17,7 @@ FLOORS = ("proto", "kernel", "shim", "imagesvc", "runtime")
 
 ROOMS = {
     "imagesvc": (
-        *("limits", "references", "media_types", "manifests", "platforms", "disk_errors", "containerfile"),
+        *("limits", "references", "media_types", "manifests", "platforms", "disk_errors", "uninterrupted", "containerfile"),
         *("registry", "config", "tar", "erofs", "worker", "store", "transfer", "build", "service"),
     ),
     "runtime": (

@@ -28,6 +28,10 @@ RESULT = {"depends": False, "unsettled": False, "skeleton": False, "bytes": 1, "
 CALLS = ("stat", "unlink")
 
 
+async def nothing() -> None:
+    """Nothing is recorded."""
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(("number", "code"), [(errno.EIO, Code.INTERNAL), (errno.ENOSPC, Code.RESOURCE_EXHAUSTED)])
 def test_a_disk_that_fails_while_a_layer_is_taken_in(
@@ -145,7 +149,7 @@ async def test_a_file_is_staged_published_and_removed(disk: Disk) -> None:
     result = RESULT | {"has_root": True, "attributed": False, "entries": 2, "root": [0o750, 1, 2], "skeleton_bytes": 0}
     store.want([DIGEST])
     layer = store.stage(path, result, DIGEST, DIGEST)
-    await store.publish([layer], store.mark())
+    await store.publish([layer], store.mark(), lambda: None, nothing)
     key = "0" * 64
     assert os.listdir(disk.layers) == [f"{key}.erofs"]
     again = disk.store()
@@ -183,7 +187,7 @@ async def test_fs_verity_where_there_is_one(
     disk.file("", os.path.basename(path))
     result = RESULT | {"has_root": True, "attributed": False, "entries": 2, "root": [0o750, 1, 2], "skeleton_bytes": 0}
     store.want([DIGEST])
-    await store.publish([store.stage(path, result, DIGEST, DIGEST)], store.mark())
+    await store.publish([store.stage(path, result, DIGEST, DIGEST)], store.mark(), lambda: None, nothing)
     await store.settle()
     job = {"job": "protect", "paths": [str(disk.layers / f"{'0' * 64}.erofs")]}
     assert disk.workers.run.await_args_list == [call(job)] * protected
