@@ -362,9 +362,12 @@ class Ingest:
 
 
 def _close_unwanted(opening: asyncio.Future[Ingest]) -> None:
-    """Close what was opened for somebody who has given up meanwhile."""
+    """Close what was opened for somebody who has given up meanwhile; a file that nobody else will take up goes."""
     if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
+        ingest = opening.result()
+        ingest.close()
+        if os.path.basename(ingest.path).startswith(_PUT):
+            ingest.discard()
 
 
 def _new_hash(digest: str) -> _Hash:

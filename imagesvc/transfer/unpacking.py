@@ -258,8 +258,10 @@ class _Pace:
             self._more.clear()
             waiter = asyncio.ensure_future(self._more.wait())
             either: set[asyncio.Future[Any]] = {waiter, self._blob.done}
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            waiter.cancel()
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiter.cancel()
 
     async def stalls(self) -> None:
         """Returns when the download has brought too little for a while."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagesvc.store import content
-from imagesvc.store.content import ContentStore, digest_of
+from imagesvc.store.content import ContentStore, Ingest, digest_of
 from imagesvc.store.images import Image, ImageIndex, LayerRef, OciConfig
 from imagesvc.store.layers import chain_ids
 from imagesvc.tar import inflate
@@ -73,6 +74,32 @@ def test_what_a_crash_has_left_half_written_goes_at_the_start(store: ContentStor
     assert os.listdir(tmp_path / "ingest") == ["sha256-partial.0123"]
     store.prepare(0)
     assert os.listdir(tmp_path / "ingest") == []
+
+
+async def test_who_gives_up_while_a_file_is_opened_leaves_none(
+    store: ContentStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But what was there of a download: the next one goes on with it."""
+    open_, opened, go = Ingest.open, asyncio.Event(), asyncio.Event()
+
+    async def slow(*words: Any) -> Ingest:
+        made = await open_(*words)
+        opened.set()
+        await go.wait()
+        return made
+
+    monkeypatch.setattr(Ingest, "open", slow)
+    for kept, begun in ((0, store.put(digest_of(b"x"), b"x")), (1, store.ingest(digest_of(b"x"), 1))):
+        opened.clear()
+        go.clear()
+        work: asyncio.Future[Any] = asyncio.ensure_future(begun)
+        await opened.wait()
+        work.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await work
+        go.set()
+        while len(os.listdir(tmp_path / "ingest")) != kept:
+            await asyncio.sleep(0)
 
 
 async def test_a_blob_from_ingest_to_removal(store: ContentStore, tmp_path: Path) -> None:
