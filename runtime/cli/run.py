@@ -93,6 +93,8 @@ def command(
         fail("name an image, or a directory with --rootfs", 2)
     if remove and keep:
         fail("--rm and --keep contradict each other", 2)
+    if not options.sig_proxy:
+        fail("signals are passed on, always: --detach and `crisp logs -f` leave it alone", 2)
     if inside is not None:
         run_options.refuse_for_pod(options)
     _refuse_elsewhere(platform)
@@ -115,7 +117,7 @@ def command(
                 if options.userns == "auto":
                     run_options.give_users(pod, _first_users(client))
                 if options.publish_all:
-                    pod.port_mappings.extend(run.exposed(pod.port_mappings))
+                    pod.port_mappings.extend(run.exposed(pod.port_mappings, options.expose))
                 run.in_new_pod(pod, handler)
             else:
                 run.in_pod(inside)
@@ -225,13 +227,13 @@ class _Run:
                 self._client.admin.PullImage(admin.PullImageRequest(reference=image)), quiet=quiet
             )[0]
 
-    def exposed(self, named: Iterable[cri.PortMapping]) -> list[cri.PortMapping]:
-        """Free ports of this node for those that the image exposes."""
+    def exposed(self, named: Iterable[cri.PortMapping], more: Iterable[str]) -> list[cri.PortMapping]:
+        """Free ports of this node for those that the image exposes, and `more`."""
         from proto import api_pb2 as cri  # noqa: PLC0415
 
         image = cri.ImageSpec(image=self._container.image.image)
         reply = self._client.images.ImageStatus(cri.ImageStatusRequest(image=image, verbose=True))
-        return [*run_ports.exposed(json.loads(reply.info["info"])["imageSpec"], named)]
+        return [*run_ports.exposed(json.loads(reply.info["info"])["imageSpec"], named, more)]
 
     def in_new_pod(self, sandbox: cri.PodSandboxConfig, handler: str) -> None:
         """Make the pod and the container."""

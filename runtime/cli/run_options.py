@@ -52,6 +52,8 @@ class Options:
     mounts: tuple[str, ...] = ()
     publish: tuple[str, ...] = ()
     publish_all: bool = False
+    expose: tuple[str, ...] = ()
+    sig_proxy: bool = True
     workdir: str = ""
     user: str = ""
     group_add: tuple[int, ...] = ()
@@ -127,8 +129,8 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
         text("--pid", type=click.Choice(["", "host", "private"]), default="", callback=_own, help="The node's processes."),
         text("--ipc", type=click.Choice(["", "host", "private"]), default="", callback=_own, help="The node's IPC."),
         unneeded("--no-healthcheck"),
-        unneeded("--sig-proxy"),
-        unneeded("--expose", is_flag=False),
+        text("--sig-proxy/--no-sig-proxy", default=True, hidden=True),
+        several("--expose", metavar="PORT[/udp]", help="For --publish-all, as if the image exposed it."),
         *_limits_and_rights(),
     ]
 

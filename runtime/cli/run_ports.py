@@ -43,12 +43,14 @@ def published(text: str) -> Iterable[cri.PortMapping]:
         )
 
 
-def exposed(document: Mapping[str, Any], named: Iterable[cri.PortMapping]) -> Iterable[cri.PortMapping]:
-    """A free port for each that an image's configuration document exposes, but for those that are `named`."""
+def exposed(
+    document: Mapping[str, Any], named: Iterable[cri.PortMapping], more: Iterable[str] = ()
+) -> Iterable[cri.PortMapping]:
+    """A free port for each that an image's configuration document exposes, and `more`, but for those that are `named`."""
     from proto import api_pb2 as cri  # noqa: PLC0415
 
     there = {(mapping.container_port, cri.Protocol.Name(mapping.protocol).lower()) for mapping in named}
-    for entry in document.get("config", {}).get("ExposedPorts") or ():
+    for entry in dict.fromkeys((*(document.get("config", {}).get("ExposedPorts") or ()), *more)):
         port, _, protocol = str(entry).partition("/")
         if port.isdecimal() and (int(port), protocol or "tcp") not in there:
             yield from published(f"{port}/{protocol or 'tcp'}")

@@ -169,3 +169,4 @@ def test_ports_that_are_free() -> None:
     found = [(one.container_port, one.protocol) for one in run_ports.exposed(document, run_ports.published("80"))]
     assert found == [(53, cri.UDP), (443, cri.TCP)]
     assert list(run_ports.exposed({}, ())) == []
+    assert [one.container_port for one in run_ports.exposed(document, (), ("443", "8080/tcp"))] == [80, 53, 443, 8080]
