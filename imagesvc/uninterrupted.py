@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+async def to_its_end(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Do it to its end; a caller that is cancelled meanwhile is so when it is done, however it has ended.
 
     What runs on an executor cannot be called back: who goes on without waiting for it would undo what is still being done.

@@ -13,24 +13,6 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def to_the_end(work: asyncio.Future[T]) -> T:
-    """Wait for what cannot be cancelled, as a thread's work: who is cancelled meanwhile goes on waiting, and is then told.
-
-    So what it makes can be undone when this raises.
-    """
-    told: asyncio.CancelledError | None = None
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError as error:
-            told = error
-    if told is None:
-        return work.result()
-    if not work.cancelled():
-        work.exception()  # seen
-    raise told
-
-
 class Joiner:
     """Runs one piece of work per key at a time."""
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from imagesvc.uninterrupted import to_its_end
 from kernel import cgroups, lsm, own_thread
 from kernel.failpoints import failpoint
 from proto import api_pb2 as cri
 from proto.errors import EXHAUSTED, Code, CrispError, invalid
 from runtime import limits
-from runtime.joining import to_the_end
 from runtime.lifecycle import SandboxState
 from runtime.network import dns
 from runtime.network.netns import is_of_interface, set_sysctls_in_netns
@@ -190,7 +190,7 @@ async def _namespaces(node: Node, sandbox: Sandbox, options: cri.NamespaceOption
         work = functools.partial(_write_files, node, record)
     else:
         work = functools.partial(_make_namespaces_and_files, node, record, arguments)
-    await to_the_end(asyncio.get_running_loop().run_in_executor(node.blocking, work))
+    await to_its_end(asyncio.get_running_loop().run_in_executor(node.blocking, work))
     node.fork_server.expect_shims()
 
 

@@ -7,9 +7,9 @@ import os
 
 import structlog
 
+from imagesvc.uninterrupted import to_its_end
 from kernel import sealed
 from kernel.sealed import Sealed
-from runtime.joining import to_the_end
 
 log = structlog.get_logger(__name__)
 
@@ -23,7 +23,7 @@ class SealedPrograms:
 
     async def copy_of(self, path: str) -> Sealed | None:
         """A copy of the program that is at `path` now, its descriptor the caller's; None where there can be none."""
-        await to_the_end(
+        await to_its_end(
             asyncio.ensure_future(self._renew(path))
         )  # else who gives up meanwhile would leave a copy to nobody
         copy = self._copies.get(path)

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from runtime.joining import Joiner, to_the_end
+from imagesvc.uninterrupted import to_its_end
+from runtime.joining import Joiner
 
 
 async def test_second_call_gets_the_first_ones_result() -> None:
@@ -74,7 +75,7 @@ async def test_who_is_cancelled_waits_for_a_thread_all_the_same() -> None:
         go.wait()
         ended.append(1)
 
-    task = asyncio.create_task(to_the_end(asyncio.get_running_loop().run_in_executor(None, work)))
+    task = asyncio.create_task(to_its_end(asyncio.get_running_loop().run_in_executor(None, work)))
     await asyncio.sleep(0)
     for _ in range(2):
         task.cancel()
@@ -94,7 +95,7 @@ async def test_a_failure_in_a_thread_is_told_to_who_was_not_cancelled(cancelled:
         go.wait()
         raise ValueError
 
-    task = asyncio.create_task(to_the_end(asyncio.get_running_loop().run_in_executor(None, work)))
+    task = asyncio.create_task(to_its_end(asyncio.get_running_loop().run_in_executor(None, work)))
     await asyncio.sleep(0)
     if cancelled:
         task.cancel()
