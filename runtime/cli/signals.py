@@ -53,11 +53,8 @@ class Signals:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Tell of them at the end: meanwhile something is made that has to be known first."""
-        self._held = True
-        try:
+        with self.noted():
             yield
-        finally:
-            self._held = False
         self.tell()
 
     @contextmanager

@@ -23,9 +23,7 @@ class SealedPrograms:
 
     async def copy_of(self, path: str) -> Sealed | None:
         """A copy of the program that is at `path` now, its descriptor the caller's; None where there can be none."""
-        await to_its_end(
-            asyncio.ensure_future(self._renew(path))
-        )  # else who gives up meanwhile would leave a copy to nobody
+        await to_its_end(self._renew(path))  # else who gives up meanwhile would leave a copy to nobody
         copy = self._copies.get(path)
         return copy and copy._replace(fd=os.dup(copy.fd))
 
